@@ -1,0 +1,160 @@
+//! The operations that a model is made of. Whoever implements [`Backend`] gives the equations a
+//! meaning; whoever is written against it can be trained, exported and served.
+
+use crate::path::Path;
+
+/// A reading of the equations.
+///
+/// One value of a backend stands for one step: the cut of the packed tokens into segments, their
+/// lanes and positions belong to the backend, not to the model. No operation reports the extent of
+/// the token or segment axis, so no model can come to depend on it.
+///
+/// An operation is here only if ONNX has it as one node or `aerie-ops` has a kernel for it;
+/// everything else is composed in [`crate::layers`].
+///
+/// # Panics
+/// Every operation may panic on operands whose shapes do not fit: shapes are settled by the
+/// configuration, so a mismatch is a bug.
+pub trait Backend {
+    /// Cheap to clone: a handle, an edge of a graph, a shared buffer.
+    type Tensor: Clone;
+
+    /// The parameter at `path`, made according to `spec` where it does not exist yet.
+    fn parameter(&self, path: &Path, spec: ParameterSpec) -> Self::Tensor;
+
+    /// Rows of `table` `[V, D]` chosen by `tokens` `[N]`: `[N, D]`.
+    fn gather(&self, table: &Self::Tensor, tokens: &Self::Tensor) -> Self::Tensor;
+
+    /// `x · weightᵀ + bias` for `x` `[N, in]`, `weight` `[out, in]`, `bias` `[out]`: `[N, out]`.
+    fn linear(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::Tensor,
+        bias: Option<&Self::Tensor>,
+    ) -> Self::Tensor;
+
+    /// `y[n, k·o + j] = Σ_i x[n, k·o + i] · weight[k, i, j] + bias[k·o + j]` with `weight`
+    /// `[K, o, o]`, `x` and `y` `[N, K·o]`.
+    fn block_diagonal(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::Tensor,
+        bias: &Self::Tensor,
+    ) -> Self::Tensor;
+
+    /// `a + b`, both `[N, ·]`.
+    fn add(&self, a: &Self::Tensor, b: &Self::Tensor) -> Self::Tensor;
+
+    /// `a ⊙ b`, both `[N, ·]`.
+    fn mul(&self, a: &Self::Tensor, b: &Self::Tensor) -> Self::Tensor;
+
+    /// `factor · x`.
+    fn scale(&self, x: &Self::Tensor, factor: f32) -> Self::Tensor;
+
+    /// The tanh form of GELU: `x/2 · (1 + tanh(√(2/π) · (x + 0.044715·x³)))`.
+    fn gelu(&self, x: &Self::Tensor) -> Self::Tensor;
+
+    /// `tanh(x)`.
+    fn tanh(&self, x: &Self::Tensor) -> Self::Tensor;
+
+    /// `x / √(mean(x²) + epsilon) ⊙ (1 + weight)` over the last axis, with `weight` `[D]`.
+    fn rms_norm(&self, x: &Self::Tensor, weight: &Self::Tensor, epsilon: f32) -> Self::Tensor;
+
+    /// The row of each segment's last token: `[N, D]` to `[B, D]`.
+    fn last_rows(&self, x: &Self::Tensor) -> Self::Tensor;
+
+    /// Depthwise causal convolution: `y[t] = bias + Σ_s weight[C-1-s] ⊙ x[t-s]`, `s = 0 … C-1`.
+    ///
+    /// # Shapes
+    /// - `x`, `y`: `[N, R]`; `weight`: `[C, R]`, its last row meets the current token; `bias`: `[R]`
+    /// - `state`: `[lanes, C-1, R]`, the inputs before the segment, oldest first
+    ///
+    /// Lags that reach before the start of a session read zero.
+    fn causal_conv1d(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::Tensor,
+        bias: &Self::Tensor,
+        state: &Self::Tensor,
+    ) -> (Self::Tensor, Self::Tensor);
+
+    /// The Real-Gated Linear Recurrent Unit, from its input and the pre-activations of its gates.
+    ///
+    /// Griffin eq. 1 to 4 (De et al. 2024, arXiv:2402.19427) with `a = σ(Λ)` written as
+    /// `log a = -softplus(p)`:
+    /// `ℓ = -8 · σ(gate_a) · softplus(p)`, `a = exp(ℓ)`, `m = √(1 - exp(2ℓ))`,
+    /// `h[t] = a ⊙ h[t-1] + m ⊙ σ(gate_x) ⊙ x[t]`. At the first token of a session `a` is 0 and
+    /// `m` is 1.
+    ///
+    /// # Shapes
+    /// - `x`, `gate_a`, `gate_x`, and the result `h`: `[N, R]`; `p`: `[R]`; `state`: `[lanes, R]`
+    ///
+    /// # Numerics
+    /// `ℓ`, `a`, `m` and the state are f32 whatever the type of the activations.
+    fn rg_lru(
+        &self,
+        x: &Self::Tensor,
+        gate_a: &Self::Tensor,
+        gate_x: &Self::Tensor,
+        p: &Self::Tensor,
+        state: &Self::Tensor,
+    ) -> (Self::Tensor, Self::Tensor);
+
+    /// Local multi-query attention, rotary embedding included; returns the next keys and values.
+    ///
+    /// Query `q` sees keys `q - W ..= q` of its own session. The first `rotary_dims` of each head
+    /// are rotated by `position · 10000^(-2j / rotary_dims)`, dimension `j` paired with
+    /// `j + rotary_dims / 2`; keys are kept rotated.
+    ///
+    /// # Shapes
+    /// - `q` and the result: `[N, H·d]`; `k`, `v`: `[N, d]`
+    /// - `keys`, `values`: `[lanes, W+1, d]`, the key of position `p` in row `p mod (W+1)`
+    fn local_attention(
+        &self,
+        dims: AttentionDims,
+        qkv: [&Self::Tensor; 3],
+        keys: &Self::Tensor,
+        values: &Self::Tensor,
+    ) -> (Self::Tensor, [Self::Tensor; 2]);
+}
+
+/// What has to be known to make a parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParameterSpec {
+    pub shape: Vec<u64>,
+    pub init: Init,
+    /// Whether weight decay applies: matrices yes; recurrence, norms and biases no.
+    pub decay: bool,
+}
+
+/// How a parameter begins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    Zeros,
+    /// Zero-mean normal with this standard deviation.
+    Normal {
+        std: f64,
+    },
+    /// `p = ln(1/ρ - 1)` where `ρ²` is uniform on `[ρ_min² + 1e-8, ρ_max² + 1e-8]`: what Google's
+    /// code does, a factor 8 in the exponent away from the paper.
+    RgLruCode {
+        rho_min: f64,
+        rho_max: f64,
+    },
+    /// `ρ⁸` uniform on `[a_min, a_max]`: Griffin §2.4.
+    RgLruPaper {
+        a_min: f64,
+        a_max: f64,
+    },
+}
+
+/// Extents of local multi-query attention.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct AttentionDims {
+    pub heads: u32,
+    pub head_dim: u32,
+    /// `W`: tokens before the query that it sees.
+    pub window: u32,
+    /// Leading dimensions of each head that are rotated; even.
+    pub rotary_dims: u32,
+}

@@ -1,0 +1,36 @@
+//! The gated MLP of every residual block (Griffin §2.2).
+
+use crate::{
+    backend::Backend,
+    config::ModelConfig,
+    layers::{linear::Linear, recurrent::residual_std},
+    path::Path,
+};
+
+/// `W_d (gelu(W_0 x + b_0) ⊙ (W_1 x + b_1)) + b_d` for `x` `[N, D]`.
+///
+/// The two inner projections begin with standard deviation `1/√(2D)`, as Google's JAX code does
+/// (its fan-in counts both); its torch twin uses `1/√D`.
+pub fn gated_mlp<B: Backend>(
+    config: &ModelConfig,
+    backend: &B,
+    path: &Path,
+    x: &B::Tensor,
+) -> B::Tensor {
+    let (width, mlp_width) = (config.width, config.mlp_width);
+    let inward = Linear {
+        inputs: width,
+        outputs: mlp_width,
+        bias: true,
+        std: (2.0 * f64::from(width)).sqrt().recip(),
+    };
+    let gate = backend.gelu(&inward.apply(backend, &path.child("gate_proj"), x));
+    let up = inward.apply(backend, &path.child("up_proj"), x);
+    let outward = Linear {
+        inputs: mlp_width,
+        outputs: width,
+        bias: true,
+        std: residual_std(config, mlp_width),
+    };
+    outward.apply(backend, &path.child("down_proj"), &backend.mul(&gate, &up))
+}

@@ -1,0 +1,42 @@
+//! A dense projection.
+
+use crate::{
+    backend::{Backend, Init, ParameterSpec},
+    path::Path,
+};
+
+/// Extents and beginning of a projection.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    pub inputs: u32,
+    pub outputs: u32,
+    pub bias: bool,
+    /// Standard deviation of the weight at the beginning; biases begin at zero.
+    pub std: f64,
+}
+
+impl Linear {
+    /// `x · Wᵀ + b` with `weight` `[out, in]` and `bias` `[out]` below `path`.
+    pub fn apply<B: Backend>(self, backend: &B, path: &Path, x: &B::Tensor) -> B::Tensor {
+        let weight = backend.parameter(
+            &path.child("weight"),
+            ParameterSpec {
+                shape: vec![u64::from(self.outputs), u64::from(self.inputs)],
+                init: Init::Normal { std: self.std },
+                decay: true,
+            },
+        );
+        let bias = self.bias.then(|| backend.parameter(&path.child("bias"), vector(self.outputs)));
+        backend.linear(x, &weight, bias.as_ref())
+    }
+}
+
+/// A vector that begins at zero and does not decay: a bias or a norm's weight.
+pub(crate) fn vector(extent: u32) -> ParameterSpec {
+    ParameterSpec { shape: vec![u64::from(extent)], init: Init::Zeros, decay: false }
+}
+
+/// `1/√fan_in`.
+pub(crate) fn fan_in_std(fan_in: u32) -> f64 {
+    f64::from(fan_in).sqrt().recip()
+}

@@ -1,0 +1,154 @@
+//! What each operator is called, takes and gives: one table that the emitter and every registration
+//! read.
+
+#[cfg(test)]
+mod tests;
+
+/// Domain of all operators.
+pub const DOMAIN: &str = "aerie";
+/// Opset version of the domain.
+pub const DOMAIN_VERSION: u32 = 1;
+
+/// An operator as the graph sees it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct OpSchema {
+    pub name: &'static str,
+    /// Raised whenever the meaning changes; a bundle says which it was written for.
+    pub version: u32,
+    pub inputs: &'static [Port],
+    pub outputs: &'static [Port],
+    /// Names of the attributes, all required.
+    pub attributes: &'static [Attribute],
+    /// What it computes, as an equation.
+    pub equation: &'static str,
+}
+
+/// An input or output.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Port {
+    pub name: &'static str,
+    pub element: Element,
+    /// In the letters of `aerie-models`; `L` is the number of lanes, `S` that of segments plus 1.
+    pub shape: &'static str,
+}
+
+/// An attribute.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Attribute {
+    pub name: &'static str,
+    pub kind: AttributeKind,
+}
+
+/// Type of an attribute.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum AttributeKind {
+    Float,
+    Int,
+}
+
+/// Element type of a port.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Element {
+    Bool,
+    F32,
+    I32,
+    I64,
+}
+
+/// The operator called `name` in the domain.
+pub fn schema(name: &str) -> Option<&'static OpSchema> {
+    SCHEMAS.iter().find(|it| it.name == name)
+}
+
+/// Every operator.
+pub const SCHEMAS: &[OpSchema] = &[RMS_NORM, BLOCK_DIAGONAL, CAUSAL_CONV1D, RG_LRU, LOCAL_ATTENTION];
+
+pub const RMS_NORM: OpSchema = OpSchema {
+    name: "RmsNorm",
+    version: 1,
+    inputs: &[f32("x", "N D"), f32("weight", "D")],
+    outputs: &[f32("y", "N D")],
+    attributes: &[float("epsilon")],
+    equation: "y = x / sqrt(mean(x^2) + epsilon) * (1 + weight)",
+};
+
+pub const BLOCK_DIAGONAL: OpSchema = OpSchema {
+    name: "BlockDiagonal",
+    version: 1,
+    inputs: &[f32("x", "N R"), f32("weight", "K R/K R/K"), f32("bias", "R")],
+    outputs: &[f32("y", "N R")],
+    attributes: &[],
+    equation: "y[n, k o + j] = sum_i x[n, k o + i] weight[k, i, j] + bias[k o + j], o = R/K",
+};
+
+pub const CAUSAL_CONV1D: OpSchema = OpSchema {
+    name: "CausalConv1d",
+    version: 1,
+    inputs: &[
+        f32("x", "N R"),
+        f32("weight", "C R"),
+        f32("bias", "R"),
+        SEGMENTS,
+        LANES,
+        FRESH,
+        f32("state", "L C-1 R"),
+    ],
+    outputs: &[f32("y", "N R"), f32("state_next", "L C-1 R")],
+    attributes: &[],
+    equation: "y[t] = bias + sum_s weight[C-1-s] * x[t-s]; state holds the last C-1 inputs, oldest first",
+};
+
+pub const RG_LRU: OpSchema = OpSchema {
+    name: "RgLru",
+    version: 1,
+    inputs: &[
+        f32("x", "N R"),
+        f32("gate_a", "N R"),
+        f32("gate_x", "N R"),
+        f32("p", "R"),
+        SEGMENTS,
+        LANES,
+        FRESH,
+        f32("state", "L R"),
+    ],
+    outputs: &[f32("y", "N R"), f32("state_next", "L R")],
+    attributes: &[],
+    equation: "l = -8 sigmoid(gate_a) softplus(p); h[t] = exp(l) h[t-1] + sqrt(1 - exp(2 l)) \
+               sigmoid(gate_x) x[t]; y = h; at the first token of a fresh segment a = 0 and m = 1",
+};
+
+pub const LOCAL_ATTENTION: OpSchema = OpSchema {
+    name: "LocalAttention",
+    version: 1,
+    inputs: &[
+        f32("q", "N H*d"),
+        f32("k", "N d"),
+        f32("v", "N d"),
+        SEGMENTS,
+        LANES,
+        Port { name: "positions", element: Element::I64, shape: "B" },
+        FRESH,
+        f32("keys", "L W+1 d"),
+        f32("values", "L W+1 d"),
+    ],
+    outputs: &[f32("y", "N H*d"), f32("keys_next", "L W+1 d"), f32("values_next", "L W+1 d")],
+    attributes: &[int("heads"), int("head_dim"), int("window"), int("rotary_dims")],
+    equation: "y = softmax(rope(q) keys^T / sqrt(d)) values over keys at q-W ..= q; the key of \
+               position p is kept, rotated, in row p mod (W+1)",
+};
+
+const SEGMENTS: Port = Port { name: "segments", element: Element::I32, shape: "S" };
+const LANES: Port = Port { name: "lanes", element: Element::I32, shape: "B" };
+const FRESH: Port = Port { name: "fresh", element: Element::Bool, shape: "B" };
+
+const fn f32(name: &'static str, shape: &'static str) -> Port {
+    Port { name, element: Element::F32, shape }
+}
+
+const fn float(name: &'static str) -> Attribute {
+    Attribute { name, kind: AttributeKind::Float }
+}
+
+const fn int(name: &'static str) -> Attribute {
+    Attribute { name, kind: AttributeKind::Int }
+}
