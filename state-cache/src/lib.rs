@@ -1,1 +1,69 @@
-//! Placeholder.
+//! Fixed-size records of bytes in a memory-mapped file, by key.
+//!
+//! A [`StateCache`] keeps the states of sessions that are not on a device. It knows nothing of what
+//! the bytes mean, has no threads, no sockets and no clock, and is owned by one worker: every call
+//! takes `&mut self` and there are no locks inside.
+//!
+//! # The file
+//!
+//! ```text
+//! 0            4096                                                              file_bytes
+//! ├─ header ───┼─ plane A ─────────────────────┬─ plane B ─────────────────────────┤
+//!              │                               │
+//!              ├─ stamps ───┬─ records ────────┤     both planes have this shape
+//!                64 B each    one stride each        stride = record_bytes, rounded up to a page
+//! ```
+//!
+//! A record lives in a *slab*: the stamp and the stride with its number in plane A, and the same in
+//! plane B. Each plane holds one copy, and a write always goes to the plane that does not hold the
+//! latest, so a torn write costs only the copy in the making. The two copies share no page. Stamps
+//! lie together so that opening reads a few pages for a thousand slabs; slabs never written are
+//! holes in a sparse file. All integers are little-endian, all checksums CRC-32 (IEEE).
+//!
+//! ```text
+//! header                                        stamp
+//!  0  magic         8 B   "AerieRec"             0  key         u128
+//!  8  format        u32   1                     16  sequence    u64  counts writes to the file
+//! 12  records_max   u32                         24  written_at  u64
+//! 16  record_bytes  u64                         32  kind        u64  1 record, 2 tombstone
+//! 24  fingerprint  32 B                         40  checksum    u32  of the record
+//! 56  checksum      u32   of bytes 0..56        44  checksum    u32  of bytes 0..44
+//! 60  zero, to the end of the page              48  used_at     u64
+//!                                               56  checksum    u32  of bytes 16..24 and 48..56
+//!                                               60  zero
+//! ```
+//!
+//! The record is written before its stamp, and the stamp in one piece. Removal and eviction write a
+//! tombstone. [`StateCache::touch`] rewrites only bytes 48..60; if that is torn, `written_at` stands
+//! in and nothing else is lost. CRC-32 finds every flip of up to two bits and every burst of up to
+//! 32, misses other damage once in 2^32, and with carry-less multiplication runs faster than memory,
+//! which 64-bit and cryptographic hashes do not (`cargo bench -p aerie-state-cache`).
+//!
+//! # What survives
+//!
+//! - **The process is killed, at any instant.** Everything acknowledged: a key holds the last value
+//!   whose write returned or, if the kill hit a write, that write's value or the one before. A
+//!   record whose eviction had begun may be gone.
+//! - **Power fails.** What [`StateCache::flush`] made durable and was not written since is whole. A
+//!   key written since then holds its flushed value or a later one. If it was written twice or more
+//!   since, both copies may be damaged: then it may be gone, or hold an older value that is marked
+//!   [`Record::rolled_back`]. Whoever wants power loss to cost nothing flushes after each write.
+//!   This takes a disk to write a sector whole or not at all.
+//! - **Bits rot.** Every copy is verified before it is handed out, and when the file is opened. A
+//!   damaged one is never returned; the other copy is, marked [`Record::rolled_back`].
+
+mod cache;
+mod eviction;
+mod layout;
+mod recovery;
+mod storage;
+
+pub use cache::{
+    Key, Lease, LeaseError, Leased, ReadError, Record, RecordInfo, ReleaseError, RemoveError,
+    StateCache, TouchError, WriteError, Written,
+};
+pub use layout::{Config, Fingerprint};
+pub use recovery::{OpenError, Recovery};
+#[cfg(any(test, feature = "faulty"))]
+pub use storage::faulty::{Fault, FaultyStorage};
+pub use storage::{MappedFile, Storage};
