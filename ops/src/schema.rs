@@ -61,7 +61,8 @@ pub fn schema(name: &str) -> Option<&'static OpSchema> {
 }
 
 /// Every operator.
-pub const SCHEMAS: &[OpSchema] = &[RMS_NORM, BLOCK_DIAGONAL, CAUSAL_CONV1D, RG_LRU, LOCAL_ATTENTION];
+pub const SCHEMAS: &[OpSchema] =
+    &[RMS_NORM, BLOCK_DIAGONAL, CAUSAL_CONV1D, RG_LRU, LOCAL_ATTENTION];
 
 pub const RMS_NORM: OpSchema = OpSchema {
     name: "RmsNorm",
