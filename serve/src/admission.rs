@@ -1,0 +1,165 @@
+//! Who is let in: permits for generations, and the closed list of reasons to refuse one.
+
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::sessions::SessionId;
+
+/// Grants [`Permit`]s up to a limit.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    config: Config,
+    slots: Arc<Semaphore>,
+}
+
+/// Limits of an [`Admission`].
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Generations in flight, those that wait for a lane included.
+    pub requests_max: u32,
+    /// What a client that is turned away for want of room is told to wait.
+    pub retry_after_ms: u32,
+}
+
+/// The right to run one generation; dropping it gives the place back.
+#[derive(Debug)]
+pub struct Permit {
+    _slot: OwnedSemaphorePermit,
+}
+
+/// Why a request is refused or a generation fails.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum Reject {
+    #[error("{field} {problem}")]
+    Invalid { field: &'static str, problem: String },
+    #[error("model {name:?} is not served here")]
+    UnknownModel { name: String },
+    #[error("session {id} does not exist")]
+    UnknownSession { id: SessionId },
+    #[error("session {id} is at position {position}, but expected_position is {expected}")]
+    StalePosition { id: SessionId, position: u64, expected: u64 },
+    #[error("session {id} has a generation running")]
+    SessionBusy { id: SessionId },
+    #[error("{requests_max} generations are in flight, which is requests_max")]
+    QueueFull { requests_max: u32, retry_after: Duration },
+    #[error("the server is not ready to take requests")]
+    Unavailable { retry_after: Duration },
+    /// A device or the state cache failed; the log has the details.
+    #[error("the server could not go on with this generation: {what}")]
+    Internal { what: &'static str },
+}
+
+/// The variants of [`Reject`] without what they hold: a label.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RejectKind {
+    Invalid,
+    UnknownModel,
+    UnknownSession,
+    StalePosition,
+    SessionBusy,
+    QueueFull,
+    Unavailable,
+    Internal,
+}
+
+impl Admission {
+    pub fn new(config: Config) -> Self {
+        Self { config, slots: Arc::new(Semaphore::new(config.requests_max as usize)) }
+    }
+
+    /// Takes a place.
+    ///
+    /// # Errors
+    /// [`Reject::QueueFull`] if all are taken.
+    pub fn admit(&self) -> Result<Permit, Reject> {
+        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| self.queue_full())?;
+        Ok(Permit { _slot: slot })
+    }
+
+    /// The refusal for want of room.
+    pub fn queue_full(&self) -> Reject {
+        let Config { requests_max, .. } = self.config;
+        Reject::QueueFull { requests_max, retry_after: self.retry_after() }
+    }
+
+    /// The refusal of a server that starts or drains.
+    pub fn unavailable(&self) -> Reject {
+        Reject::Unavailable { retry_after: self.retry_after() }
+    }
+
+    /// Places taken.
+    pub fn in_flight(&self) -> usize {
+        self.config.requests_max as usize - self.slots.available_permits()
+    }
+
+    fn retry_after(&self) -> Duration {
+        Duration::from_millis(self.config.retry_after_ms.into())
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { requests_max: 256, retry_after_ms: 250 }
+    }
+}
+
+impl Reject {
+    /// Which of them it is.
+    pub fn kind(&self) -> RejectKind {
+        match self {
+            Self::Invalid { .. } => RejectKind::Invalid,
+            Self::UnknownModel { .. } => RejectKind::UnknownModel,
+            Self::UnknownSession { .. } => RejectKind::UnknownSession,
+            Self::StalePosition { .. } => RejectKind::StalePosition,
+            Self::SessionBusy { .. } => RejectKind::SessionBusy,
+            Self::QueueFull { .. } => RejectKind::QueueFull,
+            Self::Unavailable { .. } => RejectKind::Unavailable,
+            Self::Internal { .. } => RejectKind::Internal,
+        }
+    }
+
+    /// When trying again may help; none if it will not.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match *self {
+            Self::QueueFull { retry_after, .. } | Self::Unavailable { retry_after } => {
+                Some(retry_after)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl RejectKind {
+    /// Every kind, so that each has its series from the start.
+    pub const ALL: [Self; 8] = [
+        Self::Invalid,
+        Self::UnknownModel,
+        Self::UnknownSession,
+        Self::StalePosition,
+        Self::SessionBusy,
+        Self::QueueFull,
+        Self::Unavailable,
+        Self::Internal,
+    ];
+
+    /// The label of metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::UnknownModel => "unknown_model",
+            Self::UnknownSession => "unknown_session",
+            Self::StalePosition => "stale_position",
+            Self::SessionBusy => "session_busy",
+            Self::QueueFull => "queue_full",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Requests as they come off the wire, parsed into a [`Request`] that cannot be invalid.
+
+#[cfg(test)]
+mod tests;
+
+use aerie_proto::v1;
+use serde::{Deserialize, Serialize};
+
+use crate::{admission::Reject, sampler::Sampling, sessions::SessionId, text::Tokenizer};
+
+/// A generation to run. Whatever depends on the session alone is checked already.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// The session to go on with; none for a new one.
+    pub session: Option<SessionId>,
+    /// Whether the session outlives the generation.
+    pub keep: bool,
+    /// Tokens to append; empty only if `session` is given.
+    pub prompt: Vec<u32>,
+    pub sampling: Sampling,
+    /// What makes the draws repeatable; none to go on with the session's or choose one.
+    pub seed: Option<u64>,
+    /// At least 1.
+    pub tokens_max: u32,
+    /// None of them empty.
+    pub stop: Vec<String>,
+    pub expected_position: Option<u64>,
+    pub request_id: String,
+}
+
+/// Limits of a [`Request`].
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub prompt_bytes_max: u32,
+    pub prompt_tokens_max: u32,
+    /// Most tokens that one generation may ask for.
+    pub tokens_max: u32,
+    /// What a generation gets that does not ask.
+    pub tokens_default: u32,
+    pub stops_max: u32,
+    /// Bytes of one stop string.
+    pub stop_bytes_max: u32,
+    pub request_id_bytes_max: u32,
+}
+
+impl Request {
+    /// Parses `start` for a model with `vocab` tokens.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`], which names the field and the limit.
+    pub fn parse(
+        start: v1::Start,
+        config: &Config,
+        tokenizer: &Tokenizer,
+        vocab: u32,
+    ) -> Result<Self, Reject> {
+        let session = match start.session_id.as_str() {
+            "" => None,
+            text => {
+                let invalid = || invalid("session_id", "is not a UUID");
+                Some(SessionId::parse(text).ok_or_else(invalid)?)
+            }
+        };
+        at_most("request_id", "bytes", start.request_id.len(), config.request_id_bytes_max)?;
+        at_most("max_tokens", "tokens", start.max_tokens as usize, config.tokens_max)?;
+        at_most("stop", "strings", start.stop.len(), config.stops_max)?;
+        for stop in &start.stop {
+            if stop.is_empty() {
+                return Err(invalid("stop", "has an empty string"));
+            }
+            at_most("stop", "bytes in one string", stop.len(), config.stop_bytes_max)?;
+        }
+        let prompt = parse_prompt(start.prompt, config, tokenizer, vocab)?;
+        if prompt.is_empty() && session.is_none() {
+            return Err(invalid("prompt", "has no token, and the session is new"));
+        }
+        let sampling = start.sampling.unwrap_or_default();
+        Ok(Self {
+            session,
+            keep: start.keep,
+            prompt,
+            seed: sampling.seed,
+            sampling: parse_sampling(&sampling)?,
+            tokens_max: match start.max_tokens {
+                0 => config.tokens_default,
+                tokens_max => tokens_max,
+            },
+            stop: start.stop,
+            expected_position: start.expected_position,
+            request_id: start.request_id,
+        })
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            prompt_bytes_max: 1 << 20,
+            prompt_tokens_max: 1 << 17,
+            tokens_max: 1 << 16,
+            tokens_default: 256,
+            stops_max: 8,
+            stop_bytes_max: 64,
+            request_id_bytes_max: 64,
+        }
+    }
+}
+
+fn parse_prompt(
+    prompt: Option<v1::start::Prompt>,
+    config: &Config,
+    tokenizer: &Tokenizer,
+    vocab: u32,
+) -> Result<Vec<u32>, Reject> {
+    let tokens = match prompt {
+        None => Vec::new(),
+        Some(v1::start::Prompt::Text(text)) => {
+            at_most("prompt", "bytes", text.len(), config.prompt_bytes_max)?;
+            let unknown = || invalid("prompt", "has text that the model's tokenizer cannot write");
+            tokenizer.encode(&text).ok_or_else(unknown)?
+        }
+        Some(v1::start::Prompt::Tokens(tokens)) => tokens.ids,
+    };
+    at_most("prompt", "tokens", tokens.len(), config.prompt_tokens_max)?;
+    if let Some(token) = tokens.iter().find(|&&token| vocab <= token) {
+        let problem = format!("has token {token}, but the vocabulary ends at {}", vocab - 1);
+        return Err(Reject::Invalid { field: "prompt", problem });
+    }
+    Ok(tokens)
+}
+
+fn parse_sampling(sampling: &v1::Sampling) -> Result<Sampling, Reject> {
+    let &v1::Sampling { temperature, top_k, top_p, .. } = sampling;
+    if !temperature.is_finite() || temperature < 0.0 {
+        let problem = format!("is {temperature}; it must be finite and at least 0");
+        return Err(Reject::Invalid { field: "sampling.temperature", problem });
+    }
+    if !(0.0..=1.0).contains(&top_p) {
+        let problem = format!("is {top_p}; it must be from 0 to 1");
+        return Err(Reject::Invalid { field: "sampling.top_p", problem });
+    }
+    // On the wire 0 stands for "all" in both.
+    Ok(Sampling { temperature, top_k, top_p: if top_p == 0.0 { 1.0 } else { top_p } })
+}
+
+fn at_most(field: &'static str, unit: &str, found: usize, max: u32) -> Result<(), Reject> {
+    if found <= max as usize {
+        return Ok(());
+    }
+    Err(Reject::Invalid { field, problem: format!("has {found} {unit}; at most {max} are allowed") })
+}
+
+fn invalid(field: &'static str, problem: &str) -> Reject {
+    Reject::Invalid { field, problem: problem.to_owned() }
+}

@@ -1,0 +1,100 @@
+use expect_test::{Expect, expect};
+
+use super::*;
+
+const CONFIG: Config = Config {
+    prompt_bytes_max: 16,
+    prompt_tokens_max: 8,
+    tokens_max: 100,
+    tokens_default: 20,
+    stops_max: 2,
+    stop_bytes_max: 4,
+    request_id_bytes_max: 6,
+};
+
+#[test]
+fn what_is_left_out_gets_the_default() {
+    let request = parse(text("hello")).unwrap();
+    assert_eq!(request.tokens_max, 20);
+    assert_eq!(request.sampling, Sampling::GREEDY);
+    assert_eq!(request.session, None);
+    assert!(!request.prompt.is_empty());
+}
+
+#[test]
+fn every_limit_is_named_by_its_refusal() {
+    check(text("a prompt of 17 by"), expect!["prompt has 17 bytes; at most 16 are allowed"]);
+    check(tokens(&[1; 9]), expect!["prompt has 9 tokens; at most 8 are allowed"]);
+    check(tokens(&[63, 64]), expect!["prompt has token 64, but the vocabulary ends at 63"]);
+    check(tokens(&[]), expect!["prompt has no token, and the session is new"]);
+    check(
+        v1::Start { max_tokens: 101, ..text("a") },
+        expect!["max_tokens has 101 tokens; at most 100 are allowed"],
+    );
+    check(
+        v1::Start { stop: vec!["a".to_owned(); 3], ..text("a") },
+        expect!["stop has 3 strings; at most 2 are allowed"],
+    );
+    check(
+        v1::Start { stop: vec!["abcde".to_owned()], ..text("a") },
+        expect!["stop has 5 bytes in one string; at most 4 are allowed"],
+    );
+    check(
+        v1::Start { stop: vec![String::new()], ..text("a") },
+        expect!["stop has an empty string"],
+    );
+    check(
+        v1::Start { request_id: "1234567".to_owned(), ..text("a") },
+        expect!["request_id has 7 bytes; at most 6 are allowed"],
+    );
+    check(
+        v1::Start { session_id: "mine".to_owned(), ..text("a") },
+        expect!["session_id is not a UUID"],
+    );
+}
+
+#[test]
+fn sampling_must_be_a_distribution() {
+    let with = |temperature, top_p| v1::Start {
+        sampling: Some(v1::Sampling { temperature, top_p, ..Default::default() }),
+        ..text("a")
+    };
+    check(
+        with(-1.0, 1.0),
+        expect!["sampling.temperature is -1; it must be finite and at least 0"],
+    );
+    check(
+        with(f32::NAN, 1.0),
+        expect!["sampling.temperature is NaN; it must be finite and at least 0"],
+    );
+    check(with(1.0, 1.5), expect!["sampling.top_p is 1.5; it must be from 0 to 1"]);
+    check(with(1.0, f32::NAN), expect!["sampling.top_p is NaN; it must be from 0 to 1"]);
+    assert_eq!(parse(with(0.5, 0.0)).unwrap().sampling.top_p.to_bits(), 1.0f32.to_bits());
+}
+
+#[test]
+fn a_session_may_go_on_without_a_prompt() {
+    let session_id = SessionId(7).to_string();
+    let request = parse(v1::Start { session_id, ..tokens(&[]) }).unwrap();
+    assert_eq!(request.session, Some(SessionId(7)));
+}
+
+fn text(text: &str) -> v1::Start {
+    let prompt = Some(v1::start::Prompt::Text(text.to_owned()));
+    v1::Start { prompt, ..Default::default() }
+}
+
+fn tokens(ids: &[u32]) -> v1::Start {
+    let prompt = Some(v1::start::Prompt::Tokens(v1::TokenIds { ids: ids.to_vec() }));
+    v1::Start { prompt, ..Default::default() }
+}
+
+fn parse(start: v1::Start) -> Result<Request, Reject> {
+    let tokenizer = Tokenizer::parse(crate::testing::TOKENIZER_JSON.as_bytes()).unwrap();
+    Request::parse(start, &CONFIG, &tokenizer, 64)
+}
+
+#[track_caller]
+fn check(start: v1::Start, expected: Expect) {
+    expected.assert_eq(&parse(start).unwrap_err().to_string());
+}

@@ -1,0 +1,408 @@
+//! Every metric of the server, registered once; the only file that knows `prometheus`.
+//!
+//! Labels come from closed enums and from the configuration, so the number of series is fixed when
+//! the server starts.
+
+#[cfg(test)]
+mod tests;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, exponential_buckets,
+};
+
+use crate::{admission::RejectKind, pipe::FinishReason};
+
+/// The metrics of a server. What happens in a step is in [`WorkerMetrics`].
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Generations that were accepted, by model.
+    pub generations_accepted: IntCounterVec,
+    /// Requests that were refused, by [`RejectKind`].
+    pub requests_rejected: IntCounterVec,
+    /// Calls of a transport that ended, by gRPC's code.
+    pub calls: IntCounterVec,
+    pub calls_in_flight: IntGaugeVec,
+    pub call_duration: HistogramVec,
+    pub quic_connections: IntGauge,
+    pub quic_handshakes: IntCounterVec,
+    pub model_load: HistogramVec,
+    workers: WorkerFamilies,
+}
+
+/// Content type of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// A protocol that clients speak.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Api {
+    Grpc,
+    Quic,
+}
+
+/// Where a session's state was when its generation began.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    New,
+    Resident,
+    Parked,
+}
+
+/// The series of one worker, looked up once.
+#[derive(Clone, Debug)]
+pub struct WorkerMetrics {
+    pub step_duration: Histogram,
+    /// What a step costs outside the device: scheduling, sampling, text.
+    pub step_overhead: Histogram,
+    pub step_sequences: Histogram,
+    pub step_tokens: Histogram,
+    pub queue_wait: Histogram,
+    pub inter_token_latency: Histogram,
+    pub prompt_tokens: IntCounter,
+    pub generated_tokens: IntCounter,
+    pub sequences_waiting: IntGauge,
+    pub sequences_running: IntGauge,
+    pub sequences_paused: IntGauge,
+    pub sessions_active: IntGauge,
+    pub sessions_resident: IntGauge,
+    pub sessions_parked: IntGauge,
+    pub lanes_used: IntGauge,
+    pub lanes_free: IntGauge,
+    pub session_park: Histogram,
+    pub session_park_failures: IntCounter,
+    pub session_resume: Histogram,
+    pub sessions_evicted: IntCounter,
+    pub device_errors: IntCounter,
+    time_to_first_token: [Histogram; 3],
+    finished: [IntCounter; 5],
+}
+
+/// The families that have one series, or a few, for each worker.
+#[derive(Clone, Debug)]
+struct WorkerFamilies {
+    step_duration: HistogramVec,
+    step_overhead: HistogramVec,
+    step_sequences: HistogramVec,
+    step_tokens: HistogramVec,
+    queue_wait: HistogramVec,
+    inter_token_latency: HistogramVec,
+    time_to_first_token: HistogramVec,
+    tokens: IntCounterVec,
+    finished: IntCounterVec,
+    sequences: IntGaugeVec,
+    sessions: IntGaugeVec,
+    lanes: IntGaugeVec,
+    session_park: HistogramVec,
+    session_park_failures: IntCounterVec,
+    session_resume: HistogramVec,
+    sessions_evicted: IntCounterVec,
+    device_errors: IntCounterVec,
+}
+
+impl Metrics {
+    /// A fresh set, every series of fixed labels at zero.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let model = &["model"][..];
+        let worker = &["model", "device"][..];
+        let metrics = Self {
+            generations_accepted: counter(
+                r,
+                "serve_generations_accepted_total",
+                "Generations that were begun.",
+                model,
+            ),
+            requests_rejected: counter(
+                r,
+                "serve_requests_rejected_total",
+                "Requests that were refused, and generations that failed.",
+                &["reason"],
+            ),
+            calls: counter(r, "serve_calls_total", "Calls that ended.", &["api", "code"]),
+            calls_in_flight: gauge(r, "serve_calls_in_flight", "Calls that are open.", &["api"]),
+            call_duration: seconds(
+                r,
+                "serve_call_duration_seconds",
+                "From a call's arrival to its end.",
+                &["api"],
+            ),
+            quic_connections: register(
+                r,
+                IntGauge::new("serve_quic_connections", "QUIC connections that are open."),
+            ),
+            quic_handshakes: counter(
+                r,
+                "serve_quic_handshakes_total",
+                "QUIC handshakes, by result.",
+                &["result"],
+            ),
+            model_load: seconds(
+                r,
+                "serve_model_load_seconds",
+                "Loading a model onto a device.",
+                worker,
+            ),
+            workers: WorkerFamilies::new(r),
+            registry,
+        };
+        for kind in RejectKind::ALL {
+            metrics.requests_rejected.with_label_values(&[kind.label()]);
+        }
+        for api in [Api::Grpc, Api::Quic] {
+            metrics.calls_in_flight.with_label_values(&[api.label()]);
+        }
+        metrics.register_process();
+        metrics
+    }
+
+    /// The series of the worker of `model` on `device`.
+    pub fn worker(&self, model: &str, device: &str) -> WorkerMetrics {
+        self.workers.worker(model, device)
+    }
+
+    /// All metrics in the text format of Prometheus.
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("a vector takes all that is written to it");
+        String::from_utf8(text).expect("the text format is UTF-8")
+    }
+
+    #[cfg(target_os = "linux")]
+    fn register_process(&self) {
+        let collector = prometheus::process_collector::ProcessCollector::for_self();
+        self.registry.register(Box::new(collector)).expect("names are distinct");
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn register_process(&self) {}
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Api {
+    /// The label of metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Quic => "quic",
+        }
+    }
+}
+
+impl WorkerMetrics {
+    /// From a request's arrival to its first token.
+    pub fn time_to_first_token(&self, origin: Origin) -> &Histogram {
+        &self.time_to_first_token[origin as usize]
+    }
+
+    /// Generations that ended for `reason`.
+    pub fn finished(&self, reason: FinishReason) -> &IntCounter {
+        &self.finished[reason as usize]
+    }
+}
+
+impl WorkerFamilies {
+    fn new(r: &Registry) -> Self {
+        let worker = &["model", "device"][..];
+        Self {
+            step_duration: seconds(
+                r,
+                "serve_step_duration_seconds",
+                "One run of the model over a batch.",
+                worker,
+            ),
+            step_overhead: seconds(
+                r,
+                "serve_step_overhead_seconds",
+                "What a step takes outside the device: scheduling, sampling, text.",
+                worker,
+            ),
+            step_sequences: counts(
+                r,
+                "serve_step_sequences",
+                "Sequences that advance in one step.",
+                worker,
+            ),
+            step_tokens: counts(
+                r,
+                "serve_step_tokens",
+                "Tokens of one step, prompt and generated.",
+                worker,
+            ),
+            queue_wait: seconds(
+                r,
+                "serve_queue_wait_seconds",
+                "From a request's arrival to its first step.",
+                worker,
+            ),
+            inter_token_latency: seconds(
+                r,
+                "serve_inter_token_latency_seconds",
+                "Between two tokens of a generation.",
+                worker,
+            ),
+            time_to_first_token: seconds(
+                r,
+                "serve_time_to_first_token_seconds",
+                "From a request's arrival to its first token, by where the session's state was.",
+                &["model", "device", "origin"],
+            ),
+            tokens: counter(
+                r,
+                "serve_tokens_total",
+                "Tokens that were computed.",
+                &["model", "device", "phase"],
+            ),
+            finished: counter(
+                r,
+                "serve_generations_finished_total",
+                "Generations that ended, by reason.",
+                &["model", "device", "reason"],
+            ),
+            sequences: gauge(
+                r,
+                "serve_sequences",
+                "Generations in flight: waiting for a lane, running, or paused by a slow reader.",
+                &["model", "device", "state"],
+            ),
+            sessions: gauge(
+                r,
+                "serve_sessions",
+                "Sessions: with a generation, idle in the device, or in the state cache alone.",
+                &["model", "device", "residence"],
+            ),
+            lanes: gauge(
+                r,
+                "serve_lanes",
+                "Rows of the device's state arena.",
+                &["model", "device", "state"],
+            ),
+            session_park: seconds(
+                r,
+                "serve_session_park_seconds",
+                "Writing a session's record to the state cache.",
+                worker,
+            ),
+            session_park_failures: counter(
+                r,
+                "serve_session_park_failures_total",
+                "Session records that could not be written.",
+                worker,
+            ),
+            session_resume: seconds(
+                r,
+                "serve_session_resume_seconds",
+                "Reading a session's record back into a lane.",
+                worker,
+            ),
+            sessions_evicted: counter(
+                r,
+                "serve_sessions_evicted_total",
+                "Sessions forgotten because the state cache was full.",
+                worker,
+            ),
+            device_errors: counter(
+                r,
+                "serve_device_errors_total",
+                "Steps that the device could not run.",
+                worker,
+            ),
+        }
+    }
+
+    fn worker(&self, model: &str, device: &str) -> WorkerMetrics {
+        let base = [model, device];
+        let with = |label| [model, device, label];
+        WorkerMetrics {
+            step_duration: self.step_duration.with_label_values(&base),
+            step_overhead: self.step_overhead.with_label_values(&base),
+            step_sequences: self.step_sequences.with_label_values(&base),
+            step_tokens: self.step_tokens.with_label_values(&base),
+            queue_wait: self.queue_wait.with_label_values(&base),
+            inter_token_latency: self.inter_token_latency.with_label_values(&base),
+            prompt_tokens: self.tokens.with_label_values(&with("prompt")),
+            generated_tokens: self.tokens.with_label_values(&with("generated")),
+            sequences_waiting: self.sequences.with_label_values(&with("waiting")),
+            sequences_running: self.sequences.with_label_values(&with("running")),
+            sequences_paused: self.sequences.with_label_values(&with("paused")),
+            sessions_active: self.sessions.with_label_values(&with("active")),
+            sessions_resident: self.sessions.with_label_values(&with("resident")),
+            sessions_parked: self.sessions.with_label_values(&with("parked")),
+            lanes_used: self.lanes.with_label_values(&with("used")),
+            lanes_free: self.lanes.with_label_values(&with("free")),
+            session_park: self.session_park.with_label_values(&base),
+            session_park_failures: self.session_park_failures.with_label_values(&base),
+            session_resume: self.session_resume.with_label_values(&base),
+            sessions_evicted: self.sessions_evicted.with_label_values(&base),
+            device_errors: self.device_errors.with_label_values(&base),
+            time_to_first_token: [Origin::New, Origin::Resident, Origin::Parked]
+                .map(|origin| self.time_to_first_token.with_label_values(&with(origin.label()))),
+            finished: FinishReason::ALL
+                .map(|reason| self.finished.with_label_values(&with(reason.label()))),
+        }
+    }
+}
+
+impl Origin {
+    fn label(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Resident => "resident",
+            Self::Parked => "parked",
+        }
+    }
+}
+
+impl FinishReason {
+    const ALL: [Self; 5] =
+        [Self::Length, Self::Stop, Self::EndOfText, Self::Cancelled, Self::Shutdown];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Length => "length",
+            Self::Stop => "stop",
+            Self::EndOfText => "end_of_text",
+            Self::Cancelled => "cancelled",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// From 25 µs, below a step of the smallest model, doubling to 6.6 s.
+fn seconds(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+    let buckets = exponential_buckets(25e-6, 2.0, 19).expect("positive and growing");
+    let options = HistogramOpts::new(name, help).buckets(buckets);
+    register(registry, HistogramVec::new(options, labels))
+}
+
+/// From 1, doubling to 4096.
+fn counts(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+    let buckets = exponential_buckets(1.0, 2.0, 13).expect("positive and growing");
+    let options = HistogramOpts::new(name, help).buckets(buckets);
+    register(registry, HistogramVec::new(options, labels))
+}
+
+fn counter(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: prometheus::Result<C>,
+) -> C {
+    let collector = collector.expect("names and labels are constants and valid");
+    registry.register(Box::new(collector.clone())).expect("names are distinct");
+    collector
+}

@@ -1,0 +1,148 @@
+//! Who the server is over QUIC: a certificate from files, or one generated for development.
+//!
+//! ```text
+//! <data>/tls/certificate.pem   what clients may trust as it is
+//! <data>/tls/key.pem           mode 0600
+//! ```
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rcgen::{CertifiedKey, KeyPair};
+use ring::digest;
+use rustls::pki_types::{
+    CertificateDer, PrivateKeyDer,
+    pem::{self, PemObject as _},
+};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Where the certificate comes from.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Certificate chain in PEM; without it one is generated and kept in the data directory.
+    pub certificate: Option<PathBuf>,
+    /// Private key of `certificate`, in PEM.
+    pub key: Option<PathBuf>,
+    /// Host names and addresses, besides those of this machine's loopback, that a generated
+    /// certificate is for.
+    pub names: Vec<String>,
+}
+
+/// A certificate chain with its private key.
+#[derive(Debug)]
+pub struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+/// Why there is no [`Identity`].
+#[derive(Debug, Error)]
+pub enum TlsError {
+    #[error("tls.{given} is set, so tls.{missing} must be too")]
+    Half { given: &'static str, missing: &'static str },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: {source}", path.display())]
+    Pem { path: PathBuf, source: pem::Error },
+    #[error("{}: holds no certificate", path.display())]
+    Empty { path: PathBuf },
+    #[error("tls.names: {source}")]
+    Generate { source: rcgen::Error },
+    #[error("certificate and key do not fit together: {source}")]
+    Mismatch { source: rustls::Error },
+}
+
+impl Identity {
+    /// Reads the certificate that `config` names, or else the generated one in `data_dir`, which is
+    /// generated if it is not there yet.
+    ///
+    /// # Errors
+    /// See [`TlsError`].
+    pub fn open(config: &Config, data_dir: &Path) -> Result<Self, TlsError> {
+        match (&config.certificate, &config.key) {
+            (Some(certificate), Some(key)) => Self::read(certificate, key),
+            (Some(_), None) => Err(TlsError::Half { given: "certificate", missing: "key" }),
+            (None, Some(_)) => Err(TlsError::Half { given: "key", missing: "certificate" }),
+            (None, None) => {
+                let dir = data_dir.join("tls");
+                let (certificate, key) = (dir.join("certificate.pem"), dir.join("key.pem"));
+                if !certificate.exists() {
+                    generate(&config.names, &certificate, &key)?;
+                }
+                Self::read(&certificate, &key)
+            }
+        }
+    }
+
+    fn read(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let pem_error = |path: &Path, source| TlsError::Pem { path: path.to_owned(), source };
+        let chain = CertificateDer::pem_file_iter(certificate)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(|source| pem_error(certificate, source))?;
+        if chain.is_empty() {
+            return Err(TlsError::Empty { path: certificate.to_owned() });
+        }
+        let key = PrivateKeyDer::from_pem_file(key).map_err(|source| pem_error(key, source))?;
+        Ok(Self { chain, key })
+    }
+
+    /// SHA-256 of the certificate, in hexadecimal: what a client may pin.
+    pub fn fingerprint(&self) -> String {
+        let digest = digest::digest(&digest::SHA256, &self.chain[0]);
+        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// TLS 1.3, speaking `alpn` and nothing else, to clients that need no certificate.
+    ///
+    /// # Errors
+    /// [`TlsError::Mismatch`] if the key is not the certificate's.
+    pub fn server_config(&self, alpn: &[u8]) -> Result<rustls::ServerConfig, TlsError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("ring has TLS 1.3")
+            .with_no_client_auth()
+            .with_single_cert(self.chain.clone(), self.key.clone_key())
+            .map_err(|source| TlsError::Mismatch { source })?;
+        config.alpn_protocols = vec![alpn.to_vec()];
+        Ok(config)
+    }
+}
+
+/// Writes a new self-signed certificate; last, since its presence tells that the key is complete.
+fn generate(names: &[String], certificate: &Path, key: &Path) -> Result<(), TlsError> {
+    let loopback = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+    let names = [loopback.as_slice(), names].concat();
+    let CertifiedKey::<KeyPair> { cert, signing_key } = rcgen::generate_simple_self_signed(names)
+        .map_err(|source| TlsError::Generate { source })?;
+    let dir = key.parent().expect("both lie in the tls directory");
+    fs::create_dir_all(dir).map_err(|source| TlsError::Io { path: dir.to_owned(), source })?;
+    write(key, &signing_key.serialize_pem(), 0o600)?;
+    write(certificate, &cert.pem(), 0o644)
+}
+
+/// Puts `text` at `path` at once or not at all.
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), TlsError> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    let io_error = |source| TlsError::Io { path: path.to_owned(), source };
+    let new = path.with_extension("pem.new");
+    // A left-over of a crash may have another mode.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(error)),
+        _ => {}
+    }
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new).map_err(io_error)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io_error)?;
+    fs::rename(&new, path).map_err(io_error)
+}

@@ -1,0 +1,255 @@
+//! gRPC: our services, `grpc.health.v1` and reflection, over plaintext HTTP/2.
+
+use std::{io, net::SocketAddr, pin::Pin, time::Duration};
+
+use aerie_proto::{
+    FILE_DESCRIPTOR_SET,
+    frame::FRAME_BYTES_MAX,
+    v1::{
+        self,
+        inference_server::{Inference, InferenceServer},
+        models_server::{Models, ModelsServer},
+        sessions_server::{Sessions, SessionsServer},
+    },
+};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{
+    Code, Request, Response, Status, Streaming,
+    metadata::MetadataValue,
+    server::NamedService,
+    transport::{Server, server::TcpIncoming},
+};
+use tonic_health::{ServingStatus, pb::FILE_DESCRIPTOR_SET as HEALTH, server::HealthReporter};
+use tonic_types::{ErrorDetails, StatusExt};
+use tracing::error;
+
+use super::{
+    call::Call,
+    list_sessions, stopped,
+    turns::{Broken, Turns},
+};
+use crate::{
+    admission::Reject,
+    server::{Listener, Shutdown},
+    service::{Readiness, Service},
+    telemetry::metrics::Api,
+};
+
+/// Metadata that repeats the delay of `google.rpc.RetryInfo`, for clients that read no details.
+const RETRY_AFTER: &str = "retry-after-ms";
+
+/// Limits of the gRPC listener.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where to listen (TCP); port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Calls at once on one connection; more wait at the client.
+    pub streams_max: u32,
+    /// A connection that is silent for this long is asked for a sign of life.
+    pub keep_alive_ms: u32,
+    /// How long it may take to give one.
+    pub keep_alive_timeout_ms_max: u32,
+}
+
+/// Opens the port and serves until `shutdown`, then until the calls that were running have ended.
+///
+/// # Errors
+/// If the port cannot be had.
+pub async fn listen(config: &Config, service: Service, shutdown: Shutdown) -> io::Result<Listener> {
+    let listener = TcpListener::bind(config.listen).await?;
+    let addr = listener.local_addr()?;
+    let (health, health_server) = tonic_health::server::health_reporter();
+    report(&health, ServingStatus::NotServing).await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(HEALTH)
+    };
+    let millis = |ms: u32| Some(Duration::from_millis(ms.into()));
+    let front = Front { service: service.clone() };
+    let server = Server::builder()
+        .max_concurrent_streams(config.streams_max)
+        .http2_keepalive_interval(millis(config.keep_alive_ms))
+        .http2_keepalive_timeout(millis(config.keep_alive_timeout_ms_max))
+        .add_service(health_server)
+        .add_service(reflection().build_v1().expect("the descriptor sets were generated"))
+        .add_service(reflection().build_v1alpha().expect("the descriptor sets were generated"))
+        .add_service(
+            InferenceServer::new(front.clone())
+                .max_decoding_message_size(FRAME_BYTES_MAX)
+                .max_encoding_message_size(FRAME_BYTES_MAX),
+        )
+        .add_service(SessionsServer::new(front.clone()).max_decoding_message_size(FRAME_BYTES_MAX))
+        .add_service(ModelsServer::new(front).max_decoding_message_size(FRAME_BYTES_MAX));
+    let task = tokio::spawn(async move {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let shutdown = follow(service, health, shutdown);
+        if let Err(error) = server.serve_with_incoming_shutdown(incoming, shutdown).await {
+            error!(%error, "grpc listener broke");
+        }
+    });
+    Ok(Listener { addr, task })
+}
+
+/// Maps a refusal to the status that gRPC has for it.
+pub fn status(reject: &Reject) -> Status {
+    let details = match (reject, reject.retry_after()) {
+        (Reject::Invalid { field, problem }, _) => {
+            ErrorDetails::with_bad_request_violation(*field, problem)
+        }
+        (_, Some(delay)) => ErrorDetails::with_retry_info(Some(delay)),
+        (_, None) => return Status::new(code(reject), reject.to_string()),
+    };
+    let mut status = Status::with_error_details(code(reject), reject.to_string(), details);
+    if let Some(delay) = reject.retry_after() {
+        let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        status.metadata_mut().insert(RETRY_AFTER, MetadataValue::from(delay_ms));
+    }
+    status
+}
+
+/// The number that gRPC has for a refusal; QUIC borrows it.
+pub(super) fn code(reject: &Reject) -> Code {
+    match reject {
+        Reject::Invalid { .. } => Code::InvalidArgument,
+        Reject::UnknownModel { .. } | Reject::UnknownSession { .. } => Code::NotFound,
+        Reject::StalePosition { .. } | Reject::SessionBusy { .. } => Code::FailedPrecondition,
+        Reject::QueueFull { .. } => Code::ResourceExhausted,
+        Reject::Unavailable { .. } => Code::Unavailable,
+        Reject::Internal { .. } => Code::Internal,
+    }
+}
+
+/// Our three services.
+#[derive(Clone, Debug)]
+struct Front {
+    service: Service,
+}
+
+type Responses = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Inference for Front {
+    type GenerateStream = Responses;
+
+    async fn generate(
+        &self,
+        request: Request<Streaming<v1::GenerateRequest>>,
+    ) -> Result<Response<Responses>, Status> {
+        let requests = request.into_inner().map(|it| it.map_err(|status| broken(&status)));
+        let responses = Turns::new(Api::Grpc, self.service.clone(), requests)
+            .map(|it| it.map_err(|reject| status(&reject)));
+        Ok(Response::new(Box::pin(responses)))
+    }
+}
+
+#[tonic::async_trait]
+impl Sessions for Front {
+    async fn list_sessions(
+        &self,
+        request: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsResponse>, Status> {
+        let call = Call::begin(Api::Grpc, &self.service);
+        answer(call, list_sessions(&self.service, request.get_ref()))
+    }
+
+    async fn get_session(
+        &self,
+        request: Request<v1::GetSessionRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        let call = Call::begin(Api::Grpc, &self.service);
+        answer(call, self.service.session(&request.get_ref().session_id))
+    }
+
+    async fn delete_session(
+        &self,
+        request: Request<v1::DeleteSessionRequest>,
+    ) -> Result<Response<v1::DeleteSessionResponse>, Status> {
+        let call = Call::begin(Api::Grpc, &self.service);
+        let deleted = self.service.delete_session(&request.get_ref().session_id).await;
+        answer(call, deleted.map(|()| v1::DeleteSessionResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl Models for Front {
+    async fn list_models(
+        &self,
+        _: Request<v1::ListModelsRequest>,
+    ) -> Result<Response<v1::ListModelsResponse>, Status> {
+        let call = Call::begin(Api::Grpc, &self.service);
+        answer(call, Ok(v1::ListModelsResponse { models: self.service.models() }))
+    }
+}
+
+fn answer<T>(mut call: Call, result: Result<T, Reject>) -> Result<Response<T>, Status> {
+    call.end(&result);
+    result.map(Response::new).map_err(|reject| status(&reject))
+}
+
+/// Tells a request that cannot be read from a client that has gone.
+fn broken(status: &Status) -> Broken {
+    match status.code() {
+        Code::OutOfRange | Code::Internal | Code::Unimplemented => {
+            let problem = format!("cannot be read: {}", status.message());
+            Broken::Refused(Reject::Invalid { field: "request", problem })
+        }
+        _ => Broken::Gone,
+    }
+}
+
+/// Keeps health in step with readiness; resolves when the server is to stop.
+async fn follow(service: Service, mut health: HealthReporter, shutdown: Shutdown) {
+    let mirrored = async {
+        let mut readiness = service.readiness();
+        loop {
+            let status = match *readiness.borrow_and_update() {
+                Readiness::Ready => ServingStatus::Serving,
+                Readiness::Starting | Readiness::Draining => ServingStatus::NotServing,
+            };
+            report(&health, status).await;
+            if readiness.changed().await.is_err() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        () = stopped(&shutdown) => {}
+        () = mirrored => {}
+    }
+    report(&health, ServingStatus::NotServing).await;
+    // A `Watch` would outlive every shutdown. Without its sender it ends after the last status.
+    for name in reported() {
+        health.clear_service_status(name).await;
+    }
+}
+
+async fn report(health: &HealthReporter, status: ServingStatus) {
+    for name in reported() {
+        health.set_service_status(name, status).await;
+    }
+}
+
+/// Names whose health is reported; the empty one stands for the whole server.
+fn reported() -> [&'static str; 4] {
+    [
+        "",
+        InferenceServer::<Front>::NAME,
+        SessionsServer::<Front>::NAME,
+        ModelsServer::<Front>::NAME,
+    ]
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: ([127, 0, 0, 1], 7447).into(),
+            streams_max: 256,
+            keep_alive_ms: 30_000,
+            keep_alive_timeout_ms_max: 20_000,
+        }
+    }
+}
