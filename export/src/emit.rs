@@ -1,0 +1,279 @@
+//! Writes a bundle: the graph of a trained or of a random model, its tokenizer and its manifest.
+
+pub(crate) mod staging;
+mod tokenizer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aerie_models::{
+    BundleError, Carry, Manifest, ModelConfig, Precision, Provenance,
+    bundle::{self, FORMAT, Kind, MANIFEST_FILE, TOKENIZER_FILE},
+    presets,
+};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use thiserror::Error;
+
+use crate::{
+    checkpoint::{CheckpointError, RunDir},
+    emit::staging::Staging,
+    onnx::{
+        self, Limits, Target, Weights, WeightsError, WriteError,
+        weights::{Checkpoint, Random},
+    },
+};
+
+/// Writes a bundle that can be served
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  aerie-export emit --run runs/tales --out models/bundles/tales --precision f16
+  aerie-export emit --run runs/tales --step 2000 --out /tmp/tales-2000
+  aerie-export emit --random griffin-100m --seed 7 --out /tmp/griffin-100m
+  aerie-export emit --random tiny --portable --out /tmp/tiny-portable")]
+pub struct Args {
+    /// Run directory of a training
+    #[arg(long, value_name = "RUN", required_unless_present = "random")]
+    run: Option<PathBuf>,
+    /// Checkpoint of the run to take [default: the latest]
+    #[arg(long, value_name = "N", requires = "run")]
+    step: Option<u64>,
+    /// Preset to draw with random weights instead, for tests and benchmarks
+    #[arg(long, value_name = "PRESET", conflicts_with = "run")]
+    random: Option<String>,
+    /// Seed of the random weights
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "random")]
+    seed: u64,
+    /// Folder to write; it must not exist yet
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// What clients call the model [default: the folder's name]
+    #[arg(long)]
+    name: Option<String>,
+    /// How matrices are stored; they are computed with in f32
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = precision_parser())]
+    precision: Precision,
+    /// Use standard ONNX operators only: one token per run, state in and out by value
+    #[arg(long)]
+    portable: bool,
+    /// What the weights were trained on, in words [default: the name of the run's text]
+    #[arg(long, value_name = "WORDS")]
+    data: Option<String>,
+    /// Replace the folder if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// See [`EmitError`].
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let source = match (&args.run, &args.random) {
+        (Some(run), _) => Source::run(run, args.step, args.data.as_deref())?,
+        (None, Some(preset)) => Source::random(preset, args.seed)?,
+        (None, None) => unreachable!("clap asks for one of the two"),
+    };
+    let name = match (&args.name, args.out.file_name().and_then(|it| it.to_str())) {
+        (Some(name), _) => name.clone(),
+        (None, Some(name)) => name.to_owned(),
+        (None, None) => return Err(EmitError::Name { found: String::new() }.into()),
+    };
+    let target = if args.portable { Target::Portable } else { Target::Ragged };
+    let options = Options { name, target, precision: args.precision, force: args.force };
+    let manifest = emit(&source, &options, &args.out)?;
+    eprintln!(
+        "{}: {} files, fingerprint {}",
+        args.out.display(),
+        manifest.files.len() + 1,
+        &blake3::Hash::from_bytes(manifest.fingerprint()).to_hex()[..16]
+    );
+    Ok(())
+}
+
+/// A model that can be emitted.
+pub struct Source {
+    pub config: ModelConfig,
+    pub weights: Box<dyn Weights>,
+    /// The tokenizer's file.
+    pub tokenizer: Vec<u8>,
+    pub provenance: Provenance,
+}
+
+/// How a model is to be emitted.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What clients call the model.
+    pub name: String,
+    pub target: Target,
+    pub precision: Precision,
+    /// Whether a bundle that is there already is replaced.
+    pub force: bool,
+}
+
+/// Why there is no bundle.
+#[derive(Debug, Error)]
+pub enum EmitError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{} exists; --force replaces it", path.display())]
+    Exists { path: PathBuf },
+    #[error(
+        "{} exists and is not a bundle (it has no manifest): refusing to replace it", path.display()
+    )]
+    NotABundle { path: PathBuf },
+    #[error("name {found:?}: 1 to {NAME_BYTES_MAX} letters, digits, '-', '_' and '.' are expected")]
+    Name { found: String },
+    #[error("there is no preset {found:?}; the presets are {known}")]
+    Preset { found: String, known: String },
+    #[error("{}: the run has no checkpoint yet", path.display())]
+    NoCheckpoint { path: PathBuf },
+    #[error("{}: {message}", path.display())]
+    Tokenizer { path: PathBuf, message: String },
+    #[error("{}: the tokenizer has {found} tokens, but the model's vocab is {expected}", path.display())]
+    TokenizerVocab { path: PathBuf, found: usize, expected: u32 },
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+}
+
+/// Longest name of a model: it becomes a folder, a label and part of an identifier.
+const NAME_BYTES_MAX: usize = 64;
+/// Name of the parameters within a checkpoint.
+const CHECKPOINT_FILE: &str = "model.safetensors";
+
+impl Source {
+    /// The model of the training in `dir`, at `step` or at its newest checkpoint.
+    ///
+    /// # Errors
+    /// If the run or its checkpoint cannot be read, or its parts do not fit each other.
+    pub fn run(dir: &Path, step: Option<u64>, data: Option<&str>) -> Result<Self, EmitError> {
+        let run = RunDir::new(dir);
+        let options = run.run()?;
+        let step = match step {
+            Some(step) => run.step(step),
+            None => {
+                run.latest()?.ok_or_else(|| EmitError::NoCheckpoint { path: dir.to_owned() })?
+            }
+        };
+        let progress = step.progress()?;
+        let weights = Checkpoint::open(&step.path().join(CHECKPOINT_FILE), &options.model)?;
+        let path = dir.join(TOKENIZER_FILE);
+        let tokenizer = fs::read(&path).map_err(io_error(&path))?;
+        let found = parse_tokenizer(&tokenizer, &path)?.get_vocab_size(true);
+        let expected = options.model.vocab;
+        if expected as usize != found {
+            return Err(EmitError::TokenizerVocab { path, found, expected });
+        }
+        // Not the whole path: a bundle says nothing of the machine that made it.
+        let text = options.train.text.file_name().map(|it| it.to_string_lossy().into_owned());
+        Ok(Self {
+            config: options.model,
+            weights: Box::new(weights),
+            tokenizer,
+            provenance: Provenance {
+                tool: tool(),
+                data: data.map_or_else(|| text.unwrap_or_default(), str::to_owned),
+                steps: progress.step,
+                tokens: progress.tokens,
+            },
+        })
+    }
+
+    /// The model called `preset` with the weights that training would begin with.
+    ///
+    /// # Errors
+    /// [`EmitError::Preset`] if there is no such preset.
+    pub fn random(preset: &str, seed: u64) -> Result<Self, EmitError> {
+        let config = presets::preset(preset).ok_or_else(|| EmitError::Preset {
+            found: preset.to_owned(),
+            known: presets::names().collect::<Vec<_>>().join(", "),
+        })?;
+        Ok(Self {
+            tokenizer: tokenizer::bytes(config.vocab),
+            config,
+            weights: Box::new(Random { seed }),
+            provenance: Provenance {
+                tool: tool(),
+                data: format!("none: preset {preset} with random weights of seed {seed}"),
+                steps: 0,
+                tokens: 0,
+            },
+        })
+    }
+}
+
+/// Writes `source` as a bundle at `out`: all of it, or nothing.
+///
+/// # Errors
+/// See [`EmitError`].
+pub fn emit(source: &Source, options: &Options, out: &Path) -> Result<Manifest, EmitError> {
+    let Source { config, weights, tokenizer, provenance } = source;
+    let plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
+    let name = &options.name;
+    if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.chars().all(plain) {
+        return Err(EmitError::Name { found: name.clone() });
+    }
+    let staging = Staging::new(out, options.force)?;
+    let graph = onnx::emit(config, options.target, options.precision);
+    let ops = graph.ops().iter().map(|(&op, &version)| (op.to_owned(), version)).collect();
+    let mut written =
+        onnx::write(graph, name, weights.as_ref(), Limits::default(), staging.path())?;
+    staging.write(TOKENIZER_FILE, tokenizer)?;
+    written.push(TOKENIZER_FILE);
+
+    let mut files = BTreeMap::new();
+    for file in written {
+        files.insert(file.to_owned(), bundle::hash_file(&staging.path().join(file))?);
+    }
+    let manifest = Manifest {
+        format: FORMAT,
+        name: name.clone(),
+        kind: Kind::LanguageModel,
+        precision: options.precision,
+        ops,
+        files,
+        model: config.clone(),
+        provenance: provenance.clone(),
+        carry: Carry::layout(config).fields().cloned().collect(),
+    };
+    staging.write(MANIFEST_FILE, manifest.to_toml().as_bytes())?;
+    staging.commit()?;
+    Ok(manifest)
+}
+
+/// Parses a tokenizer's file, which lies at `path`.
+pub(crate) fn parse_tokenizer(
+    bytes: &[u8],
+    path: &Path,
+) -> Result<tokenizers::Tokenizer, EmitError> {
+    tokenizers::Tokenizer::from_bytes(bytes)
+        .map_err(|error| EmitError::Tokenizer { path: path.to_owned(), message: error.to_string() })
+}
+
+/// What the manifest says of the program that wrote it.
+fn tool() -> String {
+    concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
+fn precision_parser() -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(["f32", "f16"]).map(|it| match it.as_str() {
+        "f16" => Precision::F16,
+        _ => Precision::F32,
+    })
+}
+
+pub(crate) fn io_error(path: &Path) -> impl Fn(io::Error) -> EmitError {
+    |source| EmitError::Io { path: path.to_owned(), source }
+}

@@ -1,0 +1,16 @@
+//! The reading that draws: a model as an ONNX graph, with our operators or with the standard's alone.
+
+pub mod emitter;
+pub mod graph;
+mod portable;
+pub mod proto;
+pub mod weights;
+pub mod write;
+
+#[cfg(test)]
+mod tests;
+
+pub use emitter::{Target, emit};
+pub use graph::Graph;
+pub use weights::{Weights, WeightsError};
+pub use write::{Limits, WriteError, write};

@@ -1,0 +1,308 @@
+//! Where the elements of parameters come from, one tensor at a time: a checkpoint, a graph that was
+//! written before, or a seed.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::FileExt,
+    path::{Path as FilePath, PathBuf},
+};
+
+use aerie_models::{Init, ModelConfig, ParameterSpec, census};
+use half::f16;
+use prost::Message;
+use rand::Rng;
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+use safetensors::tensor::{Dtype, Metadata};
+use thiserror::Error;
+
+use crate::onnx::proto::{self, DataType};
+
+/// A source of parameters.
+pub trait Weights {
+    /// The elements of the parameter called `name`, row-major.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn load(&self, name: &str, spec: &ParameterSpec) -> Result<Vec<f32>, WeightsError>;
+}
+
+/// Why parameters cannot be had.
+#[derive(Debug, Error)]
+pub enum WeightsError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: {source}", path.display())]
+    Header { path: PathBuf, source: serde_json::Error },
+    #[error("{}: the header has {found_bytes} bytes; at most {max_bytes} are read", path.display())]
+    HeaderTooLarge { path: PathBuf, found_bytes: u64, max_bytes: u64 },
+    #[error("{}: {found_bytes} bytes; a graph has at most {max_bytes}", path.display())]
+    GraphTooLarge { path: PathBuf, found_bytes: u64, max_bytes: u64 },
+    #[error("{}: {source}", path.display())]
+    Graph { path: PathBuf, source: prost::DecodeError },
+    #[error("{}: tensor {name} is missing", path.display())]
+    Missing { path: PathBuf, name: String },
+    #[error("{}: tensor {name} is none of the model's", path.display())]
+    Unknown { path: PathBuf, name: String },
+    #[error("{}: tensor {name} has shape {found:?}; {expected:?} is expected", path.display())]
+    Shape { path: PathBuf, name: String, found: Vec<u64>, expected: Vec<u64> },
+    #[error("{}: tensor {name} holds {found}; f32 or f16 is expected", path.display())]
+    Dtype { path: PathBuf, name: String, found: String },
+    #[error(
+        "{}: tensor {name} has {found_bytes} bytes; {expected_bytes} are expected", path.display()
+    )]
+    Bytes { path: PathBuf, name: String, found_bytes: u64, expected_bytes: u64 },
+}
+
+/// Largest header of a checkpoint: what the format's own reader allows.
+const HEADER_BYTES_MAX: u64 = 100_000_000;
+/// Largest graph: a protobuf message cannot be larger.
+const GRAPH_BYTES_MAX: u64 = 1 << 31;
+
+/// Parameters in a safetensors file.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    file: File,
+    header: Metadata,
+    /// Where the header ends and the tensors begin.
+    data_offset: u64,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint at `path`, which must hold the parameters of `config` and no others.
+    ///
+    /// # Errors
+    /// [`WeightsError`], naming the first tensor that does not fit.
+    pub fn open(path: &FilePath, config: &ModelConfig) -> Result<Self, WeightsError> {
+        let mut file = File::open(path).map_err(io_error(path))?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(io_error(path))?;
+        let found_bytes = u64::from_le_bytes(length);
+        if HEADER_BYTES_MAX < found_bytes {
+            let (path, max_bytes) = (path.to_owned(), HEADER_BYTES_MAX);
+            return Err(WeightsError::HeaderTooLarge { path, found_bytes, max_bytes });
+        }
+        let mut header = vec![0; usize::try_from(found_bytes).expect("the limit fits")];
+        file.read_exact(&mut header).map_err(io_error(path))?;
+        let header: Metadata = serde_json::from_slice(&header)
+            .map_err(|source| WeightsError::Header { path: path.to_owned(), source })?;
+
+        let shape = |shape: &[usize]| shape.iter().map(|&extent| extent as u64).collect();
+        let found = header.tensors().into_iter().map(|(name, it)| (name, shape(&it.shape)));
+        check_shapes(path, &found.collect(), config)?;
+        let data_offset = length.len() as u64 + found_bytes;
+        Ok(Self { path: path.to_owned(), file, header, data_offset })
+    }
+}
+
+impl Weights for Checkpoint {
+    fn load(&self, name: &str, spec: &ParameterSpec) -> Result<Vec<f32>, WeightsError> {
+        let path = || self.path.clone();
+        let Some(info) = self.header.info(name) else {
+            return Err(WeightsError::Missing { path: path(), name: name.to_owned() });
+        };
+        let element = match info.dtype {
+            Dtype::F32 => DataType::F32,
+            Dtype::F16 => DataType::F16,
+            other => {
+                let (name, found) = (name.to_owned(), format!("{other:?}"));
+                return Err(WeightsError::Dtype { path: path(), name, found });
+            }
+        };
+        let (start, end) = info.data_offsets;
+        let span = Span {
+            offset: self.data_offset.saturating_add(start as u64),
+            bytes: (end as u64).saturating_sub(start as u64),
+        };
+        let elements = Elements { name, element, expected: spec.shape.iter().product() };
+        elements.read(&self.path, &self.file, span)
+    }
+}
+
+/// Parameters as initializers of a graph that [`crate::onnx::write()`] wrote.
+#[derive(Debug)]
+pub struct Drawn {
+    path: PathBuf,
+    initializers: BTreeMap<String, proto::Tensor>,
+}
+
+impl Drawn {
+    /// Opens the graph at `path`, which must hold the parameters of `config`.
+    ///
+    /// # Errors
+    /// [`WeightsError`], naming the first tensor that does not fit.
+    pub fn open(path: &FilePath, config: &ModelConfig) -> Result<Self, WeightsError> {
+        let model = read_model(path)?;
+        let initializers = model.graph.unwrap_or_default().initializer.into_iter();
+        let initializers: BTreeMap<_, _> = initializers
+            .filter(|it| !it.name.starts_with("constant."))
+            .map(|it| (it.name.clone(), it))
+            .collect();
+        let shape = |it: &proto::Tensor| {
+            it.dims.iter().map(|&extent| u64::try_from(extent).unwrap_or(0)).collect()
+        };
+        let found = initializers.iter().map(|(name, it)| (name.clone(), shape(it))).collect();
+        check_shapes(path, &found, config)?;
+        Ok(Self { path: path.to_owned(), initializers })
+    }
+}
+
+impl Weights for Drawn {
+    fn load(&self, name: &str, spec: &ParameterSpec) -> Result<Vec<f32>, WeightsError> {
+        let path = || self.path.clone();
+        let Some(tensor) = self.initializers.get(name) else {
+            return Err(WeightsError::Missing { path: path(), name: name.to_owned() });
+        };
+        let element = tensor.data_type();
+        let elements = Elements { name, element, expected: spec.shape.iter().product() };
+        if let Some(bytes) = &tensor.raw_data {
+            return elements.parse(&self.path, bytes);
+        }
+        let number = |key| tensor.external(key).and_then(|it| it.parse().ok()).unwrap_or(0);
+        let span = Span { offset: number("offset"), bytes: number("length") };
+        let location = FilePath::new(tensor.external("location").unwrap_or_default());
+        let Some(file_name) = location.file_name() else {
+            return Err(WeightsError::Missing { path: path(), name: name.to_owned() });
+        };
+        let path = self.path.with_file_name(file_name);
+        let file = File::open(&path).map_err(io_error(&path))?;
+        elements.read(&path, &file, span)
+    }
+}
+
+/// Reads a graph without its external data.
+///
+/// # Errors
+/// If the file cannot be read or is not a graph.
+pub fn read_model(path: &FilePath) -> Result<proto::Model, WeightsError> {
+    let found_bytes = fs::metadata(path).map_err(io_error(path))?.len();
+    if GRAPH_BYTES_MAX < found_bytes {
+        let (path, max_bytes) = (path.to_owned(), GRAPH_BYTES_MAX);
+        return Err(WeightsError::GraphTooLarge { path, found_bytes, max_bytes });
+    }
+    let bytes = fs::read(path).map_err(io_error(path))?;
+    proto::Model::decode(&*bytes)
+        .map_err(|source| WeightsError::Graph { path: path.to_owned(), source })
+}
+
+/// Parameters as training would begin with them: each a function of the seed and its name.
+#[derive(Clone, Copy, Debug)]
+pub struct Random {
+    pub seed: u64,
+}
+
+impl Weights for Random {
+    fn load(&self, name: &str, spec: &ParameterSpec) -> Result<Vec<f32>, WeightsError> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.seed.to_le_bytes()).update(name.as_bytes());
+        let mut rng = ChaCha8Rng::from_seed(*hasher.finalize().as_bytes());
+        let elements: u64 = spec.shape.iter().product();
+        Ok((0..elements).map(|_| draw(spec.init, &mut rng)).collect())
+    }
+}
+
+/// Draws one element.
+#[expect(clippy::cast_possible_truncation, reason = "drawn in f64, kept in f32")]
+fn draw(init: Init, rng: &mut ChaCha8Rng) -> f32 {
+    let mut uniform = |min: f64, max: f64| min + (max - min) * rng.random::<f64>();
+    // With a = σ(Λ) = ρ and p = -Λ: p = ln(1/ρ - 1).
+    let logit = |rho: f64| (rho.recip() - 1.0).ln();
+    let drawn = match init {
+        Init::Zeros => 0.0,
+        Init::Normal { std } => {
+            // Box and Muller's transform; `1 - u` keeps the logarithm off 0.
+            let radius = (-2.0 * (1.0 - uniform(0.0, 1.0)).ln()).sqrt();
+            std * radius * uniform(0.0, std::f64::consts::TAU).cos()
+        }
+        Init::RgLruCode { rho_min, rho_max } => {
+            logit(uniform(rho_min.powi(2) + 1e-8, rho_max.powi(2) + 1e-8).sqrt())
+        }
+        Init::RgLruPaper { a_min, a_max } => logit(uniform(a_min, a_max).powf(0.125)),
+    };
+    drawn as f32
+}
+
+/// Where the bytes of a tensor lie in its file.
+#[derive(Clone, Copy)]
+struct Span {
+    offset: u64,
+    bytes: u64,
+}
+
+/// What a tensor is to be parsed as.
+struct Elements<'a> {
+    name: &'a str,
+    element: DataType,
+    /// Number of elements.
+    expected: u64,
+}
+
+impl Elements<'_> {
+    fn read(&self, path: &FilePath, file: &File, span: Span) -> Result<Vec<f32>, WeightsError> {
+        self.check_bytes(path, span.bytes)?;
+        let mut bytes = vec![0; usize::try_from(span.bytes).expect("as many as are expected")];
+        file.read_exact_at(&mut bytes, span.offset).map_err(io_error(path))?;
+        self.parse(path, &bytes)
+    }
+
+    fn parse(&self, path: &FilePath, bytes: &[u8]) -> Result<Vec<f32>, WeightsError> {
+        self.check_bytes(path, bytes.len() as u64)?;
+        match self.element {
+            DataType::F32 => {
+                Ok(bytes.as_chunks().0.iter().map(|it| f32::from_le_bytes(*it)).collect())
+            }
+            DataType::F16 => {
+                let elements =
+                    bytes.as_chunks().0.iter().map(|it| f16::from_le_bytes(*it).to_f32());
+                Ok(elements.collect())
+            }
+            other => {
+                let (path, name) = (path.to_owned(), self.name.to_owned());
+                Err(WeightsError::Dtype { path, name, found: format!("{other:?}") })
+            }
+        }
+    }
+
+    fn check_bytes(&self, path: &FilePath, found_bytes: u64) -> Result<(), WeightsError> {
+        let expected_bytes = self.expected * self.element.bytes();
+        if found_bytes == expected_bytes {
+            return Ok(());
+        }
+        let (path, name) = (path.to_owned(), self.name.to_owned());
+        Err(WeightsError::Bytes { path, name, found_bytes, expected_bytes })
+    }
+}
+
+/// Compares what a file holds with what the model has.
+fn check_shapes(
+    path: &FilePath,
+    found: &BTreeMap<String, Vec<u64>>,
+    config: &ModelConfig,
+) -> Result<(), WeightsError> {
+    let parameters = census::parameters(config);
+    for (name, spec) in &parameters {
+        let (path, name) = (path.to_owned(), name.to_string());
+        match found.get(&name) {
+            None => return Err(WeightsError::Missing { path, name }),
+            Some(found) if *found != spec.shape => {
+                let (found, expected) = (found.clone(), spec.shape.clone());
+                return Err(WeightsError::Shape { path, name, found, expected });
+            }
+            Some(_) => {}
+        }
+    }
+    let known = |name: &&String| parameters.keys().any(|it| it.as_str() == name.as_str());
+    match found.keys().find(|name| !known(name)) {
+        Some(name) => Err(WeightsError::Unknown { path: path.to_owned(), name: name.clone() }),
+        None => Ok(()),
+    }
+}
+
+fn io_error(path: &FilePath) -> impl Fn(io::Error) -> WeightsError {
+    |source| WeightsError::Io { path: path.to_owned(), source }
+}

@@ -1,0 +1,204 @@
+//! Writes a graph: the message itself, and the file beside it for weights that are too large for it.
+//!
+//! ```text
+//! model.onnx        the graph; all constants if they are small together, else the small ones
+//! model.onnx.data   the others, each at a multiple of 4096 bytes, so that it can be mapped
+//! ```
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::{Path as FilePath, PathBuf},
+};
+
+use aerie_models::bundle::MODEL_FILE;
+use half::f16;
+use prost::Message;
+use thiserror::Error;
+
+use crate::onnx::{
+    graph::{Constant, Elements, Graph},
+    proto::{self, DataLocation, DataType, Entry, OperatorSet},
+    weights::{Weights, WeightsError},
+};
+
+/// Name of the file that holds large weights.
+pub const DATA_FILE: &str = "model.onnx.data";
+/// What the file of large weights is cut into: a page, so that each weight can be mapped alone.
+const DATA_ALIGNMENT: u64 = 4096;
+/// The format's version that we write: old enough for runtimes of 2024.
+const IR_VERSION: i64 = 10;
+/// The standard's operators that we use: the first set that goes with [`IR_VERSION`].
+const OPSET: i64 = 21;
+
+/// When weights leave the graph's own file.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Constants together, up to which all stay; protobuf ends at 2 GiB.
+    pub inline_bytes_max: u64,
+    /// A constant larger than this leaves, if any has to.
+    pub constant_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { inline_bytes_max: 64 << 20, constant_bytes_max: 1 << 20 }
+    }
+}
+
+/// Why a graph cannot be written.
+#[derive(Debug, Error)]
+pub enum WriteError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error("tensor {name}: {found} at element {index} is beyond f16, which ends at 65504")]
+    Overflow { name: String, index: usize, found: f32 },
+}
+
+/// Writes `graph` as [`MODEL_FILE`] in `dir`, with its parameters from `weights`; says which files
+/// there are now.
+///
+/// Holds the constants that stay in the graph and one that does not, never all.
+///
+/// # Errors
+/// [`WriteError`]; the files are then to be removed by the caller.
+pub fn write(
+    graph: Graph,
+    name: &str,
+    weights: &dyn Weights,
+    limits: Limits,
+    dir: &FilePath,
+) -> Result<Vec<&'static str>, WriteError> {
+    let total_bytes: u64 = graph.constants().iter().map(Constant::bytes).sum();
+    let leaves = |it: &Constant| {
+        limits.inline_bytes_max < total_bytes && limits.constant_bytes_max < it.bytes()
+    };
+    let mut files = vec![MODEL_FILE];
+    let mut data = if graph.constants().iter().any(leaves) {
+        files.push(DATA_FILE);
+        Some(DataFile::create(dir.join(DATA_FILE))?)
+    } else {
+        None
+    };
+
+    let mut initializers = Vec::with_capacity(graph.constants().len());
+    for constant in graph.constants() {
+        let bytes = constant.load(weights)?;
+        let mut tensor = constant.to_proto();
+        match &mut data {
+            Some(data) if leaves(constant) => {
+                tensor.external_data = data.append(&bytes)?;
+                tensor.set_data_location(DataLocation::External);
+            }
+            _ => tensor.raw_data = Some(bytes),
+        }
+        initializers.push(tensor);
+    }
+    if let Some(data) = data {
+        data.finish()?;
+    }
+
+    let mut opset_import = vec![OperatorSet { domain: Some(String::new()), version: OPSET }];
+    if !graph.ops().is_empty() {
+        let (domain, version) = (aerie_ops::schema::DOMAIN, aerie_ops::schema::DOMAIN_VERSION);
+        opset_import.push(OperatorSet { domain: Some(domain.to_owned()), version: version.into() });
+    }
+    let model = proto::Model {
+        ir_version: IR_VERSION,
+        producer_name: env!("CARGO_PKG_NAME").to_owned(),
+        producer_version: env!("CARGO_PKG_VERSION").to_owned(),
+        graph: Some(graph.into_proto(name.to_owned(), initializers)),
+        opset_import,
+    };
+    let path = dir.join(MODEL_FILE);
+    let write = || {
+        let mut file = File::create(&path)?;
+        file.write_all(&model.encode_to_vec())?;
+        file.sync_all()
+    };
+    write().map_err(|source| WriteError::Io { path: path.clone(), source })?;
+    Ok(files)
+}
+
+impl Constant {
+    /// Bytes of the elements.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shape.iter().product::<u64>() * self.element.bytes()
+    }
+
+    /// The elements, little-endian.
+    fn load(&self, weights: &dyn Weights) -> Result<Vec<u8>, WriteError> {
+        let spec = match &self.elements {
+            Elements::Here(bytes) => return Ok(bytes.clone()),
+            Elements::Parameter(spec) => spec,
+        };
+        let values = weights.load(&self.name, spec)?;
+        assert_eq!(values.len() as u64, self.shape.iter().product::<u64>(), "{}", self.name);
+        if self.element == DataType::F32 {
+            return Ok(values.iter().flat_map(|it| it.to_le_bytes()).collect());
+        }
+        assert_eq!(self.element, DataType::F16, "parameters are stored as f32 or f16");
+        let halves: Vec<f16> = values.iter().copied().map(f16::from_f32).collect();
+        let beyond = |index: &usize| values[*index].is_finite() && !halves[*index].is_finite();
+        match (0..values.len()).find(beyond) {
+            Some(index) => {
+                let (name, found) = (self.name.clone(), values[index]);
+                Err(WriteError::Overflow { name, index, found })
+            }
+            None => Ok(halves.iter().flat_map(|it| it.to_le_bytes()).collect()),
+        }
+    }
+
+    /// The initializer without its elements.
+    fn to_proto(&self) -> proto::Tensor {
+        let dim = |&extent: &u64| i64::try_from(extent).expect("extents are below 2^32");
+        proto::Tensor {
+            dims: self.shape.iter().map(dim).collect(),
+            data_type: self.element.into(),
+            name: self.name.clone(),
+            ..proto::Tensor::default()
+        }
+    }
+}
+
+/// The file of large weights in the making.
+struct DataFile {
+    path: PathBuf,
+    file: BufWriter<File>,
+    end: u64,
+}
+
+impl DataFile {
+    fn create(path: PathBuf) -> Result<Self, WriteError> {
+        match File::create(&path) {
+            Ok(file) => Ok(Self { path, file: BufWriter::new(file), end: 0 }),
+            Err(source) => Err(WriteError::Io { path, source }),
+        }
+    }
+
+    /// Adds a weight; says where it is, in the format's words.
+    fn append(&mut self, bytes: &[u8]) -> Result<Vec<Entry>, WriteError> {
+        let offset = self.end.next_multiple_of(DATA_ALIGNMENT);
+        let padding = usize::try_from(offset - self.end).expect("less than a page");
+        let mut write = || {
+            self.file.write_all(&vec![0; padding])?;
+            self.file.write_all(bytes)
+        };
+        write().map_err(|source| WriteError::Io { path: self.path.clone(), source })?;
+        self.end = offset + bytes.len() as u64;
+        let entry = |key: &str, value: String| Entry { key: key.to_owned(), value };
+        Ok(vec![
+            entry("location", DATA_FILE.to_owned()),
+            entry("offset", offset.to_string()),
+            entry("length", bytes.len().to_string()),
+        ])
+    }
+
+    fn finish(self) -> Result<(), WriteError> {
+        let Self { path, file, .. } = self;
+        let finish = || file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all();
+        finish().map_err(|source| WriteError::Io { path, source })
+    }
+}
