@@ -1,1 +1,30 @@
-//! Placeholder.
+//! Talks to an Aerie server: one API, over gRPC or QUIC.
+//!
+//! ```no_run
+//! use aerie_client::{Client, Event, Trust, v1};
+//! use tokio_stream::StreamExt as _;
+//!
+//! # async fn run() -> Result<(), aerie_client::Error> {
+//! let client = Client::connect("quic://127.0.0.1:7447", &Trust::Insecure).await?;
+//! let prompt = v1::start::Prompt::Text("Once upon a time".to_owned());
+//! let start = v1::Start { prompt: Some(prompt), max_tokens: 64, ..v1::Start::default() };
+//! let mut generation = client.generate(start).await?;
+//! while let Some(event) = generation.next().await {
+//!     if let Event::Delta(delta) = event? {
+//!         print!("{}", delta.text);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod client;
+mod error;
+mod grpc;
+mod quic;
+mod tls;
+
+pub use aerie_proto::v1;
+pub use client::{Client, Event, Generation};
+pub use error::{Code, Error};
+pub use tls::{Trust, TrustError};

@@ -1,0 +1,222 @@
+//! The one API: calls in, answers and events out, whatever carries them.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use aerie_proto::v1::{self, generate_response};
+use tokio_stream::Stream;
+
+use crate::{Error, Trust, grpc, quic};
+
+/// How long a connection may take to come about.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Sessions asked for at once.
+const PAGE_SESSIONS: u32 = 1000;
+
+/// A connection to a server; cloning gives another handle to the same.
+#[derive(Clone, Debug)]
+pub struct Client {
+    transport: Transport,
+}
+
+#[derive(Clone, Debug)]
+enum Transport {
+    Grpc(grpc::Connection),
+    Quic(quic::Connection),
+}
+
+/// A running generation: a stream of [`Event`]s that ends after `Finished` or an error.
+///
+/// Dropping it cancels the generation; the server keeps the session if it was asked to.
+pub struct Generation {
+    responses: Responses,
+    is_over: bool,
+}
+
+enum Responses {
+    Grpc(grpc::Responses),
+    Quic(quic::Responses),
+}
+
+/// What a generation tells: `Accepted`, any number of `Delta`, `Finished`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The generation has begun.
+    Accepted(v1::Accepted),
+    /// One or more tokens.
+    Delta(v1::Delta),
+    /// Nothing more will come.
+    Finished(v1::Finished),
+}
+
+/// Where a server is, and what it speaks.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) enum Address<'a> {
+    Grpc(&'a str),
+    Quic(&'a str),
+}
+
+impl Client {
+    /// Connects to `grpc://HOST:PORT` or `quic://HOST:PORT`.
+    ///
+    /// # Errors
+    /// If the address has another form, `trust` cannot be used, or nobody answers within 10 s.
+    pub async fn connect(address: &str, trust: &Trust) -> Result<Self, Error> {
+        let transport = match parse_address(address)? {
+            Address::Grpc(authority) => {
+                Transport::Grpc(grpc::Connection::open(address, authority).await?)
+            }
+            Address::Quic(authority) => {
+                Transport::Quic(quic::Connection::open(address, authority, trust).await?)
+            }
+        };
+        Ok(Self { transport })
+    }
+
+    /// Begins a generation, and returns when the server has answered.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] if the server refuses it; a later failure is an item of the stream.
+    pub async fn generate(&self, start: v1::Start) -> Result<Generation, Error> {
+        let responses = match &self.transport {
+            Transport::Grpc(connection) => Responses::Grpc(connection.generate(start).await?),
+            Transport::Quic(connection) => Responses::Quic(connection.generate(start).await?),
+        };
+        Ok(Generation { responses, is_over: false })
+    }
+
+    /// Every session that the server has, in the order of their ids.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn sessions(&self) -> Result<Vec<v1::Session>, Error> {
+        let mut sessions = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListSessionsRequest { page_size: PAGE_SESSIONS, page_token };
+            let page = match &self.transport {
+                Transport::Grpc(connection) => connection.list_sessions(request).await?,
+                Transport::Quic(connection) => connection.list_sessions(request).await?,
+            };
+            sessions.extend(page.sessions);
+            if page.next_page_token.is_empty() {
+                return Ok(sessions);
+            }
+            page_token = page.next_page_token;
+        }
+    }
+
+    /// One session.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] with [`Code::NotFound`](crate::Code::NotFound) if there is none.
+    pub async fn session(&self, id: &str) -> Result<v1::Session, Error> {
+        let request = v1::GetSessionRequest { session_id: id.to_owned() };
+        match &self.transport {
+            Transport::Grpc(connection) => connection.session(request).await,
+            Transport::Quic(connection) => connection.session(request).await,
+        }
+    }
+
+    /// Has the server forget an idle session.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete_session(&self, id: &str) -> Result<(), Error> {
+        let request = v1::DeleteSessionRequest { session_id: id.to_owned() };
+        match &self.transport {
+            Transport::Grpc(connection) => connection.delete_session(request).await,
+            Transport::Quic(connection) => connection.delete_session(request).await,
+        }
+    }
+
+    /// What the server serves.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn models(&self) -> Result<Vec<v1::Model>, Error> {
+        match &self.transport {
+            Transport::Grpc(connection) => connection.models().await,
+            Transport::Quic(connection) => connection.models().await,
+        }
+    }
+}
+
+impl Generation {
+    /// Asks the server to end the generation after the current step; `Finished` still comes.
+    ///
+    /// # Errors
+    /// If the connection is lost.
+    pub async fn cancel(&mut self) -> Result<(), Error> {
+        match &mut self.responses {
+            Responses::Grpc(responses) => responses.cancel().await,
+            Responses::Quic(responses) => responses.cancel().await,
+        }
+    }
+}
+
+impl Stream for Generation {
+    type Item = Result<Event, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.is_over {
+            return Poll::Ready(None);
+        }
+        let response = match &mut self.responses {
+            Responses::Grpc(responses) => ready!(Pin::new(responses).poll_next(cx)),
+            Responses::Quic(responses) => ready!(Pin::new(responses).poll_next(cx)),
+        };
+        let event = match response {
+            Some(Ok(v1::GenerateResponse { event })) => parse_event(event),
+            Some(Err(error)) => Err(error),
+            None => {
+                Err(Error::Interrupted { reason: "the generation is not finished".to_owned() })
+            }
+        };
+        self.is_over = matches!(event, Ok(Event::Finished(_)) | Err(_));
+        Poll::Ready(Some(event))
+    }
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generation").field("is_over", &self.is_over).finish_non_exhaustive()
+    }
+}
+
+fn parse_event(event: Option<generate_response::Event>) -> Result<Event, Error> {
+    match event {
+        Some(generate_response::Event::Accepted(accepted)) => Ok(Event::Accepted(accepted)),
+        Some(generate_response::Event::Delta(delta)) => Ok(Event::Delta(delta)),
+        Some(generate_response::Event::Finished(finished)) => Ok(Event::Finished(finished)),
+        Some(generate_response::Event::Error(error)) => Err(quic::rejected(error)),
+        None => Err(Error::Answer),
+    }
+}
+
+pub(crate) fn parse_address(address: &str) -> Result<Address<'_>, Error> {
+    let error =
+        |problem: &str| Error::Address { address: address.to_owned(), problem: problem.to_owned() };
+    let (scheme, authority) = address
+        .split_once("://")
+        .ok_or_else(|| error("is not of the form grpc://HOST:PORT or quic://HOST:PORT"))?;
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    let has_port = authority
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if !has_port {
+        return Err(error("lacks a host or a port"));
+    }
+    match scheme {
+        "grpc" | "http" => Ok(Address::Grpc(authority)),
+        "quic" => Ok(Address::Quic(authority)),
+        _ => Err(error("has a scheme that is neither grpc nor quic")),
+    }
+}

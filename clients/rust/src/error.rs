@@ -1,0 +1,77 @@
+//! What can go wrong between a client and its server, the same over both transports.
+
+use std::time::Duration;
+
+use aerie_proto::frame::FrameError;
+use thiserror::Error;
+
+pub use tonic::Code;
+
+use crate::tls::TrustError;
+
+/// Why a call did not succeed.
+#[derive(Clone, Debug, Error)]
+pub enum Error {
+    /// The address is not one of a server.
+    #[error("address {address:?} {problem}")]
+    Address {
+        /// As it was given.
+        address: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// What to trust cannot be read or used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// No connection came about.
+    #[error("no connection to {address}: {reason}")]
+    Unreachable {
+        /// As it was given.
+        address: String,
+        /// What the transport tells.
+        reason: String,
+    },
+    /// The server refused the call, or could not go on with it.
+    #[error("{message}")]
+    Rejected {
+        /// What kind of refusal it is.
+        code: Code,
+        /// The server's words.
+        message: String,
+        /// When trying again may help; none if it will not.
+        retry_after: Option<Duration>,
+    },
+    /// The connection was lost while the call was running.
+    #[error("connection lost: {reason}")]
+    Interrupted {
+        /// What the transport tells.
+        reason: String,
+    },
+    /// A message is too large for the wire, or the server's bytes are none.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The server answered with something other than what was asked for.
+    #[error("the server's answer is not one to this call")]
+    Answer,
+}
+
+impl Error {
+    /// The kind of the error in gRPC's terms.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Address { .. } | Self::Trust(_) => Code::InvalidArgument,
+            Self::Unreachable { .. } | Self::Interrupted { .. } => Code::Unavailable,
+            Self::Rejected { code, .. } => *code,
+            Self::Frame(FrameError::TooLarge { .. }) => Code::InvalidArgument,
+            Self::Frame(_) | Self::Answer => Code::Internal,
+        }
+    }
+
+    /// When trying again may help, as far as the server told.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Rejected { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
