@@ -21,8 +21,8 @@ pub mod segments;
 pub mod shape;
 
 mod math;
-//ORT #[cfg(feature = "onnx")]
-//ORT pub mod ort;
+#[cfg(feature = "onnx")]
+pub mod ort;
 mod simd;
 
 pub use simd::{Parallel, Serial};

@@ -69,6 +69,10 @@ impl LocalAttention {
         Self { dims, turn: vec![0.0; dims.rotary_dims], rope, rotated: Vec::new() }
     }
 
+    pub fn dims(&self) -> LocalAttentionDims {
+        self.dims
+    }
+
     /// Attends: query `q` sees keys `q - W ..= q` of its own session.
     ///
     /// Griffin §2.3 (De et al. 2024, arXiv:2402.19427); multi-query as in Shazeer 2019,

@@ -80,6 +80,17 @@ impl Shape {
         }
         Ok(())
     }
+
+    /// Writes what each axis must be to the front of `dims`, and returns that front.
+    ///
+    /// # Panics
+    /// If a letter is unknown: outputs only have letters of inputs.
+    pub fn extents<'d>(&self, letters: &Letters, dims: &'d mut [i64; RANK_MAX]) -> &'d [i64] {
+        for (dim, extent) in dims.iter_mut().zip(&self.0) {
+            *dim = extent.value(letters).expect("a letter of an input's shape");
+        }
+        &dims[..self.rank()]
+    }
 }
 
 impl Letters {
@@ -92,6 +103,14 @@ impl Letters {
     /// If `letter` is not an ASCII letter.
     pub fn set(&mut self, letter: char, value: i64) {
         self.0[usize::from(Letter::parse(letter).0)] = Some(value);
+    }
+
+    /// What `letter` stands for, if anything is known.
+    ///
+    /// # Panics
+    /// If `letter` is not an ASCII letter.
+    pub fn get(&self, letter: char) -> Option<i64> {
+        self.value(Letter::parse(letter))
     }
 
     fn value(&self, letter: Letter) -> Option<i64> {

@@ -1,0 +1,620 @@
+//! Registration with ONNX Runtime: every schema as a custom operator, in process through [`domain`],
+//! or in any host that loads this crate as a shared library and calls [`RegisterCustomOps`].
+//!
+//! Values are read through the C interface: ONNX Runtime hands a kernel the *same* buffer as a
+//! state's input and output, of which Rust must never see two references.
+
+#![allow(unsafe_code, reason = "the boundary to ONNX Runtime is its C interface")]
+
+use std::{
+    ffi::{CString, c_void},
+    fmt,
+    marker::PhantomData,
+    ops::{Range, RangeInclusive},
+    ptr, slice,
+    sync::{Mutex, OnceLock, PoisonError},
+};
+
+use ort::{
+    AsPointer, Error, ErrorCode, Result,
+    operator::{
+        BoxedKernel, ComputeContext, Kernel, KernelContext, Operator, OperatorDomain,
+        OperatorInput, OperatorOutput, ShapeInferenceContext,
+    },
+    ortsys, sys,
+    value::{TensorElementType, TensorValueType},
+};
+
+use crate::{
+    Parallel,
+    block_diagonal::{BlockDiagonal, block_diagonal},
+    causal_conv1d::{CausalConv1d, causal_conv1d},
+    local_attention::{AttentionInputs, LocalAttention, LocalAttentionDims, Rings},
+    rg_lru::{RgLru, RgLruInputs},
+    rms_norm::rms_norm,
+    schema::{DOMAIN, DOMAIN_VERSION, Element, OpSchema, Port, SCHEMAS},
+    segments::{RawSegments, Segments, SegmentsReader},
+    shape::{Letters, RANK_MAX, Shape},
+};
+
+/// The operators, for [`ort::session::builder::SessionBuilder::with_operators`].
+///
+/// # Errors
+/// If ONNX Runtime refuses an operator.
+pub fn domain() -> Result<OperatorDomain> {
+    SCHEMAS
+        .iter()
+        .try_fold(OperatorDomain::new(DOMAIN)?, |domain, schema| domain.add(SchemaOperator(schema)))
+}
+
+/// Adds the operators to a host's session options: what `register_custom_ops_library` looks up.
+///
+/// # Safety
+/// `options` and `base` are what ONNX Runtime passes: live session options and its API.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn RegisterCustomOps(
+    options: *mut sys::OrtSessionOptions,
+    base: *const sys::OrtApiBase,
+) -> sys::OrtStatusPtr {
+    // SAFETY: the caller passes a live API base.
+    let get_api = unsafe { (*base).GetApi };
+    // SAFETY: asking for a version is always allowed; null says that the host is older.
+    let api = unsafe { get_api(sys::ORT_API_VERSION) };
+    if api.is_null() {
+        // SAFETY: every host has version 1, and that makes statuses.
+        let create_status = unsafe { (*get_api(1)).CreateStatus };
+        let message = c"aerie operators need ONNX Runtime 1.18 or newer";
+        // SAFETY: `message` is a C string and is copied.
+        return unsafe { create_status(sys::OrtErrorCode::ORT_FAIL, message.as_ptr()) };
+    }
+    // From here on this library talks to the host's runtime; later registrations change nothing.
+    // SAFETY: `api` is not null and is a table of functions that lives as long as the host.
+    ort::set_api(unsafe { ptr::read(api) });
+    match leaked_domain() {
+        // SAFETY: `options` is live and the domain never dies.
+        Ok(domain) => unsafe { (ort::api().AddCustomOpDomain)(options, domain) },
+        Err(message) => {
+            let create_status = ort::api().CreateStatus;
+            // SAFETY: `message` is a C string and is copied.
+            unsafe { create_status(sys::OrtErrorCode::ORT_FAIL, message.as_ptr()) }
+        }
+    }
+}
+
+/// The one domain of all sessions of a host. It is never freed: sessions may outlive any moment at
+/// which we could.
+fn leaked_domain() -> std::result::Result<*mut sys::OrtCustomOpDomain, CString> {
+    struct Leaked(*mut sys::OrtCustomOpDomain);
+    // SAFETY: the domain is not changed after it was made; ONNX Runtime only reads it.
+    unsafe impl Send for Leaked {}
+    // SAFETY: as above.
+    unsafe impl Sync for Leaked {}
+
+    static DOMAIN: OnceLock<std::result::Result<Leaked, CString>> = OnceLock::new();
+    let made = DOMAIN.get_or_init(|| match domain() {
+        Ok(domain) => Ok(Leaked(Box::leak(Box::new(domain)).ptr().cast_mut())),
+        Err(e) => Err(CString::new(e.to_string()).unwrap_or_default()),
+    });
+    made.as_ref().map(|leaked| leaked.0).map_err(Clone::clone)
+}
+
+/// An operator as its schema describes it.
+struct SchemaOperator(&'static OpSchema);
+
+impl Operator for SchemaOperator {
+    type Kernel<'a> = BoxedKernel<'a>;
+
+    fn name(&self) -> &str {
+        self.0.name
+    }
+
+    fn versions(&self) -> RangeInclusive<u32> {
+        self.0.version..=DOMAIN_VERSION
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        self.0.inputs.iter().map(|port| OperatorInput::required(element_type(port.element)))
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        self.0.outputs.iter().map(|port| OperatorOutput::required(element_type(port.element)))
+    }
+
+    fn create_kernel<'a>(&self, context: &KernelContext<'a>) -> Result<BoxedKernel<'a>> {
+        let kind = Kind::new(self.0, context).map_err(|e| invalid(self.0, e.message()))?;
+        Ok(Box::new(Node::new(self.0, kind)))
+    }
+
+    /// An output has the type of the first input whose shape is written alike.
+    fn infer_shape(&self, context: &mut ShapeInferenceContext) -> Result<()> {
+        let inputs = context.inputs();
+        for (idx, output) in self.0.outputs.iter().enumerate() {
+            let alike = self.0.inputs.iter().position(|input| input.shape == output.shape);
+            if let Some(found) = alike.and_then(|input| inputs.get(input)) {
+                context.set_output(idx, found)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn element_type(element: Element) -> TensorElementType {
+    match element {
+        Element::Bool => TensorElementType::Bool,
+        Element::F32 => TensorElementType::Float32,
+        Element::I32 => TensorElementType::Int32,
+        Element::I64 => TensorElementType::Int64,
+    }
+}
+
+fn invalid(schema: &OpSchema, message: impl fmt::Display) -> Error {
+    Error::new_with_code(ErrorCode::InvalidArgument, format!("{}: {message}", schema.name))
+}
+
+/// A kernel with its attributes and memory.
+enum Kind {
+    RmsNorm { epsilon: f32 },
+    BlockDiagonal,
+    CausalConv1d,
+    RgLru { recurrence: RgLru, constant: bool },
+    LocalAttention(Box<LocalAttention>),
+}
+
+/// Largest attribute that is an extent, as for the extents of a model.
+const EXTENT_MAX: i64 = 1 << 24;
+
+impl Kind {
+    fn new(schema: &'static OpSchema, context: &KernelContext<'_>) -> Result<Self> {
+        match schema.name {
+            "RmsNorm" => {
+                let epsilon = context.get("epsilon").ok_or_else(|| missing("epsilon"))?;
+                Ok(Self::RmsNorm { epsilon })
+            }
+            "BlockDiagonal" => Ok(Self::BlockDiagonal),
+            "CausalConv1d" => Ok(Self::CausalConv1d),
+            "RgLru" => {
+                let port = schema.inputs.iter().position(|port| port.name == "p");
+                let p = port.map(|idx| context.constant_input::<TensorValueType<f32>>(idx));
+                let constant = matches!(p, Some(Ok(_)));
+                let recurrence = match &p {
+                    Some(Ok(p)) => RgLru::new(p.extract_tensor().1),
+                    _ => RgLru::new(&[]),
+                };
+                Ok(Self::RgLru { recurrence, constant })
+            }
+            "LocalAttention" => {
+                let extent = |name| {
+                    let found = context.get::<i64>(name).ok_or_else(|| missing(name))?;
+                    usize::try_from(found).ok().filter(|_| found <= EXTENT_MAX).ok_or_else(|| {
+                        Error::new(format!("{name} is {found}; at most {EXTENT_MAX} is supported"))
+                    })
+                };
+                let dims = LocalAttentionDims {
+                    heads: extent("heads")?,
+                    head_dim: extent("head_dim")?,
+                    window: extent("window")?,
+                    rotary_dims: extent("rotary_dims")?,
+                };
+                if dims.heads == 0 || dims.head_dim == 0 {
+                    return Err(Error::new("heads and head_dim must be at least 1"));
+                }
+                if dims.head_dim < dims.rotary_dims || !dims.rotary_dims.is_multiple_of(2) {
+                    return Err(Error::new(format!(
+                        "rotary_dims is {}; it must be even and at most head_dim {}",
+                        dims.rotary_dims, dims.head_dim
+                    )));
+                }
+                Ok(Self::LocalAttention(Box::new(LocalAttention::new(dims))))
+            }
+            name => Err(Error::new(format!("{name} has a schema but no kernel"))),
+        }
+    }
+
+    /// What the attributes say about the letters of the shapes.
+    fn letters(&self) -> Letters {
+        let mut letters = Letters::unknown();
+        if let Self::LocalAttention(attention) = self {
+            let dims = attention.dims();
+            for (letter, extent) in [('H', dims.heads), ('d', dims.head_dim), ('W', dims.window)] {
+                // `Kind::new` has held extents to `EXTENT_MAX`.
+                letters.set(letter, extent as i64);
+            }
+        }
+        letters
+    }
+}
+
+fn missing(attribute: &str) -> Error {
+    Error::new(format!("attribute {attribute} is missing or of another type"))
+}
+
+/// A node of a graph.
+struct Node {
+    signature: Signature,
+    kind: Kind,
+    reader: SegmentsReader,
+}
+
+/// A schema with its shapes parsed and its attributes known.
+struct Signature {
+    schema: &'static OpSchema,
+    letters: Letters,
+    inputs: Vec<Shape>,
+    outputs: Vec<Shape>,
+}
+
+impl Node {
+    fn new(schema: &'static OpSchema, kind: Kind) -> Self {
+        let parse = |ports: &[Port]| ports.iter().map(|port| Shape::parse(port.shape)).collect();
+        let (inputs, outputs) = (parse(schema.inputs), parse(schema.outputs));
+        let signature = Signature { schema, letters: kind.letters(), inputs, outputs };
+        Self { signature, kind, reader: SegmentsReader::default() }
+    }
+}
+
+impl Kernel for Node {
+    fn compute(&mut self, context: &ComputeContext) -> Result<()> {
+        let Self { signature, kind, reader } = self;
+        let mut call = Call::read(signature, context)?;
+        let threads = IntraOp::new(call.context);
+        match kind {
+            Kind::RmsNorm { epsilon } => {
+                let (weight, x) = (call.input("weight"), call.input("x"));
+                rms_norm(*epsilon, weight, x, call.output("y")?, &threads);
+            }
+            Kind::BlockDiagonal => {
+                let blocks = call.extent('K');
+                let (weight, bias) = (call.input("weight"), call.input("bias"));
+                let projection = BlockDiagonal { blocks, weight, bias };
+                block_diagonal(&projection, call.input("x"), call.output("y")?, &threads);
+            }
+            Kind::CausalConv1d => {
+                let segments = call.segments(reader)?;
+                let conv = CausalConv1d { weight: call.input("weight"), bias: call.input("bias") };
+                let (x, y) = (call.input("x"), call.output("y")?);
+                let state = call.state("state", "state_next")?;
+                causal_conv1d(&conv, &segments, x, state, y, &threads);
+            }
+            Kind::RgLru { recurrence, constant } => {
+                let segments = call.segments(reader)?;
+                if !*constant {
+                    recurrence.set(call.input("p"));
+                }
+                let inputs = RgLruInputs {
+                    x: call.input("x"),
+                    gate_a: call.input("gate_a"),
+                    gate_x: call.input("gate_x"),
+                };
+                let (y, state) = (call.output("y")?, call.state("state", "state_next")?);
+                recurrence.run(&segments, inputs, state, y, &threads);
+            }
+            Kind::LocalAttention(attention) => {
+                let segments = call.segments(reader)?;
+                let positions = segments
+                    .positions(call.input("positions"))
+                    .map_err(|e| invalid(call.signature.schema, e))?;
+                let inputs =
+                    AttentionInputs { q: call.input("q"), k: call.input("k"), v: call.input("v") };
+                let y = call.output("y")?;
+                let keys = call.state("keys", "keys_next")?;
+                let values = call.state("values", "values_next")?;
+                let rings = Rings { keys, values };
+                attention.run(&segments, &positions, inputs, rings, y, &threads);
+            }
+        }
+        threads.outcome()
+    }
+}
+
+/// ONNX Runtime's own threads.
+struct IntraOp {
+    context: *const sys::OrtKernelContext,
+    failure: Mutex<Option<Error>>,
+}
+
+// SAFETY: the context is only used by the thread that computes, in `for_each`, which ONNX Runtime
+// allows; the failure is behind a lock.
+unsafe impl Sync for IntraOp {}
+
+impl IntraOp {
+    fn new(context: *const sys::OrtKernelContext) -> Self {
+        Self { context, failure: Mutex::new(None) }
+    }
+
+    /// Whether every tile ran.
+    fn outcome(self) -> Result<()> {
+        self.failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+}
+
+// SAFETY: `KernelContext_ParallelFor` calls back once for each index and returns when all are done.
+unsafe impl Parallel for IntraOp {
+    fn for_each(&self, tiles: usize, body: &(dyn Fn(usize) + Sync)) {
+        unsafe extern "C" fn tile(body: *mut c_void, tile: usize) {
+            // SAFETY: `body` is the reference that `for_each` holds until all tiles are done.
+            let body = unsafe { &*body.cast::<&(dyn Fn(usize) + Sync)>() };
+            body(tile);
+        }
+        let parallel_for = || -> Result<()> {
+            let body = ptr::from_ref(&body).cast_mut().cast();
+            ortsys![unsafe KernelContext_ParallelFor(self.context, tile, tiles, 0, body)?];
+            Ok(())
+        };
+        if let Err(e) = parallel_for() {
+            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+        }
+    }
+}
+
+/// Inputs of an operator, at most.
+const INPUTS_MAX: usize = 9;
+/// Outputs of an operator, at most.
+const OUTPUTS_MAX: usize = 3;
+
+/// One call of a kernel: inputs whose shapes fit the schema, and outputs yet to be asked for.
+///
+/// Slices that it gives live as long as the call of the kernel, `'a`.
+struct Call<'a> {
+    signature: &'a Signature,
+    context: *mut sys::OrtKernelContext,
+    letters: Letters,
+    inputs: [Buffer; INPUTS_MAX],
+    /// Outputs already given away.
+    outputs: [Buffer; OUTPUTS_MAX],
+    lifetime: PhantomData<&'a ComputeContext>,
+}
+
+/// Memory of a value.
+#[derive(Clone, Copy)]
+struct Buffer {
+    data: *mut c_void,
+    elements: usize,
+    bytes: usize,
+}
+
+impl<'a> Call<'a> {
+    /// Reads the inputs and fits their shapes to the schema.
+    fn read(signature: &'a Signature, context: &'a ComputeContext) -> Result<Self> {
+        let schema = signature.schema;
+        let mut call = Self {
+            signature,
+            context: context.ptr().cast_mut(),
+            letters: signature.letters,
+            inputs: [Buffer::NONE; INPUTS_MAX],
+            outputs: [Buffer::NONE; OUTPUTS_MAX],
+            lifetime: PhantomData,
+        };
+        for (idx, (port, shape)) in schema.inputs.iter().zip(&signature.inputs).enumerate() {
+            let value = call.input_value(idx)?;
+            let mut dims = [0; RANK_MAX];
+            let dims = read_dims(value, &mut dims, port).map_err(|e| invalid(schema, e))?;
+            shape
+                .bind(&mut call.letters, dims, [port.name, port.shape])
+                .map_err(|e| invalid(schema, e))?;
+            call.inputs[idx] = Buffer::of(value.cast_mut(), dims, port)?;
+        }
+        if let Some(letter) = "DRKCHd".chars().find(|&letter| call.letters.get(letter) == Some(0)) {
+            return Err(invalid(schema, format_args!("{letter} is 0; it must be at least 1")));
+        }
+        if schema.inputs.iter().any(|port| port.name == FRESH) {
+            call.read_fresh()?;
+        }
+        Ok(call)
+    }
+
+    fn input_value(&self, idx: usize) -> Result<*const sys::OrtValue> {
+        let mut value = ptr::null();
+        ortsys![unsafe KernelContext_GetInput(self.context, idx, &mut value)?];
+        if value.is_null() {
+            let name = self.signature.schema.inputs[idx].name;
+            return Err(invalid(self.signature.schema, format_args!("{name} is missing")));
+        }
+        Ok(value)
+    }
+
+    /// Refuses bytes that are no `bool`.
+    fn read_fresh(&self) -> Result<()> {
+        let buffer = self.inputs[self.input_index(FRESH)];
+        // SAFETY: the runtime keeps inputs alive and unchanged during the call; any byte is a `u8`.
+        let bytes = unsafe { buffer.slice::<u8>() };
+        match bytes.iter().find(|&&byte| 1 < byte) {
+            Some(byte) => {
+                let message = format_args!("fresh holds a byte of value {byte}; bools are 0 or 1");
+                Err(invalid(self.signature.schema, message))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The elements of an input that is no state.
+    fn input<T: Tensor>(&self, name: &str) -> &'a [T] {
+        let idx = self.input_index(name);
+        assert_eq!(self.signature.schema.inputs[idx].element, T::ELEMENT, "type of {name}");
+        // SAFETY: ONNX Runtime holds inputs to the types that `SchemaOperator::inputs` states and
+        // keeps them alive and unchanged during the call; `output` and `state` give away no memory
+        // that an input overlaps; `read_fresh` has looked at bools.
+        unsafe { self.inputs[idx].slice() }
+    }
+
+    /// What `letter` stands for.
+    fn extent(&self, letter: char) -> usize {
+        let value = self.letters.get(letter).expect("a letter of an input's shape");
+        usize::try_from(value).expect("extents are not negative")
+    }
+
+    fn segments(&self, reader: &mut SegmentsReader) -> Result<Segments<'a>> {
+        let raw = RawSegments {
+            cuts: self.input("segments"),
+            lanes: self.input("lanes"),
+            fresh: self.input(FRESH),
+        };
+        reader
+            .read(raw, self.extent('N'), self.extent('L'))
+            .map_err(|e| invalid(self.signature.schema, e))
+    }
+
+    /// Memory for an output, which may overlap nothing.
+    fn output(&mut self, name: &str) -> Result<&'a mut [f32]> {
+        let buffer = self.output_buffer(name)?;
+        for (port, input) in self.signature.schema.inputs.iter().zip(&self.inputs) {
+            if buffer.overlaps(input) {
+                let message = format_args!("{name} is bound to memory of {}", port.name);
+                return Err(invalid(self.signature.schema, message));
+            }
+        }
+        // SAFETY: the runtime keeps the output alive during the call, and no other slice overlaps it.
+        Ok(unsafe { buffer.slice_mut() })
+    }
+
+    /// The state to work on in place: the output, which is either the same memory as the input or
+    /// becomes its copy.
+    fn state(&mut self, name: &str, next: &str) -> Result<&'a mut [f32]> {
+        let buffer = self.output_buffer(next)?;
+        let own = self.input_index(name);
+        for (idx, (port, input)) in
+            self.signature.schema.inputs.iter().zip(&self.inputs).enumerate()
+        {
+            let same = idx == own && buffer.data == input.data;
+            if !same && buffer.overlaps(input) {
+                let message = format_args!("{next} is bound to memory of {}", port.name);
+                return Err(invalid(self.signature.schema, message));
+            }
+        }
+        let state = self.inputs[own];
+        if buffer.data != state.data {
+            // SAFETY: both are alive, of the same length, and do not overlap.
+            unsafe { buffer.data.copy_from_nonoverlapping(state.data, buffer.bytes) };
+        }
+        // SAFETY: the runtime keeps the output alive during the call, and no other slice overlaps it:
+        // nothing reads the input of a state through `input`.
+        Ok(unsafe { buffer.slice_mut() })
+    }
+
+    /// Memory for an output, of the shape that the inputs ask for and given away once.
+    fn output_buffer(&mut self, name: &str) -> Result<Buffer> {
+        let schema = self.signature.schema;
+        let idx = schema.outputs.iter().position(|port| port.name == name);
+        let idx = idx.expect("an output of the schema");
+        let mut dims = [0; RANK_MAX];
+        let dims = self.signature.outputs[idx].extents(&self.letters, &mut dims);
+        let mut value = ptr::null_mut();
+        let context = self.context;
+        ortsys![unsafe KernelContext_GetOutput(context, idx, dims.as_ptr(), dims.len(), &mut value)?];
+        if value.is_null() {
+            return Err(invalid(schema, format_args!("{name} is missing")));
+        }
+        let buffer = Buffer::of(value, dims, &schema.outputs[idx])?;
+        for (port, other) in schema.outputs.iter().zip(&self.outputs) {
+            if buffer.overlaps(other) {
+                let message = format_args!("{name} is bound to memory of {}", port.name);
+                return Err(invalid(schema, message));
+            }
+        }
+        self.outputs[idx] = buffer;
+        Ok(buffer)
+    }
+
+    fn input_index(&self, name: &str) -> usize {
+        let idx = self.signature.schema.inputs.iter().position(|port| port.name == name);
+        idx.expect("an input of the schema")
+    }
+}
+
+/// Name of the input that says which lanes are void.
+const FRESH: &str = "fresh";
+
+/// The extents of a value, into `dims`.
+fn read_dims<'d>(
+    value: *const sys::OrtValue,
+    dims: &'d mut [i64; RANK_MAX],
+    port: &Port,
+) -> Result<&'d [i64]> {
+    let mut info = ptr::null_mut();
+    ortsys![unsafe GetTensorTypeAndShape(value, &mut info)?];
+    let mut rank = 0;
+    let mut read = || -> Result<()> {
+        ortsys![unsafe GetDimensionsCount(info, &mut rank)?];
+        if RANK_MAX < rank {
+            let Port { name, shape, .. } = port;
+            return Err(Error::new(format!("{name} has {rank} axes; its shape is [{shape}]")));
+        }
+        ortsys![unsafe GetDimensions(info, dims.as_mut_ptr(), rank)?];
+        Ok(())
+    };
+    let outcome = read();
+    ortsys![unsafe ReleaseTensorTypeAndShapeInfo(info)];
+    outcome.map(|()| &dims[..rank])
+}
+
+impl Buffer {
+    const NONE: Self = Self { data: ptr::null_mut(), elements: 0, bytes: 0 };
+
+    /// The memory of `value`, whose extents are `dims`.
+    fn of(value: *mut sys::OrtValue, dims: &[i64], port: &Port) -> Result<Self> {
+        let elements = dims.iter().try_fold(1usize, |product, &extent| {
+            product.checked_mul(usize::try_from(extent).ok()?)
+        });
+        let bytes = elements.and_then(|elements| elements.checked_mul(bytes_of(port.element)));
+        let (Some(elements), Some(bytes)) = (elements, bytes) else {
+            return Err(Error::new(format!("{} does not fit in memory: {dims:?}", port.name)));
+        };
+        let mut data = ptr::null_mut();
+        ortsys![unsafe GetTensorMutableData(value, &mut data)?];
+        Ok(Self { data, elements, bytes })
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        let addresses = |it: &Self| it.data.addr()..it.data.addr() + it.bytes;
+        let (a, b): (Range<usize>, Range<usize>) = (addresses(self), addresses(other));
+        a.start.max(b.start) < a.end.min(b.end)
+    }
+
+    /// # Safety
+    /// The memory holds values of `T`, lives for `'a` and nobody writes to it meanwhile.
+    unsafe fn slice<'a, T>(self) -> &'a [T] {
+        if self.elements == 0 {
+            return &[];
+        }
+        // SAFETY: by contract; tensors that are not empty have aligned memory.
+        unsafe { slice::from_raw_parts(self.data.cast(), self.elements) }
+    }
+
+    /// # Safety
+    /// The memory holds `f32`s, lives for `'a` and nobody else reads or writes it meanwhile.
+    unsafe fn slice_mut<'a>(self) -> &'a mut [f32] {
+        if self.elements == 0 {
+            return &mut [];
+        }
+        // SAFETY: by contract; tensors that are not empty have aligned memory.
+        unsafe { slice::from_raw_parts_mut(self.data.cast(), self.elements) }
+    }
+}
+
+fn bytes_of(element: Element) -> usize {
+    match element {
+        Element::Bool => 1,
+        Element::F32 | Element::I32 => 4,
+        Element::I64 => 8,
+    }
+}
+
+/// Rust's name for an element type.
+trait Tensor {
+    const ELEMENT: Element;
+}
+
+impl Tensor for bool {
+    const ELEMENT: Element = Element::Bool;
+}
+
+impl Tensor for f32 {
+    const ELEMENT: Element = Element::F32;
+}
+
+impl Tensor for i32 {
+    const ELEMENT: Element = Element::I32;
+}
+
+impl Tensor for i64 {
+    const ELEMENT: Element = Element::I64;
+}
