@@ -1,0 +1,353 @@
+//! The run directory of a training: what `train` writes and `emit`, `eval` and `sample` read. Knows
+//! no tensor library: tensors are shapes and f32 values.
+//!
+//! ```text
+//! <run>/run.toml             [model] and [train]: everything that fixes the run
+//! <run>/tokenizer.json       Hugging Face tokenizers format
+//! <run>/log.csv              one line each time the loss was looked at
+//! <run>/loss.svg             the same as a picture
+//! <run>/step-<n>/            a checkpoint
+//!       model.safetensors        parameters, f32, by path
+//!       optimizer.safetensors    first and second moments, by `<path>.m` and `<path>.v`
+//!       progress.toml            where the run stands
+//! <run>/latest               name of the newest complete checkpoint
+//! ```
+//!
+//! `latest` is replaced by a rename after everything it names has been written, so a run that is
+//! killed at any moment has a checkpoint to go on from.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use aerie_models::ModelConfig;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use thiserror::Error;
+
+/// Model and training options of a run.
+pub const RUN_FILE: &str = "run.toml";
+/// The run's tokenizer.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// The run's log.
+pub const LOG_FILE: &str = "log.csv";
+/// The log as a picture.
+pub const PLOT_FILE: &str = "loss.svg";
+/// Name of the newest complete checkpoint.
+const LATEST_FILE: &str = "latest";
+/// Parameters of a checkpoint.
+const MODEL_FILE: &str = "model.safetensors";
+/// Moments of a checkpoint.
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// Where the run stood at a checkpoint.
+const PROGRESS_FILE: &str = "progress.toml";
+
+/// Everything that fixes a run, as `run.toml` holds it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    pub model: ModelConfig,
+    pub train: TrainConfig,
+}
+
+/// Options of a training.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Text to train on: a file, or a folder of `.txt` files.
+    pub text: PathBuf,
+    /// Text to validate on; none if `holdout` cuts it from `text`, or if there is no validation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid: Option<PathBuf>,
+    /// Share of `text`, taken from its end, that is validated on instead of trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holdout: Option<f64>,
+    pub documents: Documents,
+    /// Rows of a batch.
+    pub rows: u32,
+    /// Tokens of a row.
+    pub time: u32,
+    /// Batches whose gradients are added up before one optimiser step.
+    pub accumulate: u32,
+    /// Optimiser steps of the whole run.
+    pub steps: u64,
+    pub learning_rate: f64,
+    /// Learning rate at the end of the cosine, as a share of `learning_rate`.
+    pub final_share: f64,
+    /// Steps over which the learning rate rises from zero.
+    pub warmup: u64,
+    pub beta1: f64,
+    pub beta2: f64,
+    /// Decoupled weight decay of matrices; recurrence, norms and biases never decay.
+    pub decay: f64,
+    /// Largest norm of all gradients together.
+    pub clip: f64,
+    pub seed: u64,
+    pub matmul: Matmul,
+    /// Steps between two checkpoints.
+    pub checkpoint_every: u64,
+    /// Steps between two validations.
+    pub valid_every: u64,
+    /// Steps between two lines of the log.
+    pub log_every: u64,
+}
+
+/// Where one document ends and the next begins, besides at `<|endoftext|>` and at the ends of files.
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Documents {
+    /// Nowhere else.
+    #[default]
+    Files,
+    /// Before every heading: a paragraph of one line that is all capitals or begins with `CHAPTER`.
+    Headings,
+}
+
+/// Arithmetic of f32 matrix products.
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Matmul {
+    #[default]
+    F32,
+    /// Operands rounded to bfloat16, sums in f32: several times faster where the CPU has AMX.
+    Bf16,
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Optimiser steps taken.
+    pub step: u64,
+    /// Tokens seen.
+    pub tokens: u64,
+    /// Time spent training, in seconds.
+    pub seconds: f64,
+    /// Passes over the data begun, from 0.
+    pub epoch: u64,
+    /// Rows of this epoch already used. The order of rows is a function of the seed and the epoch,
+    /// so this is all there is to the state of the shuffle.
+    pub row: u64,
+    /// Lowest validation loss so far, in nats per token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_loss_best: Option<f64>,
+}
+
+/// Tensors by name, as a checkpoint holds them.
+pub type Tensors = BTreeMap<String, Values>;
+
+/// One tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Values {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+/// Why a run directory cannot be read or written.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: {source}", path.display())]
+    Toml { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("{}: {source}", path.display())]
+    Tensors { path: PathBuf, source: safetensors::SafeTensorError },
+    #[error("{}: tensor {name} is {found:?}; f32 is expected", path.display())]
+    Dtype { path: PathBuf, name: String, found: Dtype },
+    #[error("{}: the name {found:?} is not that of a checkpoint", path.display())]
+    Latest { path: PathBuf, found: String },
+}
+
+/// A run directory.
+#[derive(Clone, Debug)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// The run directory at `path`, which need not exist yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a run has begun here.
+    pub fn exists(&self) -> bool {
+        self.path.join(RUN_FILE).exists()
+    }
+
+    /// Begins a run: makes the directory and writes what fixes the run.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`] if the directory cannot be written.
+    pub fn create(&self, run: &Run) -> Result<(), CheckpointError> {
+        fs::create_dir_all(&self.path).map_err(io_error(&self.path))?;
+        let text = toml::to_string(run).expect("every field has a TOML form");
+        write_atomically(&self.path.join(RUN_FILE), text.as_bytes())
+    }
+
+    /// Reads what fixes the run.
+    ///
+    /// # Errors
+    /// If `run.toml` cannot be read or says something that this build does not know.
+    pub fn run(&self) -> Result<Run, CheckpointError> {
+        read_toml(&self.path.join(RUN_FILE))
+    }
+
+    /// The newest complete checkpoint; none if there is none yet.
+    ///
+    /// # Errors
+    /// If `latest` cannot be read or does not hold the name of a checkpoint.
+    pub fn latest(&self) -> Result<Option<StepDir>, CheckpointError> {
+        let path = self.path.join(LATEST_FILE);
+        let name = match fs::read_to_string(&path) {
+            Ok(name) => name,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(CheckpointError::Io { path, source }),
+        };
+        let number = name.trim().strip_prefix("step-").and_then(|it| it.parse::<u64>().ok());
+        match number {
+            Some(step) => Ok(Some(self.step(step))),
+            None => Err(CheckpointError::Latest { path, found: name }),
+        }
+    }
+
+    /// The checkpoint after `step` optimiser steps, which need not exist.
+    pub fn step(&self, step: u64) -> StepDir {
+        StepDir { path: self.path.join(format!("step-{step}")) }
+    }
+
+    /// Writes a checkpoint, makes it the latest, and removes the one that was.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if something cannot be written; the checkpoint that was the latest is
+    /// still whole then.
+    pub fn save(
+        &self,
+        progress: &Progress,
+        model: &Tensors,
+        optimizer: &Tensors,
+    ) -> Result<StepDir, CheckpointError> {
+        let before = self.latest()?;
+        let step = self.step(progress.step);
+        fs::create_dir_all(&step.path).map_err(io_error(&step.path))?;
+        write_tensors(&step.path.join(MODEL_FILE), model)?;
+        write_tensors(&step.path.join(OPTIMIZER_FILE), optimizer)?;
+        let text = toml::to_string(progress).expect("every field has a TOML form");
+        write_atomically(&step.path.join(PROGRESS_FILE), text.as_bytes())?;
+        let name = format!("step-{}\n", progress.step);
+        write_atomically(&self.path.join(LATEST_FILE), name.as_bytes())?;
+        if let Some(before) = before.filter(|it| it.path != step.path && it.path.exists()) {
+            fs::remove_dir_all(&before.path).map_err(io_error(&before.path))?;
+        }
+        Ok(step)
+    }
+}
+
+/// A checkpoint within a run directory.
+#[derive(Clone, Debug)]
+pub struct StepDir {
+    path: PathBuf,
+}
+
+impl StepDir {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the run stood.
+    ///
+    /// # Errors
+    /// If the file cannot be read or parsed.
+    pub fn progress(&self) -> Result<Progress, CheckpointError> {
+        read_toml(&self.path.join(PROGRESS_FILE))
+    }
+
+    /// The parameters, by path.
+    ///
+    /// # Errors
+    /// If the file cannot be read or parsed, or holds something other than f32.
+    pub fn model(&self) -> Result<Tensors, CheckpointError> {
+        read_tensors(&self.path.join(MODEL_FILE))
+    }
+
+    /// The optimiser's moments, by `<path>.m` and `<path>.v`.
+    ///
+    /// # Errors
+    /// As [`StepDir::model`].
+    pub fn optimizer(&self) -> Result<Tensors, CheckpointError> {
+        read_tensors(&self.path.join(OPTIMIZER_FILE))
+    }
+}
+
+/// Replaces the file at `path` in one step: readers see the old bytes or the new ones.
+///
+/// # Errors
+/// [`CheckpointError::Io`] if the file or its neighbour cannot be written.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let mut name = path.file_name().expect("the path names a file").to_owned();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write().map_err(io_error(path))
+}
+
+fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), CheckpointError> {
+    let bytes: BTreeMap<&str, Vec<u8>> = tensors
+        .iter()
+        .map(|(name, it)| (&**name, it.values.iter().flat_map(|it| it.to_le_bytes()).collect()))
+        .collect();
+    let views = bytes.iter().map(|(name, bytes)| {
+        let view = TensorView::new(Dtype::F32, tensors[*name].shape.clone(), bytes)
+            .expect("the values fill the shape");
+        (*name, view)
+    });
+    let file = safetensors::serialize(views, None::<HashMap<String, String>>)
+        .map_err(|source| CheckpointError::Tensors { path: path.to_owned(), source })?;
+    write_atomically(path, &file)
+}
+
+fn read_tensors(path: &Path) -> Result<Tensors, CheckpointError> {
+    let bytes = fs::read(path).map_err(io_error(path))?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|source| CheckpointError::Tensors { path: path.to_owned(), source })?;
+    file.iter()
+        .map(|(name, view)| {
+            if view.dtype() != Dtype::F32 {
+                let (path, name, found) = (path.to_owned(), name.to_owned(), view.dtype());
+                return Err(CheckpointError::Dtype { path, name, found });
+            }
+            let (chunks, _) = view.data().as_chunks::<4>();
+            let values = chunks.iter().copied().map(f32::from_le_bytes).collect();
+            Ok((name.to_owned(), Values { shape: view.shape().to_vec(), values }))
+        })
+        .collect()
+}
+
+fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T, CheckpointError> {
+    let text = fs::read_to_string(path).map_err(io_error(path))?;
+    toml::from_str(&text)
+        .map_err(|source| CheckpointError::Toml { path: path.to_owned(), source: Box::new(source) })
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    |source| CheckpointError::Io { path: path.to_owned(), source }
+}

@@ -1,0 +1,56 @@
+//! The command line: which commands there are. What each takes and does is in its own module.
+
+use clap::{Parser, Subcommand};
+
+#[cfg(feature = "torch")]
+use crate::torch::{eval, sample, train};
+use crate::{data::tokenizer, emit, plot};
+
+/// Trains the models that Aerie serves, and writes them as bundles.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "\
+From text to a bundle:
+  aerie-export tokenizer --text tales.train.txt --vocab 4096 --out tokenizer.json
+  aerie-export train --run runs/tales --preset tales --tokenizer tokenizer.json \\
+      --text tales.train.txt --valid tales.valid.txt --documents headings
+  aerie-export sample --run runs/tales --prompt 'Once upon a time'"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Tokenizer(tokenizer::Args),
+    #[cfg(feature = "torch")]
+    Train(train::Args),
+    #[cfg(feature = "torch")]
+    Eval(eval::Args),
+    #[cfg(feature = "torch")]
+    Sample(sample::Args),
+    Plot(plot::Args),
+    Emit(emit::Args),
+}
+
+impl Cli {
+    /// Runs the command that was asked for.
+    ///
+    /// # Errors
+    /// Whatever stops it, with what it was doing.
+    pub fn run(&self) -> anyhow::Result<()> {
+        match &self.command {
+            Command::Tokenizer(args) => tokenizer::run(args),
+            #[cfg(feature = "torch")]
+            Command::Train(args) => train::run(args),
+            #[cfg(feature = "torch")]
+            Command::Eval(args) => eval::run(args),
+            #[cfg(feature = "torch")]
+            Command::Sample(args) => sample::run(args),
+            Command::Plot(args) => plot::run(args),
+            Command::Emit(args) => emit::run(args),
+        }
+    }
+}

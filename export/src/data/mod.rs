@@ -1,0 +1,7 @@
+//! From text to batches: documents, tokenizers, token streams, rows in a seeded order. Knows no
+//! tensor library.
+
+pub mod batches;
+pub mod corpus;
+pub mod text;
+pub mod tokenizer;

@@ -1,0 +1,146 @@
+//! `aerie-export plot`: the logs of runs as curves.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, ensure};
+use plotters::prelude::*;
+
+use crate::checkpoint::LOG_FILE;
+
+/// Size of a picture, in pixels.
+const SIZE: (u32, u32) = (900, 540);
+
+/// Draws the losses of one or more runs.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  aerie-export plot runs/tales --axis loss --out loss.svg
+  aerie-export plot runs/griffin runs/hawk runs/mqa --out curves.svg")]
+pub struct Args {
+    /// Run directories; each is named by its last part
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    #[arg(long, value_name = "FILE", default_value = "curves.svg")]
+    out: PathBuf,
+    /// What to draw over the tokens seen
+    #[arg(long, value_enum, default_value_t)]
+    axis: Axis,
+}
+
+/// What a picture shows.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub enum Axis {
+    /// Training and validation loss, in nats per token
+    Loss,
+    /// Validation loss, in bits per byte of text
+    #[default]
+    BitsPerByte,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If a log cannot be read or the picture cannot be written.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    plot(&args.runs, &args.out, args.axis)
+}
+
+/// One line of the picture: `(millions of tokens, value)`.
+#[derive(Debug, PartialEq)]
+struct Curve {
+    name: String,
+    points: Vec<(f64, f64)>,
+}
+
+/// Draws the logs of `runs` into the SVG file `out`.
+///
+/// # Errors
+/// As [`run`].
+pub fn plot(runs: &[PathBuf], out: &Path, axis: Axis) -> anyhow::Result<()> {
+    let mut curves = Vec::new();
+    for run in runs {
+        let path = run.join(LOG_FILE);
+        let log = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let name = run.file_name().unwrap_or(run.as_os_str()).to_string_lossy();
+        match axis {
+            Axis::Loss => {
+                curves.push(curve(&log, "train_loss", format!("{name}, training")));
+                curves.push(curve(&log, "valid_loss", format!("{name}, validation")));
+            }
+            Axis::BitsPerByte => curves.push(curve(&log, "bits_per_byte", name.into_owned())),
+        }
+    }
+    curves.retain(|it| !it.points.is_empty());
+    ensure!(!curves.is_empty(), "no log has anything to draw yet");
+    let mut svg = String::new();
+    draw(&mut svg, &curves, axis).context("the picture cannot be drawn")?;
+    fs::write(out, svg).with_context(|| out.display().to_string())
+}
+
+/// The column `column` of a log, where it is filled in.
+fn curve(log: &str, column: &str, name: String) -> Curve {
+    let mut lines = log.lines().map(|line| line.split(',').collect::<Vec<_>>());
+    let header = lines.next().unwrap_or_default();
+    let find = |column| header.iter().position(|it| *it == column);
+    let points = match (find("tokens"), find(column)) {
+        (Some(x), Some(y)) => lines
+            .filter_map(|it| Some((it.get(x)?.parse::<f64>().ok()?, it.get(y)?.parse().ok()?)))
+            .map(|(x, y)| (x / 1e6, y))
+            .collect(),
+        _ => Vec::new(),
+    };
+    Curve { name, points }
+}
+
+fn draw(svg: &mut String, curves: &[Curve], axis: Axis) -> anyhow::Result<()> {
+    let label = match axis {
+        Axis::Loss => "loss (nats per token)",
+        Axis::BitsPerByte => "validation loss (bits per byte)",
+    };
+    let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    area.fill(&WHITE)?;
+    let x = range(curves.iter().flat_map(|it| &it.points).map(|it| it.0));
+    let mut chart = ChartBuilder::on(&area)
+        .margin(16)
+        .x_label_area_size(44)
+        .y_label_area_size(60)
+        .build_cartesian_2d(0.0..x.end, visible(curves))?;
+    chart.configure_mesh().x_desc("tokens seen (millions)").y_desc(label).draw()?;
+    for (at, it) in curves.iter().enumerate() {
+        let style = Palette99::pick(at).stroke_width(2);
+        chart
+            .draw_series(LineSeries::new(it.points.iter().copied(), style))?
+            .label(&it.name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style));
+    }
+    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+    drop(chart);
+    area.present()?;
+    drop(area);
+    Ok(())
+}
+
+/// Values shown: from the lowest up to the highest that any curve has after a tenth of its points,
+/// so that the fall at the beginning does not press all the rest together.
+fn visible(curves: &[Curve]) -> Range<f64> {
+    let lowest = range(curves.iter().flat_map(|it| &it.points).map(|it| it.1)).start;
+    let later = curves.iter().flat_map(|it| &it.points[it.points.len() / 10..]).map(|it| it.1);
+    let highest = range(later).end;
+    let margin = ((highest - lowest) * 0.05).max(1e-3);
+    lowest - margin..highest + margin
+}
+
+/// From the least to the greatest value, never empty.
+fn range(values: impl Iterator<Item = f64>) -> Range<f64> {
+    let [lo, hi] = values.fold([f64::INFINITY, f64::NEG_INFINITY], |[lo, hi], it| {
+        [lo.min(it), hi.max(it)]
+    });
+    if lo < hi { lo..hi } else { lo..lo + 1.0 }
+}

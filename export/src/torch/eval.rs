@@ -1,0 +1,113 @@
+//! `aerie-export eval`: the loss of a trained model on a text, read as one stream with its state
+//! carried from chunk to chunk, as a server reads it.
+
+use std::path::PathBuf;
+
+use aerie_models::{ModelConfig, decoder};
+use anyhow::Context;
+use tch::{Kind, Tensor, no_grad};
+
+use crate::{
+    checkpoint::{Documents, RunDir, TOKENIZER_FILE},
+    data::{corpus::Tokens, text, tokenizer},
+    torch::{
+        backend::{Handle, Packing, PackingKind, Reading, void},
+        parameters::Parameters,
+        shim,
+    },
+};
+
+/// Tokens that are read at one time.
+const CHUNK_TOKENS: usize = 1024;
+
+/// Measures the loss of a trained model on a text.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  aerie-export eval --run runs/tales --text tales.valid.txt
+  aerie-export eval --run runs/shakespeare --text shakespeare.txt --holdout 0.1
+
+Every document is one session: its state is carried from chunk to chunk, as a server does.")]
+pub struct Args {
+    /// Run directory
+    #[arg(long, value_name = "DIR")]
+    run: PathBuf,
+    /// File, or folder of .txt files
+    #[arg(long, value_name = "PATH")]
+    text: PathBuf,
+    /// Use only this share of the text, at its end
+    #[arg(long, value_name = "SHARE")]
+    holdout: Option<f64>,
+    /// What begins a document, besides <|endoftext|> and files
+    #[arg(long, value_enum, default_value_t)]
+    documents: Documents,
+    /// Threads of libtorch; all cores if left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    threads: Option<i32>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the run or the text cannot be read.
+#[expect(clippy::print_stdout, reason = "the figures are the program's output")]
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(threads) = args.threads {
+        tch::set_num_threads(threads);
+    }
+    let dir = RunDir::new(&args.run);
+    let model = dir.run()?.model;
+    let step = dir.latest()?.context("the run has no checkpoint yet")?;
+    let parameters = Parameters::load(&model, &step.model()?, Kind::Float)?;
+    let tokenizer = tokenizer::load(&dir.path().join(TOKENIZER_FILE))?;
+    let documents = match args.holdout {
+        Some(holdout) => {
+            let [_, tail] = text::read_split(&args.text, args.documents, holdout)?;
+            tail
+        }
+        None => text::read(&args.text, args.documents)?,
+    };
+    let tokens = Tokens::encode(&tokenizer, &documents, None)?;
+    let nats = no_grad(|| stream_nats(&model, &parameters, &tokens));
+    let targets = tokens.ids.len() - 1;
+    let loss = nats / targets as f64;
+    println!("tokens          {targets}");
+    println!("bytes           {}", tokens.text_bytes);
+    println!("loss            {loss:.4} nats/token");
+    println!("perplexity      {:.3}", loss.exp());
+    println!("bits per byte   {:.4}", nats / std::f64::consts::LN_2 / tokens.text_bytes as f64);
+    Ok(())
+}
+
+/// Sum of the cross entropy over all tokens but the first.
+pub(crate) fn stream_nats(model: &ModelConfig, parameters: &Parameters, tokens: &Tokens) -> f64 {
+    let table = parameters.embedding();
+    let mut carry = void(model, 1, parameters.kind()).map(Handle::of);
+    let mut position = 0;
+    let mut nats = 0.0;
+    let mut begin = 0;
+    while begin + 1 < tokens.ids.len() {
+        // A chunk ends before the next document, which is a session of its own.
+        let most = &tokens.ids[begin..(begin + CHUNK_TOKENS).min(tokens.ids.len() - 1)];
+        let document = most[1..].iter().position(|it| Some(*it) == tokens.boundary);
+        let end = begin + document.map_or(most.len(), |it| it + 1);
+        let [inputs, targets] =
+            [begin..end, begin + 1..end + 1].map(|it| Tensor::from_slice(&widen(&tokens.ids[it])));
+        if Some(tokens.ids[begin]) == tokens.boundary {
+            position = 0;
+        }
+        let bounds = vec![0, (end - begin) as i64];
+        let kind = PackingKind::Sessions { positions: vec![position] };
+        let reading = Reading::new(model, parameters, Packing { bounds, kind });
+        let (x, next) = decoder::hidden(model, &reading, &Handle(inputs), &carry);
+        nats += shim::cross_entropy(&x, table, &targets, model.logits_soft_cap).double_value(&[]);
+        carry = next;
+        position += (end - begin) as i64;
+        begin = end;
+    }
+    nats
+}
+
+fn widen(ids: &[u32]) -> Vec<i64> {
+    ids.iter().copied().map(i64::from).collect()
+}

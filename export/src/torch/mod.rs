@@ -1,0 +1,12 @@
+//! Everything that knows libtorch: the reading of the equations that trains, and the commands made
+//! of it.
+
+pub mod adamw;
+pub mod attention;
+pub mod backend;
+pub mod eval;
+pub mod log;
+pub mod parameters;
+pub mod sample;
+pub mod shim;
+pub mod train;

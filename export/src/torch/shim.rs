@@ -1,0 +1,131 @@
+//! The native operators of `cpp/`, behind safe functions. They fail only on shapes that do not fit,
+//! which is a bug, and then panic with libtorch's message, as tch's own operations do.
+#![allow(unsafe_code, reason = "the native operators are reached through a C interface")]
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::{CStr, c_char, c_int};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+/// How packed tokens are cut into segments, as the native operators read it.
+#[derive(Debug)]
+pub struct Cut {
+    /// i64 `[B+1]`: segment `b` is `bounds[b]..bounds[b+1]`.
+    pub bounds: Tensor,
+    /// bool `[B]`: the segment begins a session, so its state is void.
+    pub fresh: Tensor,
+}
+
+/// Griffin eq. 1 to 4 from the pre-activations of the gates; see `Backend::rg_lru`.
+///
+/// # Shapes
+/// - `x`, `gate_a`, `gate_x` and the result: `[N, R]`; `p`: `[R]`; `h0`: `[B, R]`
+///
+/// # Numerics
+/// All in the type of `x`, f32 or f64. The derivative of the normaliser's square root is bounded by
+/// 1000, as in Google's code.
+pub fn rg_lru(
+    x: &Tensor,
+    [gate_a, gate_x]: [&Tensor; 2],
+    p: &Tensor,
+    h0: &Tensor,
+    cut: &Cut,
+) -> Tensor {
+    // SAFETY: every pointer is a live tensor for the length of the call; the operator takes no
+    // ownership of them and checks shapes itself.
+    own(unsafe {
+        aerie_rg_lru(
+            x.as_ptr(),
+            gate_a.as_ptr(),
+            gate_x.as_ptr(),
+            p.as_ptr(),
+            h0.as_ptr(),
+            cut.bounds.as_ptr(),
+            cut.fresh.as_ptr(),
+        )
+    })
+}
+
+/// Depthwise causal convolution with four taps; see `Backend::causal_conv1d`.
+///
+/// # Shapes
+/// - `x` and the result: `[N, R]`; `weight`: `[4, R]`; `bias`: `[R]`; `state`: `[B, 3, R]`
+pub fn conv1d(x: &Tensor, weight: &Tensor, bias: &Tensor, state: &Tensor, cut: &Cut) -> Tensor {
+    // SAFETY: as in `rg_lru`.
+    own(unsafe {
+        aerie_conv1d(
+            x.as_ptr(),
+            weight.as_ptr(),
+            bias.as_ptr(),
+            state.as_ptr(),
+            cut.bounds.as_ptr(),
+            cut.fresh.as_ptr(),
+        )
+    })
+}
+
+/// Sum over rows of the cross entropy of `softmax(cap(x · tableᵀ))` against `targets`, in f64.
+///
+/// # Shapes
+/// - `x`: `[N, D]`; `table`: `[V, D]`; `targets`: i64 `[N]`; the result has no axes
+pub fn cross_entropy(
+    x: &Tensor,
+    table: &Tensor,
+    targets: &Tensor,
+    soft_cap: Option<f32>,
+) -> Tensor {
+    let cap = soft_cap.map_or(0.0, f64::from);
+    // SAFETY: as in `rg_lru`.
+    own(unsafe { aerie_cross_entropy(x.as_ptr(), table.as_ptr(), targets.as_ptr(), cap) })
+}
+
+/// Lets products of f32 matrices round their operands to bfloat16 from now on, in this process.
+pub fn set_matmul_bf16(enabled: bool) {
+    // SAFETY: sets a switch of libtorch's global context; no memory of ours is involved.
+    let failed = unsafe { aerie_set_matmul_bf16(c_int::from(enabled)) };
+    assert!(failed == 0, "{}", last_error());
+}
+
+/// Takes ownership of a result.
+#[track_caller]
+fn own(result: *mut C_tensor) -> Tensor {
+    assert!(!result.is_null(), "{}", last_error());
+    // SAFETY: the operators return a tensor on the heap that nobody else holds.
+    unsafe { Tensor::from_ptr(result) }
+}
+
+fn last_error() -> String {
+    // SAFETY: the message is a NUL-terminated string that lives until this thread's next failure.
+    unsafe { CStr::from_ptr(aerie_last_error()) }.to_string_lossy().into_owned()
+}
+
+unsafe extern "C" {
+    fn aerie_last_error() -> *const c_char;
+    fn aerie_set_matmul_bf16(enabled: c_int) -> c_int;
+    fn aerie_rg_lru(
+        x: *const C_tensor,
+        gate_a: *const C_tensor,
+        gate_x: *const C_tensor,
+        p: *const C_tensor,
+        h0: *const C_tensor,
+        bounds: *const C_tensor,
+        fresh: *const C_tensor,
+    ) -> *mut C_tensor;
+    fn aerie_conv1d(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        state: *const C_tensor,
+        bounds: *const C_tensor,
+        fresh: *const C_tensor,
+    ) -> *mut C_tensor;
+    fn aerie_cross_entropy(
+        x: *const C_tensor,
+        table: *const C_tensor,
+        targets: *const C_tensor,
+        cap: f64,
+    ) -> *mut C_tensor;
+}
