@@ -78,7 +78,7 @@ pub struct RecordInfo {
     pub sequence: u64,
     /// As the caller counts time.
     pub used_at: u64,
-    /// A later copy was torn or damaged; this is the one before.
+    /// The other copy is torn or damaged, and may have been a later one than this.
     pub rolled_back: bool,
 }
 
@@ -398,6 +398,17 @@ impl<S: Storage> StateCache<S> {
     /// Whatever the system reports.
     pub fn flush(&mut self) -> io::Result<()> {
         self.storage.flush()
+    }
+
+    /// Closes the cache, without a flush, and gives the storage back.
+    pub fn into_storage(self) -> S {
+        self.storage
+    }
+
+    /// The storage, to arm faults.
+    #[cfg(any(test, feature = "faulty"))]
+    pub fn storage_mut(&mut self) -> &mut S {
+        &mut self.storage
     }
 
     fn record_bytes(&self) -> u64 {

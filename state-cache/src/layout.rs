@@ -7,8 +7,11 @@ use std::fmt;
 
 use crate::{cache::Key, recovery::OpenError};
 
-/// Bytes of the file header, and the unit in which the operating system writes pages back.
-pub(crate) const PAGE_BYTES: u64 = 4096;
+/// The unit in which the operating system writes back: what lies on different pages is not torn
+/// together.
+const PAGE_BYTES: u64 = 4096;
+/// Bytes of the file header, which has a page for itself.
+pub(crate) const HEADER_BYTES: usize = 60;
 /// Bytes of a stamp: a cache line, so that none crosses a sector.
 pub(crate) const STAMP_BYTES: usize = 64;
 const MAGIC: [u8; 8] = *b"AerieRec";
@@ -173,8 +176,8 @@ impl Place {
 
 impl Config {
     /// The file header.
-    pub(crate) fn to_bytes(self) -> [u8; 60] {
-        let mut bytes = [0; 60];
+    pub(crate) fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&FORMAT.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.records_max.to_le_bytes());

@@ -44,13 +44,14 @@
 //! - **The process is killed, at any instant.** Everything acknowledged: a key holds the last value
 //!   whose write returned or, if the kill hit a write, that write's value or the one before. A
 //!   record whose eviction had begun may be gone.
-//! - **Power fails.** What [`StateCache::flush`] made durable and was not written since is whole. A
-//!   key written since then holds its flushed value or a later one. If it was written twice or more
-//!   since, both copies may be damaged: then it may be gone, or hold an older value that is marked
-//!   [`Record::rolled_back`]. Whoever wants power loss to cost nothing flushes after each write.
-//!   This takes a disk to write a sector whole or not at all.
+//! - **Power fails.** What [`StateCache::flush`] made durable and was not written since is whole, and
+//!   a key written once since holds its flushed value or the new one. Where a slab was written twice
+//!   or more since, both copies may be damaged: its key may be gone, or an older value come up, but
+//!   then it is marked [`RecordInfo::rolled_back`]. What is not marked is never older than the flush.
+//!   Whoever wants power loss to cost nothing flushes after each write. This takes a disk that
+//!   writes a sector whole or not at all.
 //! - **Bits rot.** Every copy is verified before it is handed out, and when the file is opened. A
-//!   damaged one is never returned; the other copy is, marked [`Record::rolled_back`].
+//!   damaged one is never returned; the other copy is, marked [`RecordInfo::rolled_back`].
 
 mod cache;
 mod eviction;

@@ -5,19 +5,21 @@ mod tests;
 
 use std::{
     collections::{HashMap, hash_map},
-    io,
+    io, iter,
 };
 
 use thiserror::Error;
 
 use crate::{
     cache::{Entry, Key, Stored},
-    layout::{Config, Fingerprint, Kind, Layout, PAGE_BYTES, Place, Plane, STAMP_BYTES, SlabId},
-    layout::{Stamp, StampRead},
+    layout::{
+        Config, Fingerprint, HEADER_BYTES, Kind, Layout, Place, Plane, STAMP_BYTES, SlabId, Stamp,
+        StampRead,
+    },
     storage::Storage,
 };
 
-/// Why a cache does not open. Nothing was changed.
+/// Why a cache does not open. What the file holds was not changed.
 #[derive(Debug, Error)]
 pub enum OpenError {
     #[error("config field `{field}` is 0")]
@@ -52,7 +54,7 @@ pub enum OpenError {
 pub struct Recovery {
     /// Records that can be read.
     pub records: u64,
-    /// Of these, such whose latest copy is damaged, so that the one before took its place.
+    /// Of these, such whose other copy is damaged and may have been later.
     pub rolled_back: u64,
     /// Slabs with a damaged copy and no whole one: a first write that was cut short, or damage.
     pub lost: u64,
@@ -79,14 +81,16 @@ pub(crate) fn admit(storage: &mut impl Storage, layout: &Layout) -> Result<(), O
     if storage.size()? == 0 {
         storage.grow(layout.file_bytes())?;
     }
-    if is_blank(storage, layout)? {
+    if is_unformatted(storage, layout)? {
         storage.write(0, &layout.config().to_bytes())?;
+        // Or a loss of power could leave records without a header.
+        storage.flush()?;
     }
     // A file of another shape has another size, and the shape is the better explanation.
     let found_bytes = storage.size()?;
     let expected_bytes = layout.file_bytes();
-    if PAGE_BYTES <= found_bytes {
-        Config::expect(*layout.config(), storage.read(0, PAGE_BYTES)?)?;
+    if HEADER_BYTES as u64 <= found_bytes {
+        Config::expect(*layout.config(), storage.read(0, HEADER_BYTES as u64)?)?;
     }
     if found_bytes != expected_bytes {
         return Err(OpenError::Size { found_bytes, expected_bytes });
@@ -94,18 +98,19 @@ pub(crate) fn admit(storage: &mut impl Storage, layout: &Layout) -> Result<(), O
     Ok(())
 }
 
-/// Whether the file has its size and nothing else: we were stopped between the two.
-fn is_blank(storage: &impl Storage, layout: &Layout) -> io::Result<bool> {
-    let stamps = [Plane::A, Plane::B].map(|plane| (layout.plane(plane), layout.stamps_bytes()));
+/// Whether the file has its size and at most part of its header: making it was cut short.
+fn is_unformatted(storage: &impl Storage, layout: &Layout) -> io::Result<bool> {
     if storage.size()? != layout.file_bytes() {
         return Ok(false);
     }
-    for (offset, n_bytes) in [(0, PAGE_BYTES)].into_iter().chain(stamps) {
-        if storage.read(offset, n_bytes)?.iter().any(|byte| *byte != 0) {
-            return Ok(false);
-        }
+    let header = layout.config().to_bytes();
+    let found = storage.read(0, HEADER_BYTES as u64)?;
+    if found == header || !iter::zip(found, header).all(|(found, byte)| [0, byte].contains(found)) {
+        return Ok(false);
     }
-    Ok(true)
+    let stamps = |plane| storage.read(layout.plane(plane), layout.stamps_bytes());
+    let is_blank = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    Ok(is_blank(stamps(Plane::A)?) && is_blank(stamps(Plane::B)?))
 }
 
 /// Reads every stamp, and of every slab the latest copy that is whole.

@@ -1,1 +1,316 @@
+mod model;
 
+use super::{Key, LeaseError, Leased, ReadError, RemoveError, StateCache, TouchError, WriteError};
+use crate::{
+    layout::{Config, Fingerprint},
+    recovery::Recovery,
+    storage::faulty::{Fault, FaultyStorage},
+};
+
+const RECORD_BYTES: usize = 40;
+
+#[test]
+fn record_is_the_concatenation_of_its_parts() {
+    let mut cache = cache(2);
+    cache.write(Key(1), &[&[1; 10], &[], &[2; 30]], 5).unwrap();
+    let record = cache.read(Key(1)).unwrap();
+    assert_eq!(record.bytes, [vec![1; 10], vec![2; 30]].concat());
+    assert_eq!((record.info.key, record.info.used_at), (Key(1), 5));
+    assert!(!record.info.rolled_back);
+}
+
+#[test]
+fn record_of_another_length_is_refused_before_anybody_is_evicted() {
+    let mut cache = cache(1);
+    cache.write(Key(1), &[&value(1)], 1).unwrap();
+    for part in [vec![], vec![0; RECORD_BYTES - 1], vec![0; RECORD_BYTES + 1]] {
+        let error = cache.write(Key(2), &[&part], 2).unwrap_err();
+        let message = format!("a record of {} bytes, but `record_bytes` is 40", part.len());
+        assert_eq!(error.to_string(), message);
+    }
+    assert_eq!(cache.read(Key(1)).unwrap().bytes, value(1));
+}
+
+#[test]
+fn full_cache_evicts_the_least_recently_used() {
+    let mut cache = cache(3);
+    for key in 1..=3 {
+        cache.write(Key(key), &[&value(1)], 10).unwrap();
+    }
+    cache.touch(Key(1), 11).unwrap();
+    assert_eq!(cache.write(Key(4), &[&value(1)], 12).unwrap().evicted, Some(Key(2)));
+    assert_eq!(cache.write(Key(5), &[&value(1)], 13).unwrap().evicted, Some(Key(3)));
+    assert_eq!(cache.write(Key(6), &[&value(1)], 14).unwrap().evicted, Some(Key(1)));
+    assert_eq!(cache.len(), 3);
+}
+
+#[test]
+fn leased_record_is_never_evicted() {
+    let mut cache = cache(2);
+    cache.write(Key(1), &[&value(1)], 1).unwrap();
+    cache.write(Key(2), &[&value(2)], 2).unwrap();
+    let Leased { lease, evicted } = cache.lease(Key(1)).unwrap();
+    assert_eq!(evicted, None);
+    assert_eq!(cache.write(Key(3), &[&value(3)], 3).unwrap().evicted, Some(Key(2)));
+    assert_eq!(cache.read(Key(1)).unwrap().bytes, value(1));
+    cache.release(lease).unwrap();
+    assert_eq!(cache.write(Key(4), &[&value(4)], 4).unwrap().evicted, Some(Key(1)));
+}
+
+#[test]
+fn key_has_one_lease_at_most() {
+    let mut cache = cache(2);
+    cache.write(Key(1), &[&value(1)], 1).unwrap();
+    let lease = cache.lease(Key(1)).unwrap().lease;
+    assert!(matches!(cache.lease(Key(1)), Err(LeaseError::Leased { key: Key(1) })));
+    assert!(matches!(cache.remove(Key(1)), Err(RemoveError::Leased { key: Key(1) })));
+    let error = cache.write(Key(1), &[&value(2)], 2).unwrap_err();
+    assert!(matches!(error, WriteError::Lease(LeaseError::Leased { key: Key(1) })));
+    assert_eq!(cache.read(Key(1)).unwrap().bytes, value(1), "reading needs no lease");
+    cache.release(lease).unwrap();
+    cache.lease(Key(1)).unwrap();
+}
+
+#[test]
+fn stale_lease_is_an_error_and_changes_nothing() {
+    let mut cache = cache(2);
+    let stale = cache.lease(Key(1)).unwrap().lease;
+    cache.write_leased(stale, &[&value(1)], 1).unwrap();
+    cache.release(stale).unwrap();
+    let message = "the lease on 00000000000000000000000000000001 is stale";
+    assert_eq!(cache.release(stale).unwrap_err().to_string(), message);
+
+    let fresh = cache.lease(Key(1)).unwrap().lease;
+    let error = cache.write_leased(stale, &[&value(2)], 2).unwrap_err();
+    assert_eq!(error.to_string(), message);
+    assert_eq!(cache.release(stale).unwrap_err().to_string(), message);
+    assert_eq!(cache.read(Key(1)).unwrap().bytes, value(1));
+    cache.write_leased(fresh, &[&value(3)], 3).unwrap();
+    assert_eq!(cache.read(Key(1)).unwrap().bytes, value(3));
+}
+
+#[test]
+fn full_cache_with_every_record_leased_says_so() {
+    let mut cache = cache(2);
+    let lease = cache.lease(Key(1)).unwrap().lease;
+    cache.lease(Key(2)).unwrap();
+    let message = "all of `records_max` = 2 records are under a lease";
+    assert_eq!(cache.lease(Key(3)).unwrap_err().to_string(), message);
+    assert_eq!(cache.write(Key(3), &[&value(3)], 3).unwrap_err().to_string(), message);
+    // Whoever has a lease can still write.
+    cache.write_leased(lease, &[&value(1)], 1).unwrap();
+    cache.release(lease).unwrap();
+    assert_eq!(cache.lease(Key(3)).unwrap().evicted, Some(Key(1)));
+}
+
+#[test]
+fn reserved_slab_is_no_record_and_becomes_free() {
+    let mut cache = cache(1);
+    let lease = cache.lease(Key(1)).unwrap().lease;
+    assert!(cache.is_empty());
+    assert!(matches!(cache.read(Key(1)), Err(ReadError::Absent { key: Key(1) })));
+    assert!(matches!(cache.touch(Key(1), 1), Err(TouchError::Absent { key: Key(1) })));
+    cache.release(lease).unwrap();
+    assert!(matches!(cache.remove(Key(1)), Err(RemoveError::Absent { key: Key(1) })));
+    assert_eq!(cache.write(Key(2), &[&value(2)], 2).unwrap().evicted, None);
+}
+
+#[test]
+fn last_use_survives_reopening_and_decides_who_goes() {
+    let mut cache = cache(2);
+    cache.write(Key(1), &[&value(1)], 1).unwrap();
+    cache.write(Key(2), &[&value(2)], 2).unwrap();
+    cache.touch(Key(1), 3).unwrap();
+    let mut cache = reopen(&cache.storage.killed(), 2);
+    assert_eq!(cache.write(Key(3), &[&value(3)], 4).unwrap().evicted, Some(Key(2)));
+}
+
+#[test]
+fn sequence_goes_on_after_reopening() {
+    let mut cache = cache(2);
+    let first = cache.write(Key(1), &[&value(1)], 1).unwrap().sequence;
+    cache.remove(Key(1)).unwrap();
+    let mut cache = reopen(&cache.storage.killed(), 2);
+    let second = cache.write(Key(2), &[&value(2)], 2).unwrap().sequence;
+    assert!(first + 1 < second, "{first}, a tombstone, {second}");
+}
+
+/// Goal: a write that is cut short costs only itself.
+/// Method: overwrite, add, evict, remove and touch with the process dying at every byte of every
+/// write to the storage; after reopening there is the state before or the state after.
+#[test]
+fn process_may_die_at_every_byte_of_every_operation() {
+    type Operation = fn(&mut StateCache<FaultyStorage>) -> bool;
+    let operations: [(&str, Operation); 5] = [
+        ("overwrite", |cache| cache.write(Key(1), &[&[9; 10], &[9; 30]], 9).is_ok()),
+        ("add", |cache| cache.write(Key(3), &[&[9; 10], &[9; 30]], 9).is_ok()),
+        ("evict", |cache| cache.lease(Key(4)).is_ok() && cache.lease(Key(5)).is_ok()),
+        ("remove", |cache| cache.remove(Key(1)).is_ok()),
+        ("touch", |cache| cache.touch(Key(1), 9).is_ok()),
+    ];
+    let mut start = cache(3);
+    for (key, used_at) in [(1, 1), (2, 2), (1, 3), (2, 4)] {
+        start.write(Key(key), &[&value(used_at)], used_at.into()).unwrap();
+    }
+    let before = contents(&mut start);
+    for (name, operation) in operations {
+        let mut dry = reopen(&start.storage, 3);
+        assert!(operation(&mut dry), "{name}");
+        let after = contents(&mut reopen(&dry.storage.killed(), 3));
+        assert_ne!(before, after, "{name} does something");
+        for write in 0..dry.storage.n_writes() {
+            for torn_at in 0..64 {
+                let mut cache = reopen(&start.storage, 3);
+                cache.storage.set_fault(Some(Fault { write, torn_at, is_last: true }));
+                operation(&mut cache);
+                let found = contents(&mut reopen(&cache.storage.killed(), 3));
+                assert!(
+                    found == before || found == after,
+                    "{name}, write {write} torn at {torn_at}: {found:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn failed_write_leaves_the_record_before_and_can_be_repeated() {
+    for write in 0..3 {
+        for torn_at in [0, 5, 64] {
+            let mut cache = cache(1);
+            cache.write(Key(1), &[&value(1)], 1).unwrap();
+            let write = cache.storage.n_writes() + write;
+            cache.storage.set_fault(Some(Fault { write, torn_at, is_last: false }));
+            let error = cache.write(Key(1), &[&[2; 10], &[2; 30]], 2).unwrap_err();
+            assert_eq!(error.to_string(), "scripted fault");
+            assert_eq!(cache.read(Key(1)).unwrap().bytes, value(1));
+            cache.write(Key(1), &[&value(3)], 3).unwrap();
+            assert_eq!(contents(&mut cache), contents(&mut reopen(&cache.storage.killed(), 1)));
+            assert_eq!(cache.read(Key(1)).unwrap().bytes, value(3));
+        }
+    }
+}
+
+/// A write that reports failure may have reached the disk in full. Were its slab simply free again,
+/// the refused record would come up at the next opening, after the key was written elsewhere and
+/// removed.
+#[test]
+fn refused_record_does_not_haunt_its_key() {
+    let mut cache = cache(3);
+    let write = cache.storage.n_writes() + 1;
+    cache.storage.set_fault(Some(Fault { write, torn_at: 64, is_last: false }));
+    cache.write(Key(1), &[&value(1)], 1).unwrap_err();
+    assert!(reopen(&cache.storage.killed(), 3).is_empty());
+    assert_eq!(cache.free.len(), 3, "its slab is free again");
+}
+
+#[test]
+fn slab_that_cannot_be_buried_is_out_of_use_until_the_next_opening() {
+    let mut cache = cache(2);
+    let write = cache.storage.n_writes() + 1;
+    cache.storage.set_fault(Some(Fault { write, torn_at: 64, is_last: true }));
+    cache.write(Key(1), &[&value(1)], 1).unwrap_err();
+    assert_eq!(cache.free.len(), 1);
+    cache.storage.set_fault(None);
+    let mut cache = reopen(&cache.storage.killed(), 2);
+    assert_eq!(cache.read(Key(1)).unwrap().bytes, value(1), "not acknowledged, but whole");
+    assert_eq!(cache.free.len(), 1);
+}
+
+/// Goal: damage is found, and never costs more than the latest copy.
+/// Method: flip every bit of every copy, stamp and record, one at a time; read at once, and after
+/// reopening.
+#[test]
+fn every_flipped_bit_is_noticed_at_the_next_read() {
+    let mut start = cache(2);
+    start.write(Key(1), &[&value(1)], 1).unwrap();
+    start.write(Key(1), &[&value(2)], 2).unwrap();
+    start.write(Key(2), &[&value(3)], 3).unwrap();
+    let layout = start.layout;
+    let one = start.entries[&Key(1)].next;
+    let two = start.entries[&Key(2)].next;
+    for place in [one, one.other(), two, two.other()] {
+        for (offset, n_bytes) in [(layout.stamp(place), 64), (layout.record(place), RECORD_BYTES)] {
+            for bit in 0..n_bytes * 8 {
+                let mut storage = start.storage.killed();
+                let byte = usize::try_from(offset).unwrap() + bit / 8;
+                storage.bytes_mut()[byte] ^= 1 << (bit % 8);
+                let mut cache = reopen(&storage, 2);
+                let record = cache.read(Key(1)).unwrap();
+                if record.bytes != value(2) {
+                    assert_eq!(record.bytes, value(1), "bit {bit} of {place:?}");
+                    assert!(record.info.rolled_back, "bit {bit} of {place:?}");
+                    assert_eq!(place, one.other(), "damage to its latest copy");
+                }
+                match cache.read(Key(2)) {
+                    Ok(record) => assert_eq!(record.bytes, value(3), "bit {bit} of {place:?}"),
+                    Err(_) => assert_eq!(place, two.other(), "the only copy of key 2"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn damage_while_open_brings_back_the_copy_before() {
+    let mut cache = cache(1);
+    cache.write(Key(1), &[&value(1)], 1).unwrap();
+    cache.write(Key(1), &[&value(2)], 2).unwrap();
+    let latest = cache.entries[&Key(1)].next.other();
+    damage(&mut cache, latest);
+    let record = cache.read(Key(1)).unwrap();
+    assert_eq!(record.bytes, value(1));
+    assert!(record.info.rolled_back);
+
+    // The next write replaces the damaged copy, not the one just read.
+    let write = cache.storage.n_writes();
+    cache.storage.set_fault(Some(Fault { write, torn_at: 3, is_last: false }));
+    cache.write(Key(1), &[&value(3)], 3).unwrap_err();
+    assert_eq!(cache.read(Key(1)).unwrap().bytes, value(1));
+    damage(&mut cache, latest.other());
+    assert!(matches!(cache.read(Key(1)), Err(ReadError::Damaged { key: Key(1) })));
+}
+
+#[test]
+fn recovery_counts_what_it_found() {
+    let mut cache = cache(3);
+    for (key, version) in [(1, 1), (1, 2), (2, 3)] {
+        cache.write(Key(key), &[&value(version)], 1).unwrap();
+    }
+    for key in [1, 2] {
+        let latest = cache.entries[&Key(key)].next.other();
+        damage(&mut cache, latest);
+    }
+    let cache = reopen(&cache.storage.killed(), 3);
+    let expected = Recovery { records: 1, rolled_back: 1, lost: 1, superseded: 0 };
+    assert_eq!(cache.recovery(), expected);
+}
+
+/// Flips a bit of the record at `place`.
+fn damage(cache: &mut StateCache<FaultyStorage>, place: crate::layout::Place) {
+    let offset = usize::try_from(cache.layout.record(place)).unwrap();
+    cache.storage.bytes_mut()[offset + 7] ^= 1;
+}
+
+/// Everything one can see of a cache: key, last use and bytes of every record.
+fn contents(cache: &mut StateCache<FaultyStorage>) -> Vec<(Key, u64, Vec<u8>)> {
+    let mut keys: Vec<_> = cache.records().map(|info| (info.key, info.used_at)).collect();
+    keys.sort_unstable();
+    keys.into_iter()
+        .map(|(key, used_at)| (key, used_at, cache.read(key).unwrap().bytes.to_vec()))
+        .collect()
+}
+
+fn value(version: u8) -> [u8; RECORD_BYTES] {
+    [version; RECORD_BYTES]
+}
+
+fn cache(records_max: u32) -> StateCache<FaultyStorage> {
+    reopen(&FaultyStorage::default(), records_max)
+}
+
+fn reopen(storage: &FaultyStorage, records_max: u32) -> StateCache<FaultyStorage> {
+    let fingerprint = Fingerprint([3; 32]);
+    let config = Config { record_bytes: RECORD_BYTES as u64, records_max, fingerprint };
+    StateCache::open_on(storage.killed(), config).unwrap()
+}

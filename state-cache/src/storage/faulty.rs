@@ -14,6 +14,7 @@ pub struct FaultyStorage {
     unflushed: Vec<Write>,
     n_writes: u64,
     fault: Option<Fault>,
+    n_failed: u64,
 }
 
 /// What goes wrong, and when.
@@ -47,6 +48,11 @@ impl FaultyStorage {
     /// Number of writes asked for so far.
     pub fn n_writes(&self) -> u64 {
         self.n_writes
+    }
+
+    /// Number of writes that failed so far.
+    pub fn n_failed(&self) -> u64 {
+        self.n_failed
     }
 
     /// The bytes, to damage them behind the back of the cache.
@@ -104,10 +110,11 @@ impl Storage for FaultyStorage {
         let bytes = &bytes[..n_written.unwrap_or(bytes.len())];
         self.bytes[offset..][..bytes.len()].copy_from_slice(bytes);
         self.unflushed.push(Write { offset, bytes: bytes.to_vec() });
-        match n_written {
-            Some(_) => Err(io::Error::other("scripted fault")),
-            None => Ok(()),
+        if n_written.is_some() {
+            self.n_failed += 1;
+            return Err(io::Error::other("scripted fault"));
         }
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
