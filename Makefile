@@ -1,0 +1,36 @@
+# Aerie from a fresh machine: Rust, Python 3 with pip, make and a C++ compiler are all it takes.
+# Everything else comes from package registries, into .deps/ and target/.
+
+.PHONY: help demo build test lint bench python clean-deps
+
+help: ## what you are reading
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+demo: build ## serve the bundled model and stream a tale from it over QUIC (no libtorch)
+	@clients/demo.sh
+
+build: .deps/onnxruntime ## the server and the client, optimised
+	cargo build --release -p aerie-serve -p aerie-client
+
+test: .deps/onnxruntime .deps/libtorch python ## every test there is
+	cargo build --workspace --all-targets
+	cargo test --workspace
+
+lint: .deps/libtorch ## formatting and clippy, warnings being errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+bench: .deps/onnxruntime ## kernels beside the memory bandwidth measured in the same run
+	cargo bench -p aerie-ops -p aerie-state-cache
+
+python: ## what the tests run Aerie against: onnxruntime, grpcio, aioquic
+	@tests/setup/python.sh
+
+.deps/onnxruntime: ops/setup/onnxruntime.sh
+	@ops/setup/onnxruntime.sh && touch $@
+
+.deps/libtorch: export/setup/libtorch.sh
+	@export/setup/libtorch.sh && touch $@
+
+clean-deps: ## remove what was fetched
+	rm -rf .deps
