@@ -122,8 +122,9 @@ impl Identity {
 fn generate(names: &[String], certificate: &Path, key: &Path) -> Result<(), TlsError> {
     let loopback = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
     let names = [loopback.as_slice(), names].concat();
-    let CertifiedKey::<KeyPair> { cert, signing_key } = rcgen::generate_simple_self_signed(names)
-        .map_err(|source| TlsError::Generate { source })?;
+    let CertifiedKey::<KeyPair> { cert, signing_key } =
+        rcgen::generate_simple_self_signed(names)
+            .map_err(|source| TlsError::Generate { source })?;
     let dir = key.parent().expect("both lie in the tls directory");
     fs::create_dir_all(dir).map_err(|source| TlsError::Io { path: dir.to_owned(), source })?;
     write(key, &signing_key.serialize_pem(), 0o600)?;
@@ -141,8 +142,12 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), TlsError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(error)),
         _ => {}
     }
-    let mut file =
-        fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&new).map_err(io_error)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&new)
+        .map_err(io_error)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io_error)?;
     fs::rename(&new, path).map_err(io_error)
 }

@@ -11,7 +11,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tracing::error;
+use tracing::{error, info};
 
 use super::metrics::CONTENT_TYPE;
 use crate::{
@@ -39,6 +39,7 @@ pub async fn listen(
 ) -> io::Result<Listener> {
     let listener = TcpListener::bind(config.listen).await?;
     let addr = listener.local_addr()?;
+    info!(address = %format_args!("http://{addr}"), "listening");
     let stopped = async move {
         // An error means that nobody is left to tell.
         let _ = shutdown.wait_for(|stop| *stop).await;

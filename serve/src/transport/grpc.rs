@@ -23,7 +23,7 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, pb::FILE_DESCRIPTOR_SET as HEALTH, server::HealthReporter};
 use tonic_types::{ErrorDetails, StatusExt};
-use tracing::error;
+use tracing::{error, info};
 
 use super::{
     call::Call,
@@ -61,6 +61,7 @@ pub struct Config {
 pub async fn listen(config: &Config, service: Service, shutdown: Shutdown) -> io::Result<Listener> {
     let listener = TcpListener::bind(config.listen).await?;
     let addr = listener.local_addr()?;
+    info!(address = %format_args!("grpc://{addr}"), "listening");
     let (health, health_server) = tonic_health::server::health_reporter();
     report(&health, ServingStatus::NotServing).await;
     let reflection = || {
@@ -235,12 +236,7 @@ async fn report(health: &HealthReporter, status: ServingStatus) {
 
 /// Names whose health is reported; the empty one stands for the whole server.
 fn reported() -> [&'static str; 4] {
-    [
-        "",
-        InferenceServer::<Front>::NAME,
-        SessionsServer::<Front>::NAME,
-        ModelsServer::<Front>::NAME,
-    ]
+    ["", InferenceServer::<Front>::NAME, SessionsServer::<Front>::NAME, ModelsServer::<Front>::NAME]
 }
 
 impl Default for Config {

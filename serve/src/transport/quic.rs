@@ -19,15 +19,15 @@ use aerie_proto::{
     v1::{self, call, call_response, generate_response},
 };
 use quinn::{
-    Endpoint, IdleTimeout, Incoming, RecvStream, SendStream, ServerConfig,
-    TransportConfig, VarInt, WriteError,
+    Endpoint, IdleTimeout, Incoming, RecvStream, SendStream, ServerConfig, TransportConfig, VarInt,
+    WriteError,
     crypto::rustls::{NoInitialCipherSuite, QuicServerConfig},
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{io::ReadBuf, task::JoinSet};
 use tokio_stream::{Stream, StreamExt, iter};
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::{
     call::Call,
@@ -103,6 +103,7 @@ pub fn listen(
     let bind_error = |source| BindError::Bind { listen: config.listen, source };
     let endpoint = Endpoint::server(server, config.listen).map_err(bind_error)?;
     let addr = endpoint.local_addr().map_err(bind_error)?;
+    info!(address = %format_args!("quic://{addr}"), fingerprint = %identity.fingerprint(), "listening");
     let connections_max = config.connections_max as usize;
     let task = tokio::spawn(serve(endpoint, connections_max, Context { service, shutdown }));
     Ok(Listener { addr, task })

@@ -1,0 +1,60 @@
+use std::fs;
+
+use clap::{CommandFactory as _, Parser as _};
+use expect_test::expect_file;
+
+use super::Args;
+use crate::config::Config;
+
+#[test]
+fn help_is_as_recorded() {
+    let help = Args::command().term_width(100).render_long_help().to_string();
+    expect_file!["help.txt"].assert_eq(&help);
+}
+
+#[test]
+fn flags_win_over_the_file_and_the_file_over_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("aerie.toml");
+    fs::write(&file, "models = ['a', 'b']\n[admission]\nrequests_max = 7\nretry_after_ms = 8\n")
+        .unwrap();
+    let file = file.to_str().unwrap();
+    let config = parse(&["--config", file, "--requests-max", "9", "--device", "cpu:1-2"]).unwrap();
+    assert_eq!(config.models.len(), 2);
+    assert_eq!(config.admission.requests_max, 9);
+    assert_eq!(config.admission.retry_after_ms, 8);
+    assert_eq!(config.devices[0].to_string(), "cpu:1-2");
+    assert_eq!(config.pipe, Config::default().pipe);
+}
+
+#[test]
+fn settings_that_contradict_each_other_are_named() {
+    check(
+        &["--lanes-max", "8", "--step-tokens-max", "8"],
+        "scheduler.step_tokens_max = 8 leaves prompts no room beside scheduler.lanes_max = 8 \
+         streams; it must be more",
+    );
+    check(&["--lanes-max", "0"], "scheduler.lanes_max = 0: no generation could run");
+    check(
+        &["--requests-max", "0"],
+        "admission.requests_max = 0: every generation would be refused",
+    );
+}
+
+#[test]
+fn half_a_certificate_and_odd_devices_are_refused_by_the_parser() {
+    for args in [&["--certificate", "a.pem"][..], &["--device", "tpu"], &["--grpc", "localhost"]] {
+        let all = ["aerie-serve"].iter().chain(args);
+        let error = Args::try_parse_from(all).unwrap_err().to_string();
+        assert!(error.contains(args[0]), "{error:?} lacks {:?}", args[0]);
+    }
+}
+
+#[track_caller]
+fn check(args: &[&str], expected: &str) {
+    assert_eq!(parse(args).unwrap_err().to_string(), expected);
+}
+
+fn parse(args: &[&str]) -> anyhow::Result<Config> {
+    Args::try_parse_from(["aerie-serve"].iter().chain(args)).unwrap().config()
+}
