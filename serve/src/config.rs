@@ -12,7 +12,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    admission, device::DeviceSpec, pipe, request, scheduler, sessions, telemetry::http, tls,
+    admission,
+    device::DeviceSpec,
+    pipe, request, scheduler, sessions,
+    telemetry::http,
+    tls,
     transport::{grpc, quic},
 };
 

@@ -8,6 +8,7 @@ mod tests;
 
 use std::{collections::HashMap, fmt};
 
+use aerie_state_cache::Lease;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
@@ -43,6 +44,8 @@ pub struct Session {
     pub active: bool,
     /// Where in the device its state is, if it is there.
     pub lane: Option<LaneTicket>,
+    /// The right to write its record; held while a generation runs or parking has failed.
+    pub lease: Option<Lease>,
     /// Whether the state cache has a record of exactly this decoder and state.
     pub recorded: bool,
     /// In the clock of the state cache; see [`crate::worker::Clock`].
@@ -181,13 +184,18 @@ impl Session {
     /// A session without a past.
     pub fn new(keep: bool, used_at: u64) -> Self {
         let decoder = Decoder::default();
-        Self { decoder, keep, active: false, lane: None, recorded: false, used_at }
+        Self { decoder, keep, active: false, lane: None, lease: None, recorded: false, used_at }
+    }
+
+    /// Whether its state would be lost with its lane.
+    pub fn needs_record(&self) -> bool {
+        !self.recorded && 0 < self.decoder.computed() && self.lane.is_some()
     }
 
     /// A session whose record was found in the state cache.
     pub fn parked(snapshot: &Snapshot, used_at: u64) -> Self {
         let &Snapshot { decoder, keep, .. } = snapshot;
-        Self { decoder, keep, active: false, lane: None, recorded: true, used_at }
+        Self { decoder, keep, active: false, lane: None, lease: None, recorded: true, used_at }
     }
 }
 
