@@ -1,0 +1,8 @@
+//! All tests that see more than one crate, in one binary.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod architecture;
+mod eager;
+mod kernels;
+mod python;
