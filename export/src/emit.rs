@@ -98,6 +98,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// A model that can be emitted.
+#[derive(Debug)]
 pub struct Source {
     pub config: ModelConfig,
     pub weights: Box<dyn Weights>,

@@ -1,1 +1,13 @@
-//! Placeholder.
+//! Trains the models that Aerie serves, and writes them as bundles. The program `aerie-export` is
+//! this library behind a command line.
+
+pub mod checkpoint;
+pub mod cli;
+pub mod data;
+pub mod emit;
+pub mod inspect;
+pub mod onnx;
+pub mod plot;
+#[cfg(feature = "torch")]
+pub mod torch;
+pub mod verify;

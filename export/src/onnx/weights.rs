@@ -23,7 +23,7 @@ use thiserror::Error;
 use crate::onnx::proto::{self, DataType};
 
 /// A source of parameters.
-pub trait Weights {
+pub trait Weights: std::fmt::Debug {
     /// The elements of the parameter called `name`, row-major.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod eval;
 pub mod log;
 pub mod parameters;
+pub mod reference;
 pub mod sample;
 pub mod shim;
 pub mod train;
