@@ -1,1 +1,78 @@
+use super::*;
 
+/// Goal: the stated bounds.
+/// Method: a sweep against f64, denser than the reduction's steps and off its grid.
+#[test]
+fn exponentials_keep_their_bounds_against_f64() {
+    let (mut worst_exp, mut worst_expm1) = (0f64, 0f64);
+    for x in sweep(-87.0, 88.0, 400_000).chain(sweep(-1.0, 1.0, 400_000)).chain(tiny()) {
+        let Exp { exp, expm1 } = exp_pair(x);
+        worst_exp = worst_exp.max(relative(exp, f64::from(x).exp()));
+        worst_expm1 = worst_expm1.max(relative(expm1, f64::from(x).exp_m1()));
+    }
+    assert!(worst_exp < 2e-7, "exp is off by {worst_exp:e}");
+    assert!(worst_expm1 < 3e-7, "expm1 is off by {worst_expm1:e}");
+}
+
+#[test]
+fn sigmoid_keeps_its_bound_against_f64() {
+    let exact = |x: f32| 1.0 / (1.0 + (-f64::from(x)).exp());
+    let worst = sweep(-87.0, 87.0, 400_000).map(|x| relative(sigmoid(x), exact(x)));
+    let worst = worst.fold(0.0, f64::max);
+    assert!(worst < 3e-7, "sigmoid is off by {worst:e}");
+}
+
+#[test]
+fn beyond_their_range_functions_stay_at_its_end() {
+    assert_eq!(exp_pair(f32::NEG_INFINITY).exp, exp_pair(-87.0).exp);
+    assert_eq!(exp_pair(f32::INFINITY).exp, exp_pair(88.0).exp);
+    assert_eq!(exp_pair(f32::NEG_INFINITY).expm1, -1.0);
+    assert_eq!(sigmoid(f32::INFINITY), 1.0);
+    assert!(sigmoid(f32::NEG_INFINITY) < 1e-37);
+    assert_eq!((exp_pair(0.0).exp, exp_pair(0.0).expm1), (1.0, 0.0));
+}
+
+#[test]
+fn nan_is_not_hidden() {
+    assert!(exp_pair(f32::NAN).exp.is_nan());
+    assert!(exp_pair(f32::NAN).expm1.is_nan());
+    assert!(sigmoid(f32::NAN).is_nan());
+}
+
+#[test]
+fn softplus_neither_overflows_nor_cancels() {
+    for (p, expected) in [
+        (-30.0, 9.357_622_968_839_737e-14),
+        (-12.0, 6.144_193_477_725_17e-6),
+        (0.0, std::f64::consts::LN_2),
+        (30.0, 30.000_000_000_000_092),
+        (800.0, 800.0),
+        (-800.0, 0.0),
+    ] {
+        let found = softplus(p);
+        let off = (found - expected).abs();
+        assert!(off <= 4.0 * f64::EPSILON * expected, "softplus({p}) is {found:e}");
+    }
+}
+
+#[test]
+fn fold_adds_halves_first() {
+    let mut partials = [0.0; PARTIALS];
+    (partials[0], partials[8], partials[4]) = (1e8, 1.0, -1e8);
+    // 1e8 + 1 rounds to 1e8 before -1e8 joins it.
+    assert_eq!(fold(partials), 0.0);
+    (partials[8], partials[4]) = (-1e8, 1.0);
+    assert_eq!(fold(partials), 1.0);
+}
+
+fn sweep(from: f32, to: f32, steps: u32) -> impl Iterator<Item = f32> {
+    (0..=steps).map(move |step| from + (to - from) * (step as f32 / steps as f32))
+}
+
+fn tiny() -> impl Iterator<Item = f32> {
+    (1..38).flat_map(|exponent| [10f32.powi(-exponent), -(10f32.powi(-exponent))])
+}
+
+fn relative(found: f32, exact: f64) -> f64 {
+    ((f64::from(found) - exact) / exact).abs()
+}
