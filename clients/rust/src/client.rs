@@ -176,9 +176,7 @@ impl Stream for Generation {
         let event = match response {
             Some(Ok(v1::GenerateResponse { event })) => parse_event(event),
             Some(Err(error)) => Err(error),
-            None => {
-                Err(Error::Interrupted { reason: "the generation is not finished".to_owned() })
-            }
+            None => Err(Error::Interrupted { reason: "the generation is not finished".to_owned() }),
         };
         self.is_over = matches!(event, Ok(Event::Finished(_)) | Err(_));
         Poll::Ready(Some(event))

@@ -102,9 +102,10 @@ impl Connection {
 impl Responses {
     pub(crate) async fn cancel(&mut self) -> Result<(), Error> {
         let cancel = v1::GenerateRequest { message: Some(Message::Cancel(v1::Cancel {})) };
-        self.requests.send(cancel).await.map_err(|_| Error::Interrupted {
-            reason: "the call has ended".to_owned(),
-        })
+        self.requests
+            .send(cancel)
+            .await
+            .map_err(|_| Error::Interrupted { reason: "the call has ended".to_owned() })
     }
 }
 

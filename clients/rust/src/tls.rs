@@ -67,9 +67,9 @@ impl Trust {
             Self::Fingerprint(fingerprint) => builder
                 .dangerous()
                 .with_custom_certificate_verifier(Pinned::new(Some(*fingerprint), provider)),
-            Self::Insecure => builder
-                .dangerous()
-                .with_custom_certificate_verifier(Pinned::new(None, provider)),
+            Self::Insecure => {
+                builder.dangerous().with_custom_certificate_verifier(Pinned::new(None, provider))
+            }
         };
         let mut config = builder.with_no_client_auth();
         config.alpn_protocols = vec![alpn.to_vec()];
