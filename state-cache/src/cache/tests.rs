@@ -1,8 +1,10 @@
 mod model;
 
+use std::mem;
+
 use super::{Key, LeaseError, Leased, ReadError, RemoveError, StateCache, TouchError, WriteError};
 use crate::{
-    layout::{Config, Fingerprint},
+    layout::{Config, Fingerprint, Place, SlabId},
     recovery::Recovery,
     storage::faulty::{Fault, FaultyStorage},
 };
@@ -272,6 +274,50 @@ fn damage_while_open_brings_back_the_copy_before() {
 }
 
 #[test]
+fn damage_to_a_leased_record_brings_back_the_copy_before_and_keeps_the_lease() {
+    let mut cache = cache(1);
+    cache.write(Key(1), &[&value(1)], 1).unwrap();
+    cache.write(Key(1), &[&value(2)], 2).unwrap();
+    let lease = cache.lease(Key(1)).unwrap().lease;
+    let latest = cache.entries[&Key(1)].next.other();
+    damage(&mut cache, latest);
+    assert_eq!(cache.read(Key(1)).unwrap().bytes, value(1));
+    assert!(matches!(cache.lease(Key(2)), Err(LeaseError::Full { .. })));
+    cache.release(lease).unwrap();
+    assert_eq!(cache.lease(Key(2)).unwrap().evicted, Some(Key(1)));
+}
+
+/// A loss of power can lose the tombstone of an evicted record and keep its successor, so that the
+/// two planes of a slab hold records of two keys.
+#[test]
+fn damage_does_not_bring_back_a_record_of_another_key() {
+    let mut cache = cache(1);
+    cache.write(Key(1), &[&value(1)], 1).unwrap();
+    cache.write(Key(1), &[&value(2)], 2).unwrap();
+    cache.flush().unwrap();
+    cache.write(Key(2), &[&value(3)], 3).unwrap();
+    let mut is_tombstone = true;
+    let storage = cache.storage.powerless(|n_bytes| {
+        let n_lost = if mem::take(&mut is_tombstone) { n_bytes } else { 0 };
+        n_lost..n_bytes
+    });
+    let mut cache = reopen(&storage, 1);
+    assert_eq!(cache.read(Key(2)).unwrap().bytes, value(3));
+    let latest = cache.entries[&Key(2)].next.other();
+    damage(&mut cache, latest);
+    assert!(matches!(cache.read(Key(2)), Err(ReadError::Damaged { key: Key(2) })));
+}
+
+#[test]
+fn lowest_slabs_are_taken_first() {
+    let mut cache = cache(100);
+    for key in 0..3 {
+        cache.write(Key(key.into()), &[&value(1)], 1).unwrap();
+        assert_eq!(cache.entries[&Key(key.into())].next.slab, SlabId(key));
+    }
+}
+
+#[test]
 fn recovery_counts_what_it_found() {
     let mut cache = cache(3);
     for (key, version) in [(1, 1), (1, 2), (2, 3)] {
@@ -287,7 +333,7 @@ fn recovery_counts_what_it_found() {
 }
 
 /// Flips a bit of the record at `place`.
-fn damage(cache: &mut StateCache<FaultyStorage>, place: crate::layout::Place) {
+fn damage(cache: &mut StateCache<FaultyStorage>, place: Place) {
     let offset = usize::try_from(cache.layout.record(place)).unwrap();
     cache.storage.bytes_mut()[offset + 7] ^= 1;
 }

@@ -1,4 +1,4 @@
-use std::fs;
+use std::{fs, mem};
 
 use expect_test::{Expect, expect};
 use tempfile::TempDir;
@@ -78,6 +78,20 @@ fn making_a_file_can_be_cut_short_at_every_byte() {
             .unwrap_or_else(|error| panic!("torn at {torn_at}: {error}"));
         assert!(cache.is_empty());
     }
+}
+
+#[test]
+fn new_file_survives_a_loss_of_power_whatever_becomes_of_its_records() {
+    let mut cache = StateCache::open_on(FaultyStorage::default(), CONFIG).unwrap();
+    cache.write(Key(1), &[&[1; 100]], 1).unwrap();
+    cache.write(Key(2), &[&[2; 100]], 1).unwrap();
+    let mut is_first = true;
+    let storage = cache.into_storage().powerless(|n_bytes| {
+        let n_survive = if mem::take(&mut is_first) { 0 } else { n_bytes };
+        0..n_survive
+    });
+    let cache = StateCache::open_on(storage, CONFIG).unwrap();
+    assert_eq!(cache.recovery(), Recovery { records: 1, lost: 1, ..Recovery::default() });
 }
 
 #[test]
