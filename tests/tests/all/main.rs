@@ -4,5 +4,6 @@
 
 mod architecture;
 mod eager;
+mod end_to_end;
 mod kernels;
 mod python;

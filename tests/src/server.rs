@@ -1,0 +1,183 @@
+//! A server of its own for a test: the real program, started, asked, stopped and killed.
+//!
+//! What is spawned is what users run, so these are the only tests that wait for the clock.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::Duration,
+};
+
+use aerie_client::{Client, Trust};
+use tempfile::TempDir;
+
+/// How long a program may take to start or stop, in steps of [`POLL`]; a machine under load is slow.
+const POLLS_MAX: u32 = 1200;
+const POLL: Duration = Duration::from_millis(50);
+
+/// A server on free ports with a folder of its own.
+#[derive(Debug)]
+pub struct Server {
+    bundle: PathBuf,
+    flags: Vec<String>,
+    folder: TempDir,
+    process: Child,
+    addresses: Vec<String>,
+}
+
+/// What carries the messages.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Wire {
+    Grpc,
+    Quic,
+}
+
+impl Server {
+    /// Starts a server of `bundle` and waits until it is ready.
+    pub fn start(bundle: &Path, flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let flags: Vec<_> = flags.iter().map(|it| (*it).to_owned()).collect();
+        let process = spawn(bundle, &flags, folder.path());
+        let mut server =
+            Self { bundle: bundle.to_owned(), flags, folder, process, addresses: Vec::new() };
+        server.await_ready();
+        server
+    }
+
+    /// Connects a client over `wire`.
+    pub async fn client(&self, wire: Wire) -> Client {
+        let trust = Trust::Certificate(self.folder.path().join("data/certificate.pem"));
+        Client::connect(self.address(wire.scheme()), &trust).await.expect("the server is ready")
+    }
+
+    /// The address with `scheme`, as in `quic://127.0.0.1:40000`.
+    pub fn address(&self, scheme: &str) -> &str {
+        let found = self.addresses.iter().find(|it| it.starts_with(&format!("{scheme}://")));
+        found.unwrap_or_else(|| panic!("no {scheme} address in {:?}", self.addresses))
+    }
+
+    /// Where the certificate, the sessions and the log of the server are.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Resident memory of the process in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/statm", self.process.id());
+        let statm = fs::read_to_string(path).expect("the server runs");
+        let pages: u64 = statm.split(' ').nth(1).and_then(|it| it.parse().ok()).expect("statm");
+        pages * 4096
+    }
+
+    /// `kill -9`, and a new process on the same folder.
+    pub fn kill_and_restart(&mut self) {
+        self.process.kill().expect("the server runs");
+        self.process.wait().expect("the server is our child");
+        self.restart();
+    }
+
+    /// SIGTERM, and what the process says when it is gone.
+    pub fn terminate(&mut self) -> ExitStatus {
+        let pid = self.process.id().to_string();
+        let killed = Command::new("kill").args(["-TERM", &pid]).status().expect("kill is there");
+        assert!(killed.success(), "kill -TERM {pid}: {killed}");
+        for _ in 0..POLLS_MAX {
+            if let Some(status) = self.process.try_wait().expect("the server is our child") {
+                return status;
+            }
+            thread::sleep(POLL);
+        }
+        panic!("the server did not stop:\n{}", self.log());
+    }
+
+    /// A new process on the same folder, after [`Server::terminate`].
+    pub fn restart(&mut self) {
+        fs::remove_file(self.addresses_path()).expect("the server wrote its addresses");
+        self.process = spawn(&self.bundle, &self.flags, self.folder.path());
+        self.await_ready();
+    }
+
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn addresses_path(&self) -> PathBuf {
+        self.folder.path().join("addresses")
+    }
+
+    fn await_ready(&mut self) {
+        for _ in 0..POLLS_MAX {
+            let text = fs::read_to_string(self.addresses_path()).unwrap_or_default();
+            self.addresses = text.lines().map(str::to_owned).collect();
+            if 3 <= self.addresses.len() && text.ends_with('\n') {
+                return;
+            }
+            if let Some(status) = self.process.try_wait().expect("the server is our child") {
+                panic!("the server ended with {status}:\n{}", self.log());
+            }
+            thread::sleep(POLL);
+        }
+        panic!("the server was not ready in time:\n{}", self.log());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Gone already, if the test terminated it.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Wire {
+    pub const BOTH: [Self; 2] = [Self::Grpc, Self::Quic];
+
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Quic => "quic",
+        }
+    }
+}
+
+/// The program `name` of this workspace, built beside the running test.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test is a program");
+    let path = test.ancestors().nth(2).expect("tests are in target/<profile>/deps").join(name);
+    assert!(path.exists(), "{} is missing: `make test` builds it", path.display());
+    path
+}
+
+/// A bundle of the `tiny` preset with random weights, emitted into `folder`.
+pub fn tiny_bundle(folder: &Path) -> PathBuf {
+    let bundle = folder.join("tiny");
+    let output = Command::new(program("aerie-export"))
+        .args(["emit", "--random", "tiny", "--seed", "1", "--name", "tiny", "--out"])
+        .arg(&bundle)
+        .output()
+        .expect("aerie-export runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    bundle
+}
+
+fn spawn(bundle: &Path, flags: &[String], folder: &Path) -> Child {
+    let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
+    let log = log.expect("the folder is ours");
+    Command::new(program("aerie-serve"))
+        .arg("--model")
+        .arg(bundle)
+        .arg("--data")
+        .arg(folder.join("data"))
+        .arg("--addresses")
+        .arg(folder.join("addresses"))
+        .args(["--grpc", "127.0.0.1:0", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+        .args(flags)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .expect("aerie-serve can be run")
+}
