@@ -47,7 +47,11 @@ pub struct Config {
 pub enum PipeEvent {
     Accepted(Accepted),
     /// A token, with the text that it completed.
-    Token { token: u32, position: u64, text: Piece },
+    Token {
+        token: u32,
+        position: u64,
+        text: Piece,
+    },
     /// More of the text that the last token completed.
     Text(Piece),
     Finished(Finished),

@@ -148,7 +148,10 @@ fn at_most(field: &'static str, unit: &str, found: usize, max: u32) -> Result<()
     if found <= max as usize {
         return Ok(());
     }
-    Err(Reject::Invalid { field, problem: format!("has {found} {unit}; at most {max} are allowed") })
+    Err(Reject::Invalid {
+        field,
+        problem: format!("has {found} {unit}; at most {max} are allowed"),
+    })
 }
 
 fn invalid(field: &'static str, problem: &str) -> Reject {

@@ -104,11 +104,10 @@ impl<S: Storage> Residency<S> {
         let records: Vec<_> = self.cache.records().collect();
         for info in records {
             let id = SessionId(info.key.0);
-            let snapshot = self
-                .cache
-                .read(info.key)
-                .map_err(SeatError::from)
-                .and_then(|record| Ok(Snapshot::decode(block(record.bytes), &self.fingerprint)?));
+            let snapshot =
+                self.cache.read(info.key).map_err(SeatError::from).and_then(|record| {
+                    Ok(Snapshot::decode(block(record.bytes), &self.fingerprint)?)
+                });
             match snapshot {
                 Ok(snapshot) if snapshot.keep => {
                     sessions.insert(id, Session::parked(&snapshot, info.used_at));

@@ -95,11 +95,17 @@ impl WorkerHandle {
 }
 
 impl Router {
-    /// A router to `workers`, which have told of their sessions by notices already.
+    /// A router to `workers`, whose sessions it does not know yet.
     pub fn new(workers: Vec<WorkerHandle>) -> Self {
         let n_sessions = vec![0; workers.len()];
         let directory = Directory { entries: HashMap::new(), n_sessions };
         Self { workers, directory: Mutex::new(directory) }
+    }
+
+    /// Notes the sessions that a worker has recovered.
+    pub fn adopt(&self, worker: WorkerId, notices: Vec<Notice>) {
+        let mut directory = self.directory();
+        notices.into_iter().for_each(|notice| directory.apply(worker, notice));
     }
 
     /// The workers, in the order of their ids.

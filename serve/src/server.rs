@@ -3,21 +3,54 @@
 //! A transport is a function from its part of the configuration and a [`Service`] to a
 //! [`Listener`]; it stops accepting and winds up its calls when its [`Shutdown`] says so.
 
-use std::{net::SocketAddr, path::PathBuf};
+mod caches;
+pub(crate) mod workers;
 
-use aerie_models::BundleError;
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use aerie_models::{BundleError, Manifest, bundle::TOKENIZER_FILE, census};
+use aerie_state_cache::OpenError;
 use thiserror::Error;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, spawn_blocking},
+    time::timeout,
+};
+use tracing::{info, warn};
 
-use crate::{config::Config, service::Service, text::TokenizerError};
+use self::workers::{Crew, Post};
+use crate::{
+    admission::Admission,
+    config::Config,
+    device::ort::{LoadError, OrtDevice, Runtime},
+    router::Router,
+    service::{Hosted, Parts, Readiness, Service},
+    telemetry::{http, metrics::Metrics},
+    text::{Tokenizer, TokenizerError},
+    tls::{Identity, TlsError},
+    transport::{grpc, quic},
+    worker::Clock,
+};
 
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
     service: Service,
+    crew: Crew,
+    drain_grace: Duration,
     grpc: Listener,
     quic: Listener,
     http: Listener,
+    /// For the transports that carry generations.
+    stop_calls: watch::Sender<bool>,
+    /// For the one that tells of the drain, and so outlasts it.
+    stop_http: watch::Sender<bool>,
 }
 
 /// A transport that runs: where it listens, and the task that ends once it has shut down.
@@ -35,17 +68,38 @@ pub type Shutdown = watch::Receiver<bool>;
 pub enum StartError {
     #[error("no model is given; name a bundle with --model DIR")]
     NoModel,
+    #[error("no device is given; name one with --device")]
+    NoDevice,
     #[error("bundle {}: {source}", path.display())]
     Bundle { path: PathBuf, source: BundleError },
     #[error("bundle {}: {source}", path.display())]
     Tokenizer { path: PathBuf, source: TokenizerError },
     #[error("two bundles have the name {name:?}")]
     DuplicateModel { name: String },
-    #[error("{what} on {addr}: {source}")]
-    Listen { what: &'static str, addr: SocketAddr, source: std::io::Error },
-    #[error("{0}")]
-    Tls(String),
+    #[error("device {device} is given twice")]
+    DuplicateDevice { device: String },
+    #[error(transparent)]
+    Runtime(LoadError),
+    #[error("model {model:?} on {device}: {source}")]
+    Load { model: String, device: String, source: LoadError },
+    #[error("the worker of {model:?} on {device} ended while it started")]
+    WorkerEnded { model: String, device: String },
+    #[error("{}: {source}", path.display())]
+    Cache { path: PathBuf, source: OpenError },
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("grpc.listen = {listen}: {source}")]
+    Grpc { listen: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Quic(#[from] quic::BindError),
+    #[error("http.listen = {listen}: {source}")]
+    Http { listen: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
+
+/// What transports get, once all workers have drained, to send their last messages.
+const WIND_UP_MAX: Duration = Duration::from_secs(2);
 
 impl Server {
     /// Loads the bundles, recovers sessions, spawns workers and listeners.
@@ -53,8 +107,47 @@ impl Server {
     /// # Errors
     /// See [`StartError`]; what had been started is stopped again.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let _ = config;
-        Err(StartError::NoModel)
+        check_lists(&config)?;
+        let bundles = blocking({
+            let dirs = config.models.clone();
+            move || dirs.iter().map(|dir| open_bundle(dir)).collect::<Result<Vec<_>, _>>()
+        })
+        .await?;
+        for (i, (bundle, _)) in bundles.iter().enumerate() {
+            if bundles[..i].iter().any(|(other, _)| other.name == bundle.name) {
+                return Err(StartError::DuplicateModel { name: bundle.name.clone() });
+            }
+        }
+        let (readiness, _) = watch::channel(Readiness::Starting);
+        let (metrics, clock) = (Metrics::new(), Clock::start());
+        let (crew, router) =
+            start_workers(&config, &bundles, &metrics, clock, readiness.clone()).await?;
+        let service = Service::new(Parts {
+            models: bundles.into_iter().map(|(hosted, _)| hosted).collect(),
+            router,
+            admission: Admission::new(config.admission),
+            request: config.request,
+            pipe: config.pipe,
+            metrics,
+            readiness,
+            clock,
+        });
+
+        let (stop_calls, calls) = watch::channel(false);
+        let (stop_http, http) = watch::channel(false);
+        let identity = Identity::open(&config.tls, &config.data_dir)?;
+        let listen = config.http.listen;
+        let http = http::listen(&config.http, service.clone(), http)
+            .await
+            .map_err(|source| StartError::Http { listen, source })?;
+        let listen = config.grpc.listen;
+        let grpc = grpc::listen(&config.grpc, service.clone(), calls.clone())
+            .await
+            .map_err(|source| StartError::Grpc { listen, source })?;
+        let quic = quic::listen(&config.quic, &identity, service.clone(), calls)?;
+        service.set_readiness(Readiness::Ready);
+        let drain_grace = Duration::from_millis(config.drain_grace_ms.into());
+        Ok(Self { service, crew, drain_grace, grpc, quic, http, stop_calls, stop_http })
     }
 
     pub fn grpc_addr(&self) -> SocketAddr {
@@ -74,5 +167,92 @@ impl Server {
     }
 
     /// Stops accepting, lets generations finish or parks their sessions, flushes, joins everything.
-    pub async fn drain(self) {}
+    pub async fn drain(self) {
+        let Self { service, crew, drain_grace, grpc, quic, http, stop_calls, stop_http } = self;
+        service.set_readiness(Readiness::Draining);
+        stop_calls.send_replace(true);
+        crew.drain(&service, drain_grace).await;
+        for (listener, what) in [(grpc, "grpc"), (quic, "quic")] {
+            wind_up(listener, what).await;
+        }
+        stop_http.send_replace(true);
+        wind_up(http, "http").await;
+    }
+}
+
+/// Waits for a listener that was told to stop, but not for clients that do not let go.
+async fn wind_up(mut listener: Listener, what: &'static str) {
+    if timeout(WIND_UP_MAX, &mut listener.task).await.is_err() {
+        warn!(transport = what, "calls were cut off");
+        listener.task.abort();
+    }
+}
+
+fn check_lists(config: &Config) -> Result<(), StartError> {
+    if config.models.is_empty() {
+        return Err(StartError::NoModel);
+    }
+    if config.devices.is_empty() {
+        return Err(StartError::NoDevice);
+    }
+    for (i, device) in config.devices.iter().enumerate() {
+        if config.devices[..i].contains(device) {
+            return Err(StartError::DuplicateDevice { device: device.to_string() });
+        }
+    }
+    Ok(())
+}
+
+/// Reads and verifies a bundle; the graph itself is left to the workers.
+fn open_bundle(dir: &Path) -> Result<(Hosted, PathBuf), StartError> {
+    let op_version = |op: &str| aerie_ops::schema::schema(op).map(|schema| schema.version);
+    let manifest = Manifest::open(dir, op_version)
+        .map_err(|source| StartError::Bundle { path: dir.to_owned(), source })?;
+    let tokenizer_error = |source| StartError::Tokenizer { path: dir.to_owned(), source };
+    let tokenizer = Tokenizer::open(&dir.join(TOKENIZER_FILE)).map_err(tokenizer_error)?;
+    let vocabulary = tokenizer.vocabulary(manifest.model.vocab).map_err(tokenizer_error)?;
+    let hosted = Hosted {
+        name: manifest.name.clone(),
+        fingerprint: manifest.fingerprint(),
+        parameters: census::parameter_total(&manifest.model),
+        tokenizer,
+        vocabulary: Arc::new(vocabulary),
+        manifest,
+    };
+    info!(model = hosted.name, parameters = hosted.parameters, "bundle opened");
+    Ok((hosted, dir.to_owned()))
+}
+
+/// One worker for each model on each device.
+async fn start_workers(
+    config: &Config,
+    bundles: &[(Hosted, PathBuf)],
+    metrics: &Metrics,
+    clock: Clock,
+    readiness: watch::Sender<Readiness>,
+) -> Result<(Crew, Router), StartError> {
+    let runtime = blocking(Runtime::load).await.map_err(StartError::Runtime)?;
+    let mut crew = Crew::new(readiness);
+    for (i, (hosted, dir)) in bundles.iter().enumerate() {
+        let caches = blocking({
+            let key = caches::Owner::new(&config.data_dir, hosted, config.sessions.sessions_max);
+            let devices = config.devices.clone();
+            move || caches::open_all(&key, &devices)
+        })
+        .await?;
+        for (device, cache) in config.devices.iter().zip(caches) {
+            let post = Post::new(i, hosted, device, config, metrics, clock);
+            let (runtime, dir) = (runtime.clone(), dir.clone());
+            let (manifest, spec) = (hosted.manifest.clone(), device.clone());
+            let scheduler = config.scheduler;
+            let load = move || OrtDevice::load(&runtime, &dir, &manifest, &spec, scheduler);
+            crew.hire(post, cache, load).await?;
+        }
+    }
+    Ok(crew.complete())
+}
+
+/// Runs what takes long or reads files away from the threads that serve sockets.
+async fn blocking<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
+    spawn_blocking(f).await.expect("it does not panic, and nobody aborts it")
 }

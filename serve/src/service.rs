@@ -340,8 +340,8 @@ impl Stream for TokenStream {
                     return Poll::Ready(Some(TokenEvent::Delta(delta)));
                 }
                 (Poll::Ready(Some(PipeEvent::Token { token, position, text })), so_far) => {
-                    let mut grown = so_far
-                        .unwrap_or_else(|| v1::Delta { position, ..v1::Delta::default() });
+                    let mut grown =
+                        so_far.unwrap_or_else(|| v1::Delta { position, ..v1::Delta::default() });
                     grown.ids.push(token);
                     grown.text.push_str(text.as_str());
                     delta = Some(grown);

@@ -35,9 +35,14 @@ use crate::{
 #[derive(Debug)]
 pub enum Event {
     Open(Box<Submission>),
-    Delete { id: SessionId, reply: oneshot::Sender<Result<(), Reject>> },
+    Delete {
+        id: SessionId,
+        reply: oneshot::Sender<Result<(), Reject>>,
+    },
     /// Finish what runs until `deadline`, park everything, end.
-    Drain { deadline: Instant },
+    Drain {
+        deadline: Instant,
+    },
 }
 
 /// A generation on its way to a worker.
@@ -211,7 +216,13 @@ impl<S: Storage, D: Device> Worker<S, D> {
             Ok(logits) => {
                 let after = now();
                 self.parts.metrics.step_duration.observe((after - before).as_secs_f64());
-                draw_all(logits, &self.work, &mut self.generations, &mut self.sampler, &self.sessions);
+                draw_all(
+                    logits,
+                    &self.work,
+                    &mut self.generations,
+                    &mut self.sampler,
+                    &self.sessions,
+                );
                 None
             }
             Err(error) => Some(error),
@@ -295,16 +306,15 @@ impl<S: Storage, D: Device> Worker<S, D> {
         }
         let session = self.sessions.get_mut(id).ok_or(Reject::UnknownSession { id })?;
         let result = check_start(id, session, request).and_then(|()| {
-            self.parts
-                .residency
-                .reserve(&mut self.sessions, &mut self.parts.device, id)
-                .map_err(|error| {
+            self.parts.residency.reserve(&mut self.sessions, &mut self.parts.device, id).map_err(
+                |error| {
                     warn!(session = %id, %error, "no record can be reserved");
                     Reject::QueueFull {
                         requests_max: self.parts.requests_max,
                         retry_after: self.parts.retry_after,
                     }
-                })
+                },
+            )
         });
         match result {
             Ok(evicted) => {
@@ -413,9 +423,13 @@ impl<S: Storage, D: Device> Worker<S, D> {
                     generation.failed = Some("the model's output is not finite");
                     continue;
                 }
-                Some(Drawn::Token(token)) => {
-                    generation.deliver(session, token, &mut self.parts.text, &self.parts.metrics, now)
-                }
+                Some(Drawn::Token(token)) => generation.deliver(
+                    session,
+                    token,
+                    &mut self.parts.text,
+                    &self.parts.metrics,
+                    now,
+                ),
             };
             if let Some(reason) = reason {
                 self.ending.push((work.id, reason));

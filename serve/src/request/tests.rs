@@ -59,10 +59,7 @@ fn sampling_must_be_a_distribution() {
         sampling: Some(v1::Sampling { temperature, top_p, ..Default::default() }),
         ..text("a")
     };
-    check(
-        with(-1.0, 1.0),
-        expect!["sampling.temperature is -1; it must be finite and at least 0"],
-    );
+    check(with(-1.0, 1.0), expect!["sampling.temperature is -1; it must be finite and at least 0"]);
     check(
         with(f32::NAN, 1.0),
         expect!["sampling.temperature is NaN; it must be finite and at least 0"],

@@ -24,7 +24,8 @@ fn position_and_seed_decide_the_draw() {
     let sampling = Sampling { temperature: 1.0, top_k: 40, top_p: 0.9 };
     let stream = |seed, positions: &[u64]| {
         let mut sampler = Sampler::new(100);
-        let mut draw = |&position| sampler.draw(sampling, &logits, Draw { seed, position }).unwrap();
+        let mut draw =
+            |&position| sampler.draw(sampling, &logits, Draw { seed, position }).unwrap();
         positions.iter().map(&mut draw).collect::<Vec<_>>()
     };
     let forward: Vec<u64> = (0..50).collect();

@@ -91,8 +91,7 @@ fn invariants_hold_under_random_use() {
         let mut seated = BTreeSet::new();
         for n in 0..100 {
             if rng.random_bool(0.3) {
-                let sequence =
-                    Sequence { id: SequenceId(n), prompt_left: rng.random_range(1..20) };
+                let sequence = Sequence { id: SequenceId(n), prompt_left: rng.random_range(1..20) };
                 left.push((sequence.id, sequence.prompt_left));
                 scheduler.push(sequence);
             }

@@ -1,0 +1,202 @@
+//! Worker threads: starting, pinning, joining.
+
+use std::{sync::Arc, thread, time::Duration};
+
+use aerie_state_cache::{StateCache, Storage};
+use crossbeam::channel::{Receiver, bounded};
+use tokio::{
+    sync::{oneshot, watch},
+    task::spawn_blocking,
+};
+use tracing::{error, info, warn};
+
+use super::StartError;
+use crate::{
+    config::Config,
+    device::{Device, DeviceSpec, ort::LoadError},
+    residency::Residency,
+    router::{Router, WorkerHandle, WorkerId},
+    service::{Hosted, Readiness, Service},
+    sessions::Fingerprint,
+    telemetry::metrics::{Metrics, WorkerMetrics},
+    text::Vocabulary,
+    worker::{self, Clock, Event, Notice, Worker, generation::Text},
+};
+
+/// Notices that one generation gives rise to at most: it opens, another session is evicted for it,
+/// it closes. Doubled, because the directory is read only when somebody asks.
+const NOTICES_PER_REQUEST: usize = 6;
+
+/// The workers of a server.
+#[derive(Debug)]
+pub(crate) struct Crew {
+    threads: Vec<thread::JoinHandle<()>>,
+    handles: Vec<WorkerHandle>,
+    recovered: Vec<(WorkerId, Vec<Notice>)>,
+    readiness: watch::Sender<Readiness>,
+}
+
+/// What a worker is hired for.
+#[derive(Debug)]
+pub(crate) struct Post {
+    model: usize,
+    name: String,
+    fingerprint: Fingerprint,
+    vocabulary: Arc<Vocabulary>,
+    device: DeviceSpec,
+    scheduler: crate::scheduler::Config,
+    stop_bytes_max: u32,
+    requests_max: u32,
+    retry_after: Duration,
+    metrics: WorkerMetrics,
+    clock: Clock,
+}
+
+impl Post {
+    pub(crate) fn new(
+        model: usize,
+        hosted: &Hosted,
+        device: &DeviceSpec,
+        config: &Config,
+        metrics: &Metrics,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            model,
+            name: hosted.name.clone(),
+            fingerprint: hosted.fingerprint,
+            vocabulary: Arc::clone(&hosted.vocabulary),
+            device: device.clone(),
+            scheduler: config.scheduler,
+            stop_bytes_max: config.request.stop_bytes_max,
+            requests_max: config.admission.requests_max,
+            retry_after: Duration::from_millis(config.admission.retry_after_ms.into()),
+            metrics: metrics.worker(&hosted.name, &device.to_string()),
+            clock,
+        }
+    }
+}
+
+impl Crew {
+    /// A crew without workers. If one dies, `readiness` says that the server drains.
+    pub(crate) fn new(readiness: watch::Sender<Readiness>) -> Self {
+        Self { threads: Vec::new(), handles: Vec::new(), recovered: Vec::new(), readiness }
+    }
+
+    /// Starts a worker on a thread of its own and waits until its device is loaded.
+    ///
+    /// # Errors
+    /// [`StartError::Load`] if `load` fails.
+    pub(crate) async fn hire<S: Storage + Send + 'static, D: Device>(
+        &mut self,
+        post: Post,
+        cache: StateCache<S>,
+        load: impl FnOnce() -> Result<D, LoadError> + Send + 'static,
+    ) -> Result<(), StartError> {
+        let requests_max = post.requests_max as usize;
+        // Room for every generation that is let in, and for deletions and a drain beside them.
+        let (events, inbox) = bounded(requests_max + 16);
+        let (outbox, notices) = bounded(requests_max * NOTICES_PER_REQUEST + 16);
+        let (started, start) = oneshot::channel();
+        let (model, device) = (post.name.clone(), post.device.to_string());
+        let handle = WorkerHandle::new(post.model, device.clone(), events, notices);
+        let alarm = Alarm { readiness: self.readiness.clone() };
+        let thread = thread::Builder::new()
+            .name(format!("worker {device}"))
+            .spawn(move || {
+                let _alarm = alarm;
+                pin(&post.device);
+                let device = match load() {
+                    Ok(device) => device,
+                    Err(source) => return drop(started.send(Err(source))),
+                };
+                let parts = worker::Parts {
+                    residency: Residency::new(cache, post.fingerprint, device.dims()),
+                    device,
+                    scheduler: post.scheduler,
+                    text: Text::new(post.vocabulary, post.stop_bytes_max),
+                    notices: outbox,
+                    metrics: post.metrics,
+                    clock: post.clock,
+                    requests_max: post.requests_max,
+                    retry_after: post.retry_after,
+                };
+                work(Worker::new(parts), &inbox, started);
+            })
+            .map_err(|source| StartError::Io { path: "thread".into(), source })?;
+        self.threads.push(thread);
+        let recovered = match start.await {
+            Ok(Ok(recovered)) => recovered,
+            Ok(Err(source)) => return Err(StartError::Load { model, device, source }),
+            Err(_) => return Err(StartError::WorkerEnded { model, device }),
+        };
+        info!(model, device, sessions = recovered.len(), "worker started");
+        self.recovered.push((WorkerId(self.handles.len()), recovered));
+        self.handles.push(handle);
+        Ok(())
+    }
+
+    /// The router to all workers, which knows the sessions that they recovered.
+    pub(crate) fn complete(mut self) -> (Self, Router) {
+        let router = Router::new(std::mem::take(&mut self.handles));
+        for (worker, notices) in self.recovered.drain(..) {
+            router.adopt(worker, notices);
+        }
+        (self, router)
+    }
+
+    /// Drains every worker and joins its thread.
+    pub(crate) async fn drain(self, service: &Service, grace: Duration) {
+        let parts = service.parts();
+        let deadline = parts.clock.now() + grace;
+        let inboxes: Vec<_> =
+            parts.router.workers().iter().map(|worker| worker.events.clone()).collect();
+        let threads = self.threads;
+        let joined = spawn_blocking(move || {
+            for inbox in inboxes {
+                // A worker takes its events between two steps; one that has ended needs none.
+                inbox.send(Event::Drain { deadline }).ok();
+            }
+            threads.into_iter().map(thread::JoinHandle::join).filter(Result::is_err).count()
+        });
+        match joined.await {
+            Ok(0) => {}
+            Ok(n) => error!(workers = n, "workers had panicked"),
+            Err(error) => error!(%error, "workers could not be joined"),
+        }
+    }
+}
+
+/// Tells of the sessions, then works until drained.
+fn work<S: Storage, D: Device>(
+    worker: Worker<S, D>,
+    inbox: &Receiver<Event>,
+    started: oneshot::Sender<Result<Vec<Notice>, LoadError>>,
+) {
+    if started.send(Ok(worker.notices())).is_ok() {
+        worker::run(worker, inbox);
+    }
+}
+
+/// Keeps the calling thread on the first core of a device.
+fn pin(device: &DeviceSpec) {
+    if let Some((first, _)) = device.cores {
+        let core = core_affinity::CoreId { id: first as usize };
+        if !core_affinity::set_for_current(core) {
+            warn!(%device, "the worker could not be pinned to its core");
+        }
+    }
+}
+
+/// Rings when the thread that owns it panics.
+struct Alarm {
+    readiness: watch::Sender<Readiness>,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.readiness.send_replace(Readiness::Draining);
+        }
+    }
+}
