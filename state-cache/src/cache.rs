@@ -14,6 +14,10 @@ use crate::{
     storage::{MappedFile, Storage},
 };
 
+/// Bytes that are checksummed and written at a time, so that the second pass finds them in the
+/// processor's cache.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// Fixed-size records by key, in a file. See the crate for the format and for what survives.
 ///
 /// # Invariants
@@ -288,10 +292,10 @@ impl<S: Storage> StateCache<S> {
         entry.in_doubt = true;
         let mut hasher = crc32fast::Hasher::new();
         let mut offset = layout.record(place);
-        for part in parts {
-            hasher.update(part);
-            storage.write(offset, part)?;
-            offset += part.len() as u64;
+        for piece in parts.iter().flat_map(|part| part.chunks(PIECE_BYTES)) {
+            hasher.update(piece);
+            storage.write(offset, piece)?;
+            offset += piece.len() as u64;
         }
         let checksum = hasher.finalize();
         let kind = Kind::Record { checksum };
