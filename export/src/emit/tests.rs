@@ -1,1 +1,204 @@
+//! Bundles: whole or not at all, and the same from the same.
 
+use std::{collections::BTreeMap, fs, path::Path};
+
+use aerie_models::{
+    AInit, Manifest, ParameterSpec, Precision,
+    bundle::{MODEL_FILE, TOKENIZER_FILE},
+};
+
+use super::*;
+use crate::{
+    checkpoint::{Documents, Matmul, Progress, Run, TrainConfig, Values},
+    onnx::Weights,
+};
+
+#[test]
+fn bundle_opens_and_says_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("tiny");
+    let written = emit(&tiny(), &options(), &out).unwrap();
+    let version = |op: &str| aerie_ops::schema::schema(op).map(|it| it.version);
+    let manifest = Manifest::open(&out, version).unwrap();
+    assert_eq!(manifest, written);
+    assert_eq!(
+        manifest.ops.keys().collect::<Vec<_>>(),
+        ["BlockDiagonal", "CausalConv1d", "LocalAttention", "RgLru", "RmsNorm"]
+    );
+    assert_eq!(manifest.provenance.data, "none: preset tiny with random weights of seed 7");
+}
+
+#[test]
+fn same_model_gives_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let emit = |name: &str| {
+        let out = dir.path().join(name);
+        emit(&tiny(), &options(), &out).unwrap();
+        fs::read_dir(out)
+            .unwrap()
+            .map(|it| it.unwrap())
+            .map(|it| (it.file_name(), fs::read(it.path()).unwrap()))
+            .collect::<BTreeMap<_, _>>()
+    };
+    assert!(emit("a") == emit("b"));
+}
+
+#[test]
+fn failure_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("tiny");
+    let source = Source { weights: Box::new(Huge), ..tiny() };
+    let options = Options { precision: Precision::F16, ..options() };
+    let error = emit(&source, &options, &out).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "tensor embed_tokens.weight: 70000 at element 0 is beyond f16, which ends at 65504"
+    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_is_there_is_replaced_only_by_force_and_only_if_it_is_a_bundle() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("tiny");
+    emit(&tiny(), &options(), &out).unwrap();
+    let error = emit(&tiny(), &options(), &out).unwrap_err();
+    assert!(matches!(error, EmitError::Exists { .. }), "{error}");
+
+    let force = Options { force: true, name: "other".to_owned(), ..options() };
+    emit(&tiny(), &force, &out).unwrap();
+    let text = fs::read_to_string(out.join(MANIFEST_FILE)).unwrap();
+    assert_eq!(Manifest::parse(&text).unwrap().name, "other");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the old one is gone");
+
+    let home = dir.path().join("home");
+    fs::create_dir(&home).unwrap();
+    fs::write(home.join("letters.txt"), "dear").unwrap();
+    let error = emit(&tiny(), &force, &home).unwrap_err();
+    assert!(matches!(error, EmitError::NotABundle { .. }), "{error}");
+    assert!(home.join("letters.txt").exists());
+}
+
+#[test]
+fn names_that_cannot_be_labels_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["", "a b", "../up", &"x".repeat(65)] {
+        let options = Options { name: name.to_owned(), ..options() };
+        let error = emit(&tiny(), &options, &dir.path().join("out")).unwrap_err();
+        assert!(matches!(error, EmitError::Name { .. }), "{error}");
+    }
+}
+
+#[test]
+fn unknown_preset_is_answered_with_the_known_ones() {
+    let error = Source::random("tinny", 0).unwrap_err().to_string();
+    assert!(error.starts_with("there is no preset \"tinny\"; the presets are tiny, "), "{error}");
+}
+
+#[test]
+fn run_becomes_a_bundle_of_its_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = write_run(dir.path(), |_| {});
+    let source = Source::run(run.path(), None, None).unwrap();
+    assert_eq!(source.provenance.steps, 20);
+    assert_eq!(source.provenance.data, "tales.txt", "no path of the machine");
+    let out = dir.path().join("bundle");
+    emit(&source, &options(), &out).unwrap();
+    let written = fs::read(out.join(TOKENIZER_FILE)).unwrap();
+    assert_eq!(written, fs::read(run.path().join(TOKENIZER_FILE)).unwrap());
+    let drawn = onnx::weights::Drawn::open(&out.join(MODEL_FILE), &source.config).unwrap();
+    for (path, spec) in aerie_models::census::parameters(&source.config) {
+        let [found, expected] = [&drawn as &dyn Weights, source.weights.as_ref()]
+            .map(|it| it.load(path.as_str(), &spec));
+        assert_eq!(found.unwrap(), expected.unwrap(), "{path}");
+    }
+}
+
+#[test]
+fn run_whose_parts_do_not_fit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = write_run(dir.path(), |model| model.vocab = 65);
+    let error = Source::run(run.path(), None, None).unwrap_err().to_string();
+    let expected = "tensor embed_tokens.weight has shape [64, 32]; [65, 32] is expected";
+    assert!(error.ends_with(expected), "{error}");
+
+    let run = write_run(dir.path(), |_| {});
+    fs::write(run.path().join(TOKENIZER_FILE), tokenizer::bytes(63)).unwrap();
+    let error = Source::run(run.path(), None, None).unwrap_err().to_string();
+    assert!(error.ends_with("the tokenizer has 63 tokens, but the model's vocab is 64"), "{error}");
+
+    let error = Source::run(run.path(), Some(19), None).unwrap_err().to_string();
+    assert!(error.contains("step-19"), "{error}");
+    let empty = dir.path().join("empty");
+    assert!(Source::run(&empty, None, None).is_err());
+}
+
+/// Weights that no f16 can hold.
+#[derive(Debug)]
+struct Huge;
+
+impl Weights for Huge {
+    fn load(&self, _name: &str, spec: &ParameterSpec) -> Result<Vec<f32>, WeightsError> {
+        Ok(vec![70_000.0; usize::try_from(spec.shape.iter().product::<u64>()).unwrap()])
+    }
+}
+
+fn tiny() -> Source {
+    Source::random("tiny", 7).unwrap()
+}
+
+fn options() -> Options {
+    Options {
+        name: "tiny".to_owned(),
+        target: Target::Ragged,
+        precision: Precision::F32,
+        force: false,
+    }
+}
+
+/// A run with one checkpoint of `tiny`, which says that it is what `change` makes of that.
+fn write_run(dir: &Path, change: impl FnOnce(&mut ModelConfig)) -> RunDir {
+    let source = tiny();
+    let mut model = source.config.clone();
+    assert_eq!(model.a_init, AInit::Paper);
+    let tensors = aerie_models::census::parameters(&model)
+        .into_iter()
+        .map(|(path, spec)| {
+            let shape = spec.shape.iter().map(|&it| usize::try_from(it).unwrap()).collect();
+            let values = source.weights.load(path.as_str(), &spec).unwrap();
+            (path.to_string(), Values { shape, values })
+        })
+        .collect();
+    change(&mut model);
+    let run = RunDir::new(dir.join("run"));
+    run.create(&Run { model, train: train_config() }).unwrap();
+    fs::write(run.path().join(TOKENIZER_FILE), &source.tokenizer).unwrap();
+    let progress = Progress { step: 20, tokens: 640, ..Progress::default() };
+    run.save(&progress, &tensors, &BTreeMap::new()).unwrap();
+    run
+}
+
+fn train_config() -> TrainConfig {
+    TrainConfig {
+        text: "/somewhere/tales.txt".into(),
+        valid: None,
+        holdout: None,
+        documents: Documents::Files,
+        rows: 1,
+        time: 32,
+        accumulate: 1,
+        steps: 20,
+        learning_rate: 1e-3,
+        final_share: 0.1,
+        warmup: 1,
+        beta1: 0.9,
+        beta2: 0.99,
+        decay: 0.0,
+        clip: 1.0,
+        seed: 1,
+        matmul: Matmul::F32,
+        checkpoint_every: 20,
+        valid_every: 20,
+        log_every: 20,
+    }
+}

@@ -8,7 +8,7 @@ pub mod weights;
 pub mod write;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use emitter::{Target, emit};
 pub use graph::Graph;

@@ -1,1 +1,77 @@
+//! All readings of small models agree; where ONNX Runtime is missing, the tests say so and skip.
 
+use aerie_models::Precision;
+
+use super::*;
+use crate::{
+    emit::{Options, Source, emit},
+    onnx::{tests::Jittered, weights::Random},
+};
+
+#[test]
+fn every_reading_of_a_griffin_agrees() {
+    check("tiny", Target::Ragged, Precision::F32);
+    check("tiny", Target::Ragged, Precision::F16);
+}
+
+#[test]
+fn portable_bundle_is_verified_too() {
+    check("tiny", Target::Portable, Precision::F32);
+}
+
+#[test]
+fn tolerance_that_nothing_meets_fails() {
+    let Some(report) = report("tiny", Target::Ragged, Precision::F32, 0.0) else { return };
+    assert!(!report.passes(), "{report}");
+}
+
+#[test]
+fn more_logits_than_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundle(dir.path(), "tiny", Target::Ragged, Precision::F32);
+    let model = Model::open(&bundle).unwrap();
+    let error = model.tokens(&Args { tokens: Some(1 << 22), ..args(&bundle, 0.0) }).unwrap_err();
+    let expected = "4194304 tokens of vocab 64 make 268435456 logits; at most 134217728";
+    assert!(error.to_string().starts_with(expected), "{error}");
+    let none = model.tokens(&Args { tokens: Some(0), ..args(&bundle, 0.0) }).unwrap_err();
+    assert!(matches!(none, VerifyError::NoTokens { .. }), "{none}");
+}
+
+#[track_caller]
+fn check(preset: &str, target: Target, precision: Precision) {
+    let Some(report) = report(preset, target, precision, TOLERANCE) else { return };
+    assert!(report.passes(), "{preset}, {target:?}, {precision:?}\n{report}");
+}
+
+fn report(preset: &str, target: Target, precision: Precision, tolerance: f64) -> Option<Report> {
+    let Ok(environment) = environment(None) else {
+        eprintln!("skipped: there is no ONNX Runtime; `make` fetches it");
+        return None;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundle(dir.path(), preset, target, precision);
+    let args = args(&bundle, tolerance);
+    let model = Model::open(&bundle).unwrap();
+    let tokens = model.tokens(&args).unwrap();
+    Some(verify(&environment, &model, &tokens, &args).unwrap())
+}
+
+fn bundle(dir: &Path, preset: &str, target: Target, precision: Precision) -> PathBuf {
+    let out = dir.join(preset);
+    let weights = Box::new(Jittered(Random { seed: 11 }));
+    let source = Source { weights, ..Source::random(preset, 11).unwrap() };
+    let options = Options { name: preset.to_owned(), target, precision, force: false };
+    emit(&source, &options, &out).unwrap();
+    out
+}
+
+fn args(bundle: &Path, tolerance: f64) -> Args {
+    Args {
+        bundle: bundle.to_owned(),
+        text: None,
+        tokens: None,
+        seed: 3,
+        tolerance,
+        onnxruntime: None,
+    }
+}
