@@ -48,7 +48,7 @@ impl Server {
 
     /// Connects a client over `wire`.
     pub async fn client(&self, wire: Wire) -> Client {
-        let trust = Trust::Certificate(self.folder.path().join("data/certificate.pem"));
+        let trust = Trust::Certificate(self.folder.path().join("data/tls/certificate.pem"));
         Client::connect(self.address(wire.scheme()), &trust).await.expect("the server is ready")
     }
 

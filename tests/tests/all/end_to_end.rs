@@ -1,6 +1,9 @@
 //! The real programs over loopback: export emits a bundle, serve serves it, clients stream from it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use aerie_client::{Code, Error, v1};
 use aerie_tests::{
@@ -10,6 +13,10 @@ use aerie_tests::{
 use tokio_stream::StreamExt as _;
 
 const PROMPT: &str = "Once upon a time there was a little girl who lived in a wood.";
+
+/// Tokens of a generation that is still running when the test has done what it came for: the most
+/// that a server lets one ask for.
+const ENDLESS: u32 = 65_536;
 
 #[tokio::test]
 async fn both_wires_stream_the_same_tokens() {
@@ -74,10 +81,12 @@ async fn session_goes_on_after_kill_9() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_parks_what_runs_and_exits_with_0() {
-    let (_folder, bundle) = bundle();
-    let mut server = Server::start(&bundle, &[]);
+    let (folder, bundle) = bundle();
+    let config = folder.path().join("aerie.toml");
+    fs::write(&config, "drain_grace_ms = 0\n").unwrap();
+    let mut server = Server::start(&bundle, &["--config", config.to_str().unwrap()]);
     let client = server.client(Wire::Quic).await;
-    let start = v1::Start { max_tokens: 1_000_000, ..kept("", PROMPT) };
+    let start = v1::Start { max_tokens: ENDLESS, ..kept("", PROMPT) };
     let mut generation = client.generate(start).await.unwrap();
     let accepted = generation.next().await.unwrap().unwrap();
     let aerie_client::Event::Accepted(accepted) = accepted else { panic!("{accepted:?}") };
@@ -108,7 +117,7 @@ async fn full_house_refuses_with_a_hint() {
     let server = Server::start(&bundle, &["--requests-max", "1"]);
     for wire in Wire::BOTH {
         let client = server.client(wire).await;
-        let endless = v1::Start { max_tokens: 1_000_000, ..greedy(PROMPT, 0) };
+        let endless = greedy(PROMPT, ENDLESS);
         let mut running = client.generate(endless).await.unwrap();
         running.next().await.unwrap().unwrap();
 
@@ -130,7 +139,7 @@ async fn client_that_leaves_frees_its_place() {
     let server = Server::start(&bundle, &["--requests-max", "1"]);
     for wire in Wire::BOTH {
         let client = server.client(wire).await;
-        let endless = v1::Start { max_tokens: 1_000_000, ..greedy(PROMPT, 0) };
+        let endless = greedy(PROMPT, ENDLESS);
         let mut running = client.generate(endless).await.unwrap();
         running.next().await.unwrap().unwrap();
         drop(running);
