@@ -13,8 +13,15 @@ fn main() {
 /// Compiles `cpp/` and links it with libtorch.
 #[cfg(feature = "torch")]
 fn native() {
-    const SOURCES: [&str; 4] =
-        ["cpp/conv1d.cpp", "cpp/cross_entropy.cpp", "cpp/rg_lru.cpp", "cpp/settings.cpp"];
+    const SOURCES: [&str; 7] = [
+        "cpp/adamw.cpp",
+        "cpp/conv1d.cpp",
+        "cpp/cross_entropy.cpp",
+        "cpp/gelu.cpp",
+        "cpp/rg_lru.cpp",
+        "cpp/rms_norm.cpp",
+        "cpp/settings.cpp",
+    ];
     // torch-sys exports the directory to its direct dependents (`links = "tch"`).
     let lib = env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys exports where libtorch lies");
     let include = Path::new(&lib).parent().expect("libtorch/lib has a parent").join("include");
@@ -33,8 +40,7 @@ fn native() {
         .flag("-fno-math-errno")
         .flag("-fno-trapping-math")
         .files(SOURCES);
-    println!("cargo:rerun-if-changed=cpp/shim.h");
-    for source in SOURCES {
+    for source in SOURCES.into_iter().chain(["cpp/math.h", "cpp/shim.h"]) {
         println!("cargo:rerun-if-changed={source}");
     }
     build.compile("aerie_torch");

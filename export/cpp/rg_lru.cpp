@@ -2,9 +2,8 @@
 //
 // Griffin eq. 1 to 4 (De et al. 2024, arXiv:2402.19427). The gates, the decay and the normaliser are
 // made again in the backward pass instead of being kept: only inputs and hidden states are saved.
+#include "math.h"
 #include "shim.h"
-
-#include <cmath>
 
 namespace aerie {
 namespace {
@@ -24,44 +23,6 @@ template <typename S>
 struct Gates {
   S r, i, a, m;
 };
-
-// exp for arguments at or below 88, in arithmetic that vectorizes: x = n ln 2 + f, a polynomial in f,
-// and n into the exponent. Within 2 units in the last place of f32.
-inline float fast_exp(float x) {
-  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-  const float n = std::nearbyintf(x * 1.44269504088896341f);
-  const float f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float y = 1.9875691500e-4f;
-  y = y * f + 1.3981999507e-3f;
-  y = y * f + 8.3334519073e-3f;
-  y = y * f + 4.1665795894e-2f;
-  y = y * f + 1.6666665459e-1f;
-  y = y * f + 5.0000001201e-1f;
-  y = y * f * f + f + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float scale;
-  __builtin_memcpy(&scale, &bits, sizeof scale);
-  return y * scale;
-}
-inline double fast_exp(double x) { return std::exp(x); }
-
-// 1 - exp(x) for x <= 0 without cancellation: a series near zero, the plain form elsewhere.
-inline float one_minus_exp(float x) {
-  float series = 1.0f / 5040;
-  series = series * x + 1.0f / 720;
-  series = series * x + 1.0f / 120;
-  series = series * x + 1.0f / 24;
-  series = series * x + 1.0f / 6;
-  series = series * x + 0.5f;
-  series = series * x + 1.0f;
-  return x > -0.5f ? -x * series : 1.0f - fast_exp(x);
-}
-inline double one_minus_exp(double x) { return -std::expm1(x); }
-
-template <typename S>
-inline S sigmoid(S x) {
-  return S(1) / (S(1) + fast_exp(-x));
-}
 
 // `scale` is -8 softplus(p).
 template <typename S>

@@ -99,9 +99,7 @@ pub struct TrainConfig {
 }
 
 /// Where one document ends and the next begins, besides at `<|endoftext|>` and at the ends of files.
-#[derive(
-    Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum,
-)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Documents {
     /// Nowhere else.
@@ -112,9 +110,7 @@ pub enum Documents {
 }
 
 /// Arithmetic of f32 matrix products.
-#[derive(
-    Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum,
-)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Matmul {
     #[default]

@@ -139,8 +139,7 @@ fn visible(curves: &[Curve]) -> Range<f64> {
 
 /// From the least to the greatest value, never empty.
 fn range(values: impl Iterator<Item = f64>) -> Range<f64> {
-    let [lo, hi] = values.fold([f64::INFINITY, f64::NEG_INFINITY], |[lo, hi], it| {
-        [lo.min(it), hi.max(it)]
-    });
+    let [lo, hi] =
+        values.fold([f64::INFINITY, f64::NEG_INFINITY], |[lo, hi], it| [lo.min(it), hi.max(it)]);
     if lo < hi { lo..hi } else { lo..lo + 1.0 }
 }

@@ -91,10 +91,8 @@ pub enum TokenizerError {
 /// # Errors
 /// [`TokenizerError::Load`] if the file cannot be read or is not a tokenizer.
 pub fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
-    Tokenizer::from_file(path).map_err(|error| TokenizerError::Load {
-        path: path.to_owned(),
-        message: error.to_string(),
-    })
+    Tokenizer::from_file(path)
+        .map_err(|error| TokenizerError::Load { path: path.to_owned(), message: error.to_string() })
 }
 
 /// Token that separates documents; none in a vocabulary of characters.

@@ -10,7 +10,10 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::{
     checkpoint::{Tensors, Values},
-    torch::parameters::{Parameters, ParametersError, values},
+    torch::{
+        parameters::{Parameters, ParametersError, values},
+        shim::{self, Rates},
+    },
 };
 
 /// What keeps the update finite where a second moment is zero.
@@ -73,24 +76,29 @@ impl AdamW {
     /// Takes step number `step`, the first being 1, with the gradients that have gathered in
     /// `parameters`, and clears them. Returns the norm of all gradients before clipping.
     pub fn step(&mut self, parameters: &Parameters, step: u64, learning_rate: f64) -> f64 {
+        let Config { beta1, beta2, clip, .. } = self.config;
         no_grad(|| {
             let squares: Vec<Tensor> = parameters
                 .iter()
                 .map(|(_, it)| it.tensor.grad().square().sum(Kind::Double))
                 .collect();
             let norm = Tensor::stack(&squares, 0).sum(Kind::Double).sqrt().double_value(&[]);
-            let scale = (self.config.clip / norm).min(1.0);
+            let exponent = step as f64;
             for (path, parameter) in parameters.iter() {
                 let moments = self.moments.get_mut(path).expect("both walk the same model");
                 let decay = if parameter.decay { self.config.decay } else { 0.0 };
-                let mut tensor = parameter.tensor.shallow_clone();
-                let gradient = tensor.grad() * scale;
-                let update = update(self.config, moments, &gradient, step);
-                if decay != 0.0 {
-                    let _ = tensor.g_mul_scalar_(1.0 - learning_rate * decay);
-                }
-                let _ = tensor.g_sub_(&(update * learning_rate));
-                tensor.zero_grad();
+                let rates = Rates {
+                    beta1,
+                    beta2,
+                    epsilon: EPSILON,
+                    step_size: learning_rate / (1.0 - beta1.powf(exponent)),
+                    bias2: 1.0 - beta2.powf(exponent),
+                    keep: 1.0 - learning_rate * decay,
+                    gradient_scale: (clip / norm).min(1.0),
+                };
+                let [m, v] = moments;
+                shim::adamw(&parameter.tensor, &parameter.tensor.grad(), [m, v], rates);
+                parameter.tensor.shallow_clone().zero_grad();
             }
             norm
         })
@@ -105,15 +113,4 @@ impl AdamW {
         };
         self.moments.iter().flat_map(named).collect()
     }
-}
-
-/// Moves the moments and returns what to subtract, to be scaled by the learning rate.
-fn update(config: Config, [m, v]: &mut [Tensor; 2], gradient: &Tensor, step: u64) -> Tensor {
-    let Config { beta1, beta2, .. } = config;
-    let _ = m.g_mul_scalar_(beta1).g_add_(&(gradient * (1.0 - beta1)));
-    let _ = v.g_mul_scalar_(beta2).g_add_(&(gradient.square() * (1.0 - beta2)));
-    let exponent = step as f64;
-    let unbiased_m = &*m * (1.0 - beta1.powf(exponent)).recip();
-    let unbiased_v = &*v * (1.0 - beta2.powf(exponent)).recip();
-    unbiased_m / (unbiased_v.sqrt() + EPSILON)
 }

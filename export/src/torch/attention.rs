@@ -1,9 +1,6 @@
 //! Local multi-query attention: block by block over whole documents, in time linear in their
 //! length, and over the ring of keys of sessions that go on.
 
-#[cfg(test)]
-mod tests;
-
 use std::iter::{self, zip};
 
 use aerie_models::AttentionDims;
@@ -151,8 +148,8 @@ impl Sessions<'_> {
         for (row, (it, &position)) in zip(0.., zip(self.bounds.windows(2), self.positions)) {
             let part = |x: &Tensor| x.slice(0, it[0], it[1], 1);
             let session = Session { dims, position, tokens: it[1] - it[0] };
-            let (y, rings) = session
-                .attend([&part(q), &part(k), &part(v)], rings.map(|ring| ring.get(row)));
+            let (y, rings) =
+                session.attend([&part(q), &part(k), &part(v)], rings.map(|ring| ring.get(row)));
             found.push(y);
             for (next, ring) in zip(&mut next, rings) {
                 next.push(ring);
@@ -179,8 +176,9 @@ impl Session {
         let old: Vec<i64> = ((self.position - window).max(0)..self.position).collect();
         let old_slots: Vec<i64> = old.iter().map(|it| it % slots).collect();
         let old_slots = Tensor::from_slice(&old_slots);
-        let [keys, values] = [(&rings[0], k), (&rings[1], v)]
-            .map(|(ring, new)| Tensor::cat(&[ring.index_select(0, &old_slots), new.shallow_clone()], 0));
+        let [keys, values] = [(&rings[0], k), (&rings[1], v)].map(|(ring, new)| {
+            Tensor::cat(&[ring.index_select(0, &old_slots), new.shallow_clone()], 0)
+        });
 
         let at = Tensor::arange_start(self.position, end, (Kind::Int64, tch::Device::Cpu));
         let key_at = Tensor::cat(&[Tensor::from_slice(&old), at.shallow_clone()], 0);

@@ -14,6 +14,10 @@ use crate::torch::{
     shim::{self, Cut},
 };
 
+/// Widest blocks of a block-diagonal weight that are multiplied as one dense matrix: the zeros cost
+/// less than taking the activations apart and putting them together again.
+const DENSE_BLOCK_MAX: i64 = 64;
+
 /// How the packed tokens of one step fall into segments. State is `[B, …]`: each segment has the
 /// row of its own number.
 #[derive(Clone, Debug)]
@@ -130,7 +134,11 @@ impl Backend for Reading<'_> {
     }
 
     fn block_diagonal(&self, x: &Handle, weight: &Handle, bias: &Handle) -> Handle {
-        let blocks = weight.size()[0];
+        let [blocks, extent] = [weight.size()[0], weight.size()[1]];
+        if extent <= DENSE_BLOCK_MAX {
+            let dense = Tensor::block_diag(&weight.unbind(0));
+            return Handle(x.linear(&dense.transpose(0, 1), Some(&bias.0)));
+        }
         let by_block = x.unflatten(1, [blocks, -1]).transpose(0, 1);
         let y = by_block.bmm(weight).transpose(0, 1).flatten(1, 2);
         Handle(y + &bias.0)
@@ -149,7 +157,7 @@ impl Backend for Reading<'_> {
     }
 
     fn gelu(&self, x: &Handle) -> Handle {
-        Handle(x.0.gelu("tanh"))
+        Handle(shim::gelu(x))
     }
 
     fn tanh(&self, x: &Handle) -> Handle {
@@ -157,8 +165,7 @@ impl Backend for Reading<'_> {
     }
 
     fn rms_norm(&self, x: &Handle, weight: &Handle, epsilon: f32) -> Handle {
-        let weight = &weight.0 + 1.0;
-        Handle(x.0.rms_norm(weight.size(), Some(&weight), f64::from(epsilon)))
+        Handle(shim::rms_norm(x, weight, f64::from(epsilon)))
     }
 
     fn last_rows(&self, x: &Handle) -> Handle {

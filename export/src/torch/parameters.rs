@@ -63,7 +63,8 @@ impl Parameters {
         kind: Kind,
     ) -> Result<Self, ParametersError> {
         let specs = census::parameters(config);
-        if let Some(name) = tensors.keys().find(|name| !specs.keys().any(|it| it.as_str() == **name))
+        if let Some(name) =
+            tensors.keys().find(|name| !specs.keys().any(|it| it.as_str() == **name))
         {
             return Err(ParametersError::Unknown(name.clone()));
         }

@@ -82,6 +82,45 @@ pub fn cross_entropy(
     own(unsafe { aerie_cross_entropy(x.as_ptr(), table.as_ptr(), targets.as_ptr(), cap) })
 }
 
+/// The tanh form of GELU.
+pub fn gelu(x: &Tensor) -> Tensor {
+    // SAFETY: as in `rg_lru`.
+    own(unsafe { aerie_gelu(x.as_ptr()) })
+}
+
+/// `x / √(mean(x²) + epsilon) ⊙ (1 + weight)` for `x` `[N, D]` and `weight` `[D]`.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
+    // SAFETY: as in `rg_lru`.
+    own(unsafe { aerie_rms_norm(x.as_ptr(), weight.as_ptr(), epsilon) })
+}
+
+/// What one AdamW update is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct Rates {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    /// Learning rate over the bias of the first moment.
+    pub step_size: f64,
+    /// Bias of the second moment.
+    pub bias2: f64,
+    /// What decay leaves of the parameter.
+    pub keep: f64,
+    pub gradient_scale: f64,
+}
+
+/// Updates a parameter and its moments in place.
+pub fn adamw(parameter: &Tensor, gradient: &Tensor, [m, v]: [&Tensor; 2], rates: Rates) {
+    let Rates { beta1, beta2, epsilon, step_size, bias2, keep, gradient_scale } = rates;
+    let rates = [beta1, beta2, epsilon, step_size, bias2, keep, gradient_scale];
+    // SAFETY: as in `rg_lru`; the rates are as many as the operator reads, and the tensors' values
+    // are libtorch's to change through any reference, as tch's own in-place operations do.
+    let failed = unsafe {
+        aerie_adamw(parameter.as_ptr(), gradient.as_ptr(), m.as_ptr(), v.as_ptr(), rates.as_ptr())
+    };
+    assert!(failed == 0, "{}", last_error());
+}
+
 /// Lets products of f32 matrices round their operands to bfloat16 from now on, in this process.
 pub fn set_matmul_bf16(enabled: bool) {
     // SAFETY: sets a switch of libtorch's global context; no memory of ours is involved.
@@ -105,6 +144,15 @@ fn last_error() -> String {
 unsafe extern "C" {
     fn aerie_last_error() -> *const c_char;
     fn aerie_set_matmul_bf16(enabled: c_int) -> c_int;
+    fn aerie_gelu(x: *const C_tensor) -> *mut C_tensor;
+    fn aerie_rms_norm(x: *const C_tensor, weight: *const C_tensor, epsilon: f64) -> *mut C_tensor;
+    fn aerie_adamw(
+        parameter: *const C_tensor,
+        gradient: *const C_tensor,
+        m: *const C_tensor,
+        v: *const C_tensor,
+        rates: *const f64,
+    ) -> c_int;
     fn aerie_rg_lru(
         x: *const C_tensor,
         gate_a: *const C_tensor,

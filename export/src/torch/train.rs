@@ -59,10 +59,13 @@ pub struct Args {
     /// Go on with the run; all options are the run's own
     #[arg(long, conflicts_with_all = ["preset", "model", "tokenizer", "text"])]
     resume: bool,
+    /// Stop after this step, with a checkpoint; the learning rate still aims at --steps
+    #[arg(long, value_name = "STEP", default_value_t = u64::MAX, hide_default_value = true)]
+    until: u64,
     /// Threads of libtorch; all cores if left out
     #[arg(long, value_name = "N")]
     threads: Option<i32>,
-    /// A model by its name (see --help of `inspect` for the list)
+    /// A model by its name; a wrong one prints the list
     #[arg(long, value_name = "NAME", required_unless_present_any = ["resume", "model"])]
     preset: Option<String>,
     /// A model by a file in the presets' format
@@ -159,7 +162,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
-    train(&dir, u64::MAX, &interrupted)
+    train(&dir, args.until, &interrupted)
 }
 
 /// Writes what fixes a new run.
@@ -346,7 +349,10 @@ impl<'a> Trainer<'a> {
             tokens += batch.targets.len() as u64;
         }
         let step = self.progress.step + 1;
-        ensure!(loss.is_finite(), "step {step}: the loss is {loss}; a lower learning rate may help");
+        ensure!(
+            loss.is_finite(),
+            "step {step}: the loss is {loss}; a lower learning rate may help"
+        );
         let learning_rate = learning_rate(config, step);
         let gradient_norm = self.optimizer.step(&self.parameters, step, learning_rate);
         let seconds = begun.elapsed().as_secs_f64();
