@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Where each foreign library may be named; a path that ends in `/` stands for all below it.
 const DOORS: &[(&str, &[&str])] = &[
     ("tch", &["export/src/torch/"]),
-    ("ort", &["export/src/verify.rs", "ops/src/ort.rs", "serve/src/device/"]),
+    ("ort", &["export/src/verify.rs", "ops/src/ort.rs", "serve/src/device/", "tests/src/conformance/runtime.rs"]),
     ("memmap2", &["state-cache/src/storage.rs"]),
     ("quinn", &["clients/rust/src/quic.rs", "serve/src/transport/quic.rs", "tests/"]),
     ("prometheus", &["serve/src/telemetry/metrics.rs"]),
