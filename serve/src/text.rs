@@ -206,7 +206,7 @@ impl Utf8Tail {
             match std::str::from_utf8(&joined[..=held]) {
                 Ok(character) => {
                     out.push_str(character);
-                    self.len = 0;
+                    *self = Self::default();
                     bytes = rest;
                 }
                 Err(error) if error.error_len().is_none() => {
@@ -216,7 +216,7 @@ impl Utf8Tail {
                 // `byte` does not go on with what is held, but may begin something itself.
                 Err(_) => {
                     out.push(char::REPLACEMENT_CHARACTER);
-                    self.len = 0;
+                    *self = Self::default();
                 }
             }
         }
@@ -235,6 +235,8 @@ impl Utf8Tail {
     }
 
     fn keep(&mut self, bytes: &[u8]) {
+        // Two tails are equal if their bytes are, so no byte of an earlier one may stay.
+        *self = Self::default();
         self.bytes[..bytes.len()].copy_from_slice(bytes);
         self.len = u8::try_from(bytes.len()).expect("at most three bytes are incomplete");
     }
