@@ -43,7 +43,7 @@ say "3. What Prometheus sees"
 python3 - "$http/metrics" <<'PY'
 import sys, urllib.request
 
-wanted = ("serve_tokens_total", "serve_requests_total", "serve_sessions", "serve_session_state_bytes",
+wanted = ("serve_tokens_total", "serve_generations_finished_total", "serve_sessions",
           "serve_step_duration_seconds_sum", "serve_step_duration_seconds_count")
 for line in urllib.request.urlopen(sys.argv[1]).read().decode().splitlines():
     if line.startswith(wanted) and not line.endswith(" 0"):

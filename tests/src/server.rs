@@ -48,7 +48,7 @@ impl Server {
 
     /// Connects a client over `wire`.
     pub async fn client(&self, wire: Wire) -> Client {
-        let trust = Trust::Certificate(self.folder.path().join("data/tls/certificate.pem"));
+        let trust = Trust::Certificate(self.certificate());
         Client::connect(self.address(wire.scheme()), &trust).await.expect("the server is ready")
     }
 
@@ -58,9 +58,9 @@ impl Server {
         found.unwrap_or_else(|| panic!("no {scheme} address in {:?}", self.addresses))
     }
 
-    /// Where the certificate, the sessions and the log of the server are.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
+    /// The certificate that the server generated.
+    pub fn certificate(&self) -> PathBuf {
+        self.folder.path().join("data/tls/certificate.pem")
     }
 
     /// Resident memory of the process in bytes.

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use aerie_client::{Code, Error, v1};
@@ -233,6 +234,48 @@ async fn bad_requests_are_refused_by_field() {
         let position = first.finished.position.to_string();
         check(stale, Code::FailedPrecondition, &position).await;
     }
+}
+
+/// Goal: the wires are what their documents say, not what our own code on both ends agrees on.
+/// Method: Python's gRPC with reflection and health, and a QUIC stack written by others.
+#[test]
+fn clients_not_of_ours_stream_the_same_tokens() {
+    let Some(python) = python() else { return };
+    let (_folder, bundle) = bundle();
+    let server = Server::start(&bundle, &[]);
+    let certificate = server.certificate();
+    let grpc = server.address("grpc").trim_start_matches("grpc://");
+    let clients = repository().join("clients/python");
+    let grpc = script(&python, "grpc_conventions.py", [grpc.as_ref(), clients.as_ref()]);
+    let quic = script(&python, "quic_client.py", [server.address("quic").as_ref(), &certificate]);
+    assert_eq!(grpc, quic);
+    assert_eq!(grpc.split(' ').count(), 20);
+}
+
+/// Runs a script of `tests/python` for 20 greedy tokens and returns the ids it prints.
+fn script(python: &Path, name: &str, arguments: [&Path; 2]) -> String {
+    let output = Command::new(python)
+        .arg(repository().join("tests/python").join(name))
+        .args(arguments)
+        .args([PROMPT, "20"])
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name}: {errors}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// The Python of the tests; without it a test says that it is skipped.
+fn python() -> Option<PathBuf> {
+    let python = repository().join(".deps/venv/bin/python");
+    if !python.exists() {
+        println!("skipped: {} is not there; `make python` puts it there", python.display());
+    }
+    python.exists().then_some(python)
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
 /// Three kept turns of conversation `number`, sampled, so that draws are compared as well.
