@@ -20,6 +20,7 @@ presets![
     "tales-mqa",
     "shakespeare",
     "griffin-100m",
+    "griffin-100m-8h",
     "griffin-200m",
     "griffin-400m",
     "griffin-1.3b",
