@@ -189,6 +189,9 @@ fn coherent(config: Config) -> anyhow::Result<Config> {
              scheduler.lanes_max = {lanes_max} streams; it must be more"
         );
     }
+    if config.sessions.sessions_max == 0 {
+        bail!("sessions.sessions_max = 0: no generation could have a session");
+    }
     if config.admission.requests_max == 0 {
         bail!("admission.requests_max = 0: every generation would be refused");
     }

@@ -32,6 +32,7 @@ pub struct Residency<S> {
     seats: u64,
     /// One state, on its way.
     scratch: Box<[u8]>,
+    park_failures: u64,
 }
 
 /// A lane as its holder knows it; void once the lane has been given to another.
@@ -66,6 +67,9 @@ pub enum SeatError {
 /// What became of a session whose generation ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Closed {
+    /// A record of how it stands was written.
+    Parked,
+    /// No record was to be written, or none could be.
     Kept,
     Gone,
 }
@@ -95,6 +99,7 @@ impl<S: Storage> Residency<S> {
             free: (0..dims.lanes).rev().map(Lane).collect(),
             seats: 0,
             scratch: vec![0; state_bytes].into_boxed_slice(),
+            park_failures: 0,
         }
     }
 
@@ -203,15 +208,17 @@ impl<S: Storage> Residency<S> {
             self.forget(sessions, device, id);
             return Closed::Gone;
         }
-        if session.needs_record()
-            && let Err(error) = self.park(sessions, device, id)
-        {
+        if !session.needs_record() {
+            self.release(session);
+            return Closed::Kept;
+        }
+        if let Err(error) = self.park(sessions, device, id) {
             // It lives on in its lane, and holds its lease; parking is tried again.
             warn!(session = %id, %error, "a session could not be parked");
             return Closed::Kept;
         }
         self.release(sessions.expect(id));
-        Closed::Kept
+        Closed::Parked
     }
 
     /// Undoes what a failed step may have done to a session: goes back to its record.
@@ -267,7 +274,11 @@ impl<S: Storage> Residency<S> {
         self.slot(ticket);
         device.read_lane(ticket.lane, &mut self.scratch);
         let block = Snapshot { decoder, keep, fingerprint: self.fingerprint }.encode();
-        self.cache.write_leased(lease, &[&block, &self.scratch], used_at)?;
+        let written = self.cache.write_leased(lease, &[&block, &self.scratch], used_at);
+        if written.is_err() {
+            self.park_failures += 1;
+        }
+        written?;
         sessions.expect(id).recorded = true;
         Ok(())
     }
@@ -301,6 +312,11 @@ impl<S: Storage> Residency<S> {
 
     pub fn n_lanes(&self) -> usize {
         self.lanes.len()
+    }
+
+    /// Records that could not be written, so far.
+    pub fn park_failures(&self) -> u64 {
+        self.park_failures
     }
 
     /// A free lane, or the one that has been idle longest; its holder is parked.

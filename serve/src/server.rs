@@ -74,6 +74,12 @@ pub enum StartError {
     Bundle { path: PathBuf, source: BundleError },
     #[error("bundle {}: {source}", path.display())]
     Tokenizer { path: PathBuf, source: TokenizerError },
+    #[error(
+        "bundle {}: model {name:?} has no state lanes, as it was exported with --portable \
+         (manifest field `ops` is empty); export it without",
+        path.display()
+    )]
+    Portable { path: PathBuf, name: String },
     #[error("two bundles have the name {name:?}")]
     DuplicateModel { name: String },
     #[error("device {device} is given twice")]
@@ -208,6 +214,10 @@ fn open_bundle(dir: &Path) -> Result<(Hosted, PathBuf), StartError> {
     let op_version = |op: &str| aerie_ops::schema::schema(op).map(|schema| schema.version);
     let manifest = Manifest::open(dir, op_version)
         .map_err(|source| StartError::Bundle { path: dir.to_owned(), source })?;
+    // A portable graph steps a whole batch of states; ours names lanes of an arena.
+    if manifest.ops.is_empty() {
+        return Err(StartError::Portable { path: dir.to_owned(), name: manifest.name });
+    }
     let tokenizer_error = |source| StartError::Tokenizer { path: dir.to_owned(), source };
     let tokenizer = Tokenizer::open(&dir.join(TOKENIZER_FILE)).map_err(tokenizer_error)?;
     let vocabulary = tokenizer.vocabulary(manifest.model.vocab).map_err(tokenizer_error)?;

@@ -43,6 +43,7 @@ pub struct TokenStream {
     /// Read from the pipe, but not yet part of an event: what ended a run of tokens.
     next: VecDeque<PipeEvent>,
     model: String,
+    service: Service,
     is_over: bool,
 }
 
@@ -109,8 +110,7 @@ impl Service {
     pub async fn generate(&self, start: v1::Start) -> Result<TokenStream, Reject> {
         let result = self.open(start).await;
         if let Err(reject) = &result {
-            let label = reject.kind().label();
-            self.metrics().requests_rejected.with_label_values(&[label]).inc();
+            self.count_reject(reject);
         }
         result
     }
@@ -197,7 +197,7 @@ impl Service {
         };
         let reader = self.submit(Seat { id, worker, permit, arrived }, request)?;
         let name = self.parts().models[model].name.clone();
-        let stream = TokenStream::begin(reader, name.clone()).await?;
+        let stream = TokenStream::begin(reader, name.clone(), self.clone()).await?;
         self.metrics().generations_accepted.with_label_values(&[&name]).inc();
         Ok(stream)
     }
@@ -265,6 +265,11 @@ impl Service {
         }
     }
 
+    fn count_reject(&self, reject: &Reject) {
+        let label = reject.kind().label();
+        self.metrics().requests_rejected.with_label_values(&[label]).inc();
+    }
+
     fn describe(&self, id: SessionId, entry: Entry) -> v1::Session {
         let worker = self.parts().router.worker(entry.worker);
         let model = &self.parts().models[worker.model];
@@ -305,11 +310,16 @@ impl TokenStream {
     }
 
     /// Waits for the worker's word on the session.
-    async fn begin(mut reader: PipeReader, model: String) -> Result<Self, Reject> {
+    async fn begin(
+        mut reader: PipeReader,
+        model: String,
+        service: Service,
+    ) -> Result<Self, Reject> {
         match reader.receiver.recv().await {
             Some(PipeEvent::Failed(reject)) => Err(reject),
             Some(event) => {
-                Ok(Self { reader, next: VecDeque::from([event]), model, is_over: false })
+                let next = VecDeque::from([event]);
+                Ok(Self { reader, next, model, service, is_over: false })
             }
             None => Err(Reject::Internal { what: "its worker has ended" }),
         }
@@ -366,6 +376,9 @@ impl Stream for TokenStream {
                 }
             };
             this.is_over = !matches!(event, PipeEvent::Accepted(_));
+            if let PipeEvent::Failed(reject) = &event {
+                this.service.count_reject(reject);
+            }
             return Poll::Ready(Some(this.describe(event)));
         }
     }

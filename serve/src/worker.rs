@@ -367,7 +367,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
     /// Plans a step and fills the batch; whoever cannot be seated fails.
     fn plan(&mut self, now: Instant) {
         let Self { parts, scheduler, sessions, generations, batch, work, .. } = self;
-        let Parts { device, residency, text, metrics, .. } = parts;
+        let Parts { device, residency, text, metrics, clock, .. } = parts;
         let plan = scheduler.step(|id| {
             let generation = generations[id.0 as usize].as_ref();
             !generation.is_some_and(|it| it.pipe.has_room(text.events_per_step_max()))
@@ -379,10 +379,13 @@ impl<S: Storage, D: Device> Worker<S, D> {
         }
         for id in &plan.seat {
             let generation = expect(generations, *id);
-            let seating = now;
+            let began = clock.now();
             match residency.seat(sessions, device, generation.session) {
                 Ok(seat) => {
-                    generation.seated(seat.lane, seating, metrics);
+                    if seat.origin == Origin::Parked {
+                        metrics.session_resume.observe((clock.now() - began).as_secs_f64());
+                    }
+                    generation.seated(seat.lane, now, metrics);
                 }
                 Err(error) => {
                     error!(session = %generation.session, %error, "a session got no lane");
@@ -458,11 +461,12 @@ impl<S: Storage, D: Device> Worker<S, D> {
             // Interrupted by us, it may be gone on with, even if its client meant it to end here.
             session.keep |= reason == FinishReason::Shutdown;
             let position = session.decoder.position;
-            let closed = self.parts.residency.close(
-                &mut self.sessions,
-                &mut self.parts.device,
-                generation.session,
-            );
+            let Parts { device, residency, metrics, clock, .. } = &mut self.parts;
+            let began = clock.now();
+            let closed = residency.close(&mut self.sessions, device, generation.session);
+            if closed == Closed::Parked {
+                metrics.session_park.observe((clock.now() - began).as_secs_f64());
+            }
             self.tell_closed(generation.session, closed);
             self.parts.metrics.finished(reason).inc();
             debug!(session = %generation.session, ?reason, position, "finished");
@@ -498,7 +502,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
 
     fn tell_closed(&mut self, id: SessionId, closed: Closed) {
         match closed {
-            Closed::Kept => {
+            Closed::Parked | Closed::Kept => {
                 let kept = notice(id, self.sessions.expect(id));
                 self.notify(kept);
             }
@@ -546,6 +550,8 @@ impl<S: Storage, D: Device> Worker<S, D> {
         metrics.sessions_resident.set(count(resident));
         let parked = self.sessions.len().saturating_sub(self.n_generations + resident);
         metrics.sessions_parked.set(count(parked));
+        let park_failures = residency.park_failures() - metrics.session_park_failures.get();
+        metrics.session_park_failures.inc_by(park_failures);
     }
 }
 

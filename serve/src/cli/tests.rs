@@ -36,6 +36,10 @@ fn settings_that_contradict_each_other_are_named() {
     );
     check(&["--lanes-max", "0"], "scheduler.lanes_max = 0: no generation could run");
     check(
+        &["--sessions-max", "0"],
+        "sessions.sessions_max = 0: no generation could have a session",
+    );
+    check(
         &["--requests-max", "0"],
         "admission.requests_max = 0: every generation would be refused",
     );

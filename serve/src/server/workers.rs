@@ -10,10 +10,10 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::StartError;
+use super::{LoadError, StartError};
 use crate::{
     config::Config,
-    device::{Device, DeviceSpec, ort::LoadError},
+    device::{Device, DeviceSpec},
     residency::Residency,
     router::{Router, WorkerHandle, WorkerId},
     service::{Hosted, Readiness, Service},
@@ -106,10 +106,13 @@ impl Crew {
             .spawn(move || {
                 let _alarm = alarm;
                 pin(&post.device);
+                let began = post.clock.now();
                 let device = match load() {
                     Ok(device) => device,
                     Err(source) => return drop(started.send(Err(source))),
                 };
+                let elapsed = post.clock.now() - began;
+                post.metrics.model_load.observe(elapsed.as_secs_f64());
                 let parts = worker::Parts {
                     residency: Residency::new(cache, post.fingerprint, device.dims()),
                     device,

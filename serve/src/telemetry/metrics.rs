@@ -27,12 +27,14 @@ pub struct Metrics {
     pub call_duration: HistogramVec,
     pub quic_connections: IntGauge,
     pub quic_handshakes: IntCounterVec,
-    pub model_load: HistogramVec,
     workers: WorkerFamilies,
 }
 
 /// Content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// Labels of what belongs to one worker.
+const WORKER: &[&str] = &["model", "device"];
 
 /// A protocol that clients speak.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -52,6 +54,7 @@ pub enum Origin {
 /// The series of one worker, looked up once.
 #[derive(Clone, Debug)]
 pub struct WorkerMetrics {
+    pub model_load: Histogram,
     pub step_duration: Histogram,
     /// What a step costs outside the device: scheduling, sampling, text.
     pub step_overhead: Histogram,
@@ -81,23 +84,39 @@ pub struct WorkerMetrics {
 /// The families that have one series, or a few, for each worker.
 #[derive(Clone, Debug)]
 struct WorkerFamilies {
-    step_duration: HistogramVec,
-    step_overhead: HistogramVec,
-    step_sequences: HistogramVec,
-    step_tokens: HistogramVec,
+    model_load: HistogramVec,
+    steps: StepFamilies,
+    generations: GenerationFamilies,
+    sessions: SessionFamilies,
+}
+
+#[derive(Clone, Debug)]
+struct StepFamilies {
+    duration: HistogramVec,
+    overhead: HistogramVec,
+    sequences: HistogramVec,
+    tokens: HistogramVec,
+    device_errors: IntCounterVec,
+}
+
+#[derive(Clone, Debug)]
+struct GenerationFamilies {
     queue_wait: HistogramVec,
     inter_token_latency: HistogramVec,
     time_to_first_token: HistogramVec,
     tokens: IntCounterVec,
     finished: IntCounterVec,
     sequences: IntGaugeVec,
-    sessions: IntGaugeVec,
+}
+
+#[derive(Clone, Debug)]
+struct SessionFamilies {
+    by_residence: IntGaugeVec,
     lanes: IntGaugeVec,
-    session_park: HistogramVec,
-    session_park_failures: IntCounterVec,
-    session_resume: HistogramVec,
-    sessions_evicted: IntCounterVec,
-    device_errors: IntCounterVec,
+    park: HistogramVec,
+    park_failures: IntCounterVec,
+    resume: HistogramVec,
+    evicted: IntCounterVec,
 }
 
 impl Metrics {
@@ -105,14 +124,12 @@ impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
         let r = &registry;
-        let model = &["model"][..];
-        let worker = &["model", "device"][..];
         let metrics = Self {
             generations_accepted: counter(
                 r,
                 "serve_generations_accepted_total",
                 "Generations that were begun.",
-                model,
+                &["model"],
             ),
             requests_rejected: counter(
                 r,
@@ -122,7 +139,7 @@ impl Metrics {
             ),
             calls: counter(r, "serve_calls_total", "Calls that ended.", &["api", "code"]),
             calls_in_flight: gauge(r, "serve_calls_in_flight", "Calls that are open.", &["api"]),
-            call_duration: seconds(
+            call_duration: long_seconds(
                 r,
                 "serve_call_duration_seconds",
                 "From a call's arrival to its end.",
@@ -137,12 +154,6 @@ impl Metrics {
                 "serve_quic_handshakes_total",
                 "QUIC handshakes, by result.",
                 &["result"],
-            ),
-            model_load: seconds(
-                r,
-                "serve_model_load_seconds",
-                "Loading a model onto a device.",
-                worker,
             ),
             workers: WorkerFamilies::new(r),
             registry,
@@ -211,43 +222,106 @@ impl WorkerMetrics {
 
 impl WorkerFamilies {
     fn new(r: &Registry) -> Self {
-        let worker = &["model", "device"][..];
         Self {
-            step_duration: seconds(
+            model_load: long_seconds(
+                r,
+                "serve_model_load_seconds",
+                "Loading the model onto the device.",
+                WORKER,
+            ),
+            steps: StepFamilies::new(r),
+            generations: GenerationFamilies::new(r),
+            sessions: SessionFamilies::new(r),
+        }
+    }
+
+    fn worker(&self, model: &str, device: &str) -> WorkerMetrics {
+        let Self { model_load, steps, generations, sessions } = self;
+        let base = [model, device];
+        let with = |label| [model, device, label];
+        WorkerMetrics {
+            model_load: model_load.with_label_values(&base),
+            step_duration: steps.duration.with_label_values(&base),
+            step_overhead: steps.overhead.with_label_values(&base),
+            step_sequences: steps.sequences.with_label_values(&base),
+            step_tokens: steps.tokens.with_label_values(&base),
+            queue_wait: generations.queue_wait.with_label_values(&base),
+            inter_token_latency: generations.inter_token_latency.with_label_values(&base),
+            prompt_tokens: generations.tokens.with_label_values(&with("prompt")),
+            generated_tokens: generations.tokens.with_label_values(&with("generated")),
+            sequences_waiting: generations.sequences.with_label_values(&with("waiting")),
+            sequences_running: generations.sequences.with_label_values(&with("running")),
+            sequences_paused: generations.sequences.with_label_values(&with("paused")),
+            sessions_active: sessions.by_residence.with_label_values(&with("active")),
+            sessions_resident: sessions.by_residence.with_label_values(&with("resident")),
+            sessions_parked: sessions.by_residence.with_label_values(&with("parked")),
+            lanes_used: sessions.lanes.with_label_values(&with("used")),
+            lanes_free: sessions.lanes.with_label_values(&with("free")),
+            session_park: sessions.park.with_label_values(&base),
+            session_park_failures: sessions.park_failures.with_label_values(&base),
+            session_resume: sessions.resume.with_label_values(&base),
+            sessions_evicted: sessions.evicted.with_label_values(&base),
+            device_errors: steps.device_errors.with_label_values(&base),
+            time_to_first_token: [Origin::New, Origin::Resident, Origin::Parked].map(|origin| {
+                generations.time_to_first_token.with_label_values(&with(origin.label()))
+            }),
+            finished: FinishReason::ALL
+                .map(|reason| generations.finished.with_label_values(&with(reason.label()))),
+        }
+    }
+}
+
+impl StepFamilies {
+    fn new(r: &Registry) -> Self {
+        Self {
+            duration: seconds(
                 r,
                 "serve_step_duration_seconds",
                 "One run of the model over a batch.",
-                worker,
+                WORKER,
             ),
-            step_overhead: seconds(
+            overhead: seconds(
                 r,
                 "serve_step_overhead_seconds",
                 "What a step takes outside the device: scheduling, sampling, text.",
-                worker,
+                WORKER,
             ),
-            step_sequences: counts(
+            sequences: counts(
                 r,
                 "serve_step_sequences",
                 "Sequences that advance in one step.",
-                worker,
+                WORKER,
             ),
-            step_tokens: counts(
+            tokens: counts(
                 r,
                 "serve_step_tokens",
                 "Tokens of one step, prompt and generated.",
-                worker,
+                WORKER,
             ),
+            device_errors: counter(
+                r,
+                "serve_device_errors_total",
+                "Steps that the device could not run.",
+                WORKER,
+            ),
+        }
+    }
+}
+
+impl GenerationFamilies {
+    fn new(r: &Registry) -> Self {
+        Self {
             queue_wait: seconds(
                 r,
                 "serve_queue_wait_seconds",
                 "From a request's arrival to its first step.",
-                worker,
+                WORKER,
             ),
             inter_token_latency: seconds(
                 r,
                 "serve_inter_token_latency_seconds",
                 "Between two tokens of a generation.",
-                worker,
+                WORKER,
             ),
             time_to_first_token: seconds(
                 r,
@@ -273,7 +347,14 @@ impl WorkerFamilies {
                 "Generations in flight: waiting for a lane, running, or paused by a slow reader.",
                 &["model", "device", "state"],
             ),
-            sessions: gauge(
+        }
+    }
+}
+
+impl SessionFamilies {
+    fn new(r: &Registry) -> Self {
+        Self {
+            by_residence: gauge(
                 r,
                 "serve_sessions",
                 "Sessions: with a generation, idle in the device, or in the state cache alone.",
@@ -285,68 +366,30 @@ impl WorkerFamilies {
                 "Rows of the device's state arena.",
                 &["model", "device", "state"],
             ),
-            session_park: seconds(
+            park: seconds(
                 r,
                 "serve_session_park_seconds",
                 "Writing a session's record to the state cache.",
-                worker,
+                WORKER,
             ),
-            session_park_failures: counter(
+            park_failures: counter(
                 r,
                 "serve_session_park_failures_total",
                 "Session records that could not be written.",
-                worker,
+                WORKER,
             ),
-            session_resume: seconds(
+            resume: seconds(
                 r,
                 "serve_session_resume_seconds",
                 "Reading a session's record back into a lane.",
-                worker,
+                WORKER,
             ),
-            sessions_evicted: counter(
+            evicted: counter(
                 r,
                 "serve_sessions_evicted_total",
                 "Sessions forgotten because the state cache was full.",
-                worker,
+                WORKER,
             ),
-            device_errors: counter(
-                r,
-                "serve_device_errors_total",
-                "Steps that the device could not run.",
-                worker,
-            ),
-        }
-    }
-
-    fn worker(&self, model: &str, device: &str) -> WorkerMetrics {
-        let base = [model, device];
-        let with = |label| [model, device, label];
-        WorkerMetrics {
-            step_duration: self.step_duration.with_label_values(&base),
-            step_overhead: self.step_overhead.with_label_values(&base),
-            step_sequences: self.step_sequences.with_label_values(&base),
-            step_tokens: self.step_tokens.with_label_values(&base),
-            queue_wait: self.queue_wait.with_label_values(&base),
-            inter_token_latency: self.inter_token_latency.with_label_values(&base),
-            prompt_tokens: self.tokens.with_label_values(&with("prompt")),
-            generated_tokens: self.tokens.with_label_values(&with("generated")),
-            sequences_waiting: self.sequences.with_label_values(&with("waiting")),
-            sequences_running: self.sequences.with_label_values(&with("running")),
-            sequences_paused: self.sequences.with_label_values(&with("paused")),
-            sessions_active: self.sessions.with_label_values(&with("active")),
-            sessions_resident: self.sessions.with_label_values(&with("resident")),
-            sessions_parked: self.sessions.with_label_values(&with("parked")),
-            lanes_used: self.lanes.with_label_values(&with("used")),
-            lanes_free: self.lanes.with_label_values(&with("free")),
-            session_park: self.session_park.with_label_values(&base),
-            session_park_failures: self.session_park_failures.with_label_values(&base),
-            session_resume: self.session_resume.with_label_values(&base),
-            sessions_evicted: self.sessions_evicted.with_label_values(&base),
-            device_errors: self.device_errors.with_label_values(&base),
-            time_to_first_token: [Origin::New, Origin::Resident, Origin::Parked]
-                .map(|origin| self.time_to_first_token.with_label_values(&with(origin.label()))),
-            finished: FinishReason::ALL
-                .map(|reason| self.finished.with_label_values(&with(reason.label()))),
         }
     }
 }
@@ -378,16 +421,25 @@ impl FinishReason {
 
 /// From 25 µs, below a step of the smallest model, doubling to 6.6 s.
 fn seconds(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
-    let buckets = exponential_buckets(25e-6, 2.0, 19).expect("positive and growing");
-    let options = HistogramOpts::new(name, help).buckets(buckets);
-    register(registry, HistogramVec::new(options, labels))
+    histogram(registry, HistogramOpts::new(name, help).buckets(doubling(25e-6, 19)), labels)
+}
+
+/// From 2^-10 s, about 1 ms, doubling to 2048 s: a call may hold all turns of a chat.
+fn long_seconds(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+    histogram(registry, HistogramOpts::new(name, help).buckets(doubling(1.0 / 1024.0, 22)), labels)
 }
 
 /// From 1, doubling to 4096.
 fn counts(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
-    let buckets = exponential_buckets(1.0, 2.0, 13).expect("positive and growing");
-    let options = HistogramOpts::new(name, help).buckets(buckets);
+    histogram(registry, HistogramOpts::new(name, help).buckets(doubling(1.0, 13)), labels)
+}
+
+fn histogram(registry: &Registry, options: HistogramOpts, labels: &[&str]) -> HistogramVec {
     register(registry, HistogramVec::new(options, labels))
+}
+
+fn doubling(first: f64, n: usize) -> Vec<f64> {
+    exponential_buckets(first, 2.0, n).expect("positive and growing")
 }
 
 fn counter(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
