@@ -35,7 +35,7 @@ quic=$(grep '^quic://' "$work/addresses")
 http=$(grep '^http://' "$work/addresses")
 
 say "2. A tale, streamed over QUIC"
-"$bin/aerie" --server "$quic" --certificate "$work/data/tls/certificate.pem" generate --show-stats \
+"$bin/aerie" --server "$quic" --certificate "$work/data/tls/certificate.pem" generate --echo --show-stats \
     --temperature 0.8 --top-p 0.95 --seed 7 --tokens 200 \
     "Once upon a time there was a little girl who"
 
