@@ -4,6 +4,8 @@
 //! [`Listener`]; it stops accepting and winds up its calls when its [`Shutdown`] says so.
 
 mod caches;
+#[cfg(test)]
+mod tests;
 pub(crate) mod workers;
 
 use std::{

@@ -6,9 +6,6 @@
 
 #![allow(unsafe_code, reason = "binding one buffer as input and output takes the C interface")]
 
-#[cfg(test)]
-mod tests;
-
 use std::{
     env,
     ffi::{CString, c_void},

@@ -1,1 +1,132 @@
+//! A service whose worker is the test itself.
 
+use crossbeam::channel::{Receiver, bounded};
+use tokio_stream::StreamExt as _;
+
+use super::*;
+use crate::{
+    admission,
+    pipe::{Accepted, Finished, Piece},
+    router::WorkerHandle,
+    testing::hosted,
+};
+
+#[tokio::test]
+async fn a_slow_reader_gets_fewer_and_larger_deltas() {
+    let (service, events) = service();
+    let (stream, submission) = tokio::join!(service.generate(start("abc")), accept(&events));
+    let mut stream = stream.unwrap();
+    for (token, position, text) in [(1, 3, "a"), (2, 4, "b"), (3, 5, "c")] {
+        submission.pipe.send_token(token, position, text);
+    }
+    submission.pipe.send(PipeEvent::Text(Piece::cut("d").next().unwrap()));
+    submission.pipe.send(PipeEvent::Finished(finished()));
+    assert!(matches!(stream.next().await, Some(TokenEvent::Accepted(_))));
+    let Some(TokenEvent::Delta(delta)) = stream.next().await else { panic!("no delta") };
+    assert_eq!((delta.ids, delta.text, delta.position), (vec![1, 2, 3], "abcd".to_owned(), 3));
+    assert!(matches!(stream.next().await, Some(TokenEvent::Finished(_))));
+    assert_eq!(stream.next().await, None);
+}
+
+#[tokio::test]
+async fn a_failure_in_mid_stream_is_counted_as_a_refusal() {
+    let (service, events) = service();
+    let (stream, submission) = tokio::join!(service.generate(start("abc")), accept(&events));
+    let mut stream = stream.unwrap();
+    submission.pipe.send(PipeEvent::Failed(Reject::Internal { what: "a step" }));
+    assert!(matches!(stream.next().await, Some(TokenEvent::Accepted(_))));
+    assert!(matches!(stream.next().await, Some(TokenEvent::Failed(_))));
+    assert_eq!(stream.next().await, None);
+    assert_eq!(rejected(&service, "internal"), 1);
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_fails_its_streams() {
+    let (service, events) = service();
+    let (stream, submission) = tokio::join!(service.generate(start("abc")), accept(&events));
+    drop(submission);
+    let last = stream.unwrap().collect::<Vec<_>>().await.pop();
+    assert!(matches!(last, Some(TokenEvent::Failed(Reject::Internal { .. }))), "{last:?}");
+}
+
+#[tokio::test]
+async fn refusals_say_what_is_wrong_and_are_counted() {
+    let (service, _events) = service();
+    let unknown = v1::Start { model: "huge".to_owned(), ..start("abc") };
+    let nobody = SessionId(1).to_string();
+    let stale = v1::Start { session_id: nobody, ..start("abc") };
+    let garbled = v1::Start { session_id: "x".to_owned(), ..start("abc") };
+    for (start, label) in
+        [(unknown, "unknown_model"), (stale, "unknown_session"), (garbled, "invalid")]
+    {
+        let reject = service.generate(start).await.unwrap_err();
+        assert_eq!(reject.kind().label(), label);
+        assert_eq!(rejected(&service, label), 1);
+    }
+    assert_eq!(service.in_flight(), 0, "refusals give their places back");
+}
+
+#[tokio::test]
+async fn readiness_goes_forward_only_and_a_draining_server_refuses() {
+    let (service, _events) = service();
+    service.set_readiness(Readiness::Draining);
+    service.set_readiness(Readiness::Ready);
+    assert_eq!(*service.readiness().borrow(), Readiness::Draining);
+    let reject = service.generate(start("abc")).await.unwrap_err();
+    assert!(matches!(reject, Reject::Unavailable { .. }), "{reject}");
+}
+
+fn service() -> (Service, Receiver<Event>) {
+    let (events, inbox) = bounded(2);
+    let notices = bounded(1).1;
+    let service = Service::new(Parts {
+        models: vec![hosted()],
+        router: Router::new(vec![WorkerHandle::new(0, "fake".to_owned(), events, notices)]),
+        admission: Admission::new(admission::Config { requests_max: 2, retry_after_ms: 1 }),
+        request: request::Config::default(),
+        pipe: pipe::Config::default(),
+        metrics: Metrics::new(),
+        readiness: watch::channel(Readiness::Ready).0,
+        clock: Clock::start(),
+    });
+    (service, inbox)
+}
+
+/// Takes the generation that has just been submitted and says that it has begun.
+async fn accept(events: &Receiver<Event>) -> Box<Submission> {
+    let submission = loop {
+        match events.try_recv() {
+            Ok(Event::Open(submission)) => break submission,
+            Ok(event) => panic!("{event:?}"),
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    submission.pipe.send(PipeEvent::Accepted(Accepted {
+        session: submission.id,
+        position: 0,
+        resumed_tokens: 0,
+        prompt_tokens: 3,
+        seed: 1,
+    }));
+    submission
+}
+
+fn start(prompt: &str) -> v1::Start {
+    let prompt = Some(v1::start::Prompt::Text(prompt.to_owned()));
+    v1::Start { prompt, ..v1::Start::default() }
+}
+
+fn finished() -> Finished {
+    Finished {
+        reason: FinishReason::Length,
+        position: 6,
+        prompt_tokens: 3,
+        generated_tokens: 3,
+        time_to_first_token: Duration::ZERO,
+        duration: Duration::ZERO,
+    }
+}
+
+fn rejected(service: &Service, label: &str) -> u64 {
+    service.metrics().requests_rejected.with_label_values(&[label]).get()
+}

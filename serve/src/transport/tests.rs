@@ -2,11 +2,6 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
-use aerie_models::{
-    Carry, Manifest, Precision, Provenance,
-    bundle::{FORMAT, Kind},
-    presets::preset,
-};
 use aerie_proto::{
     ALPN, frame,
     v1::{self, generate_request::Message, generate_response, inference_client::InferenceClient},
@@ -30,10 +25,9 @@ use crate::{
     request,
     router::{Router, WorkerHandle},
     server::Listener,
-    service::{Hosted, Parts, Readiness, Service},
+    service::{Parts, Readiness, Service},
     telemetry::metrics::Metrics,
-    testing::TOKENIZER_JSON,
-    text::Tokenizer,
+    testing::hosted,
     tls::{self, Identity},
     worker::{Clock, Event, Submission},
 };
@@ -402,23 +396,4 @@ fn count(events: &Receiver<Event>, ended: &mpsc::Sender<FinishReason>) {
         // Whoever does not look at how generations ended has gone or does not care.
         let _ = ended.try_send(reason);
     }
-}
-
-fn hosted() -> Hosted {
-    let model = preset("tiny").unwrap();
-    let tokenizer = Tokenizer::parse(TOKENIZER_JSON.as_bytes()).unwrap();
-    let vocabulary = Arc::new(tokenizer.vocabulary(model.vocab).unwrap());
-    let manifest = Manifest {
-        format: FORMAT,
-        name: "tiny".to_owned(),
-        kind: Kind::LanguageModel,
-        precision: Precision::F32,
-        ops: Default::default(),
-        files: Default::default(),
-        carry: Carry::layout(&model).fields().cloned().collect(),
-        model,
-        provenance: Provenance::default(),
-    };
-    let (name, fingerprint) = (manifest.name.clone(), manifest.fingerprint());
-    Hosted { name, manifest, fingerprint, parameters: 0, tokenizer, vocabulary }
 }
