@@ -2,7 +2,7 @@ use aerie_state_cache::Key;
 
 use super::*;
 
-const RECORD_BYTES: u64 = 300;
+const RECORD_BYTES: usize = 300;
 
 /// Goal: whoever takes a device out of the configuration loses no session.
 #[test]
@@ -73,7 +73,7 @@ fn sessions_of_another_model_are_refused_by_field() {
 
 fn owner(dir: &Path, records_max: u32) -> Owner {
     let fingerprint = Fingerprint([7; 32]);
-    let config = Config { record_bytes: RECORD_BYTES, records_max, fingerprint };
+    let config = Config { record_bytes: RECORD_BYTES as u64, records_max, fingerprint };
     Owner { dir: dir.to_owned(), config }
 }
 
@@ -86,7 +86,7 @@ fn write(cache: &mut StateCache, key: u128, used_at: u64) {
 }
 
 fn record(key: u128) -> Vec<u8> {
-    key.to_le_bytes().into_iter().cycle().take(RECORD_BYTES as usize).collect()
+    key.to_le_bytes().into_iter().cycle().take(RECORD_BYTES).collect()
 }
 
 fn files(dir: &Path) -> Vec<String> {
