@@ -74,9 +74,10 @@ impl Blocks {
         let padding = (block - tokens % block) % block;
 
         // Padding belongs to segment -1, what lies before the first block to segment -2.
+        let length = |it: i64| usize::try_from(it).expect("bounds ascend");
         let segments: Vec<i64> = zip(0.., bounds.windows(2))
-            .flat_map(|(segment, it)| iter::repeat_n(segment, (it[1] - it[0]) as usize))
-            .chain(iter::repeat_n(-1, padding as usize))
+            .flat_map(|(segment, it)| iter::repeat_n(segment, length(it[1] - it[0])))
+            .chain(iter::repeat_n(-1, length(padding)))
             .collect();
         let own = Tensor::from_slice(&segments).view([-1, block]);
         let keys = if before {

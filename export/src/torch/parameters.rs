@@ -114,7 +114,8 @@ impl Parameters {
 
 /// Shape and values of a tensor.
 pub(crate) fn values(tensor: &Tensor) -> Values {
-    let shape = tensor.size().iter().map(|&it| it as usize).collect();
+    let extent = |&it: &i64| usize::try_from(it).expect("extents are not negative");
+    let shape = tensor.size().iter().map(extent).collect();
     let flat = tensor.detach().to_kind(Kind::Float).flatten(0, -1).contiguous();
     Values { shape, values: Vec::try_from(flat).expect("a flat tensor of f32 is a vector of f32") }
 }

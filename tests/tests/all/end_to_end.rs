@@ -269,7 +269,7 @@ fn script(python: &Path, name: &str, arguments: [&Path; 2]) -> String {
 fn python() -> Option<PathBuf> {
     let python = repository().join(".deps/venv/bin/python");
     if !python.exists() {
-        println!("skipped: {} is not there; `make python` puts it there", python.display());
+        eprintln!("skipped: {} is not there; `make python` puts it there", python.display());
     }
     python.exists().then_some(python)
 }

@@ -123,8 +123,8 @@ fn sessions_in_chunks_are_whole_documents() {
         for chunk in [1, 2, 3, 4, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 1, length] {
             let mut carry = void(&config, 1, Kind::Double).map(Handle::of);
             let mut found = Vec::new();
-            for (position, part) in zip((0..).step_by(chunk as usize), text.chunks(chunk as usize))
-            {
+            let size = usize::try_from(chunk).unwrap();
+            for (position, part) in zip((0..).step_by(size), text.chunks(size)) {
                 let (x, next) = step(&config, &parameters, &[(position, part.to_vec())], &carry);
                 found.push(x);
                 carry = next;
