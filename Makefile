@@ -13,7 +13,7 @@ build: .deps/onnxruntime ## the server and the client, optimised
 	cargo build --release -p aerie-serve -p aerie-client
 
 test: .deps/onnxruntime .deps/libtorch python ## every test there is
-	cargo build --workspace --all-targets
+	cargo build --workspace
 	cargo test --workspace
 
 lint: .deps/libtorch ## formatting and clippy, warnings being errors
