@@ -108,11 +108,12 @@ impl Block<'_> {
         let x: [&[f32]; N] =
             std::array::from_fn(|n| &self.x[(row + n) * self.stride + self.column..][..block]);
         for (i, weight) in self.weight.chunks_exact(block).enumerate() {
-            let weight = &weight[column..][..C];
-            for n in 0..N {
-                let x = x[n][i];
-                for c in 0..C {
-                    sums[n][c] = x.mul_add(weight[c], sums[n][c]);
+            let weight: &[f32; C] = weight[column..].first_chunk().expect("C columns are left");
+            let x: [f32; N] = std::array::from_fn(|n| x[n][i]);
+            // Rows inside, or the compiler leaves the sums in memory and takes them one by one.
+            for c in 0..C {
+                for n in 0..N {
+                    sums[n][c] = x[n].mul_add(weight[c], sums[n][c]);
                 }
             }
         }

@@ -56,8 +56,8 @@ pub struct Rings<'a> {
 const HEADS: usize = 4;
 /// Queries of a tile.
 const ROWS: usize = 8;
-/// Channels of a value whose sums stay in registers.
-const CHANNELS: usize = 32;
+/// Channels whose sums stay in registers: two vectors of [`PARTIALS`].
+const CHANNELS: usize = 2 * PARTIALS;
 
 impl LocalAttention {
     /// # Panics
@@ -370,22 +370,25 @@ impl<const G: usize> Loops for Heads<'_, G> {
 /// Products of one key with `G` queries.
 #[inline(always)]
 fn dots<const G: usize>(queries: &[f32], key: &[f32]) -> [f32; G] {
-    let mut sums = [[0.0f32; PARTIALS]; G];
-    let queries: [&[f32]; G] = array::from_fn(|head| &queries[head * key.len()..][..key.len()]);
-    let whole = key.len() - key.len() % PARTIALS;
-    for at in (0..whole).step_by(PARTIALS) {
-        for head in 0..G {
-            for i in 0..PARTIALS {
-                sums[head][i] = queries[head][at + i].mul_add(key[at + i], sums[head][i]);
+    let mut sums = [[0.0f32; CHANNELS]; G];
+    let queries: [_; G] =
+        array::from_fn(|head| queries[head * key.len()..][..key.len()].as_chunks::<CHANNELS>());
+    let (key, key_rest) = key.as_chunks::<CHANNELS>();
+    for (at, key) in key.iter().enumerate() {
+        let queries: [&[f32; CHANNELS]; G] = array::from_fn(|head| &queries[head].0[at]);
+        // Heads inside, or the compiler leaves the sums in memory and takes them one by one.
+        for i in 0..CHANNELS {
+            for head in 0..G {
+                sums[head][i] = queries[head][i].mul_add(key[i], sums[head][i]);
             }
         }
     }
-    for at in whole..key.len() {
-        for head in 0..G {
-            sums[head][at - whole] = queries[head][at].mul_add(key[at], sums[head][at - whole]);
+    for (sums, (_, query_rest)) in sums.iter_mut().zip(queries) {
+        for ((sum, &query), &key) in sums.iter_mut().zip(query_rest).zip(key_rest) {
+            *sum = query.mul_add(key, *sum);
         }
     }
-    sums.map(fold)
+    sums.map(|sums| fold(array::from_fn(|i| sums[i] + sums[i + PARTIALS])))
 }
 
 /// Replaces scores by the exponentials of their distance from the greatest; returns their sum.
@@ -424,11 +427,13 @@ fn weigh<const G: usize, const C: usize>(
     let mut at = 0;
     for run in runs {
         for row in 0..run.count {
-            let value = &run.values[row * head_dim + channel..][..C];
-            for head in 0..G {
-                let weight = weights[head][at];
-                for c in 0..C {
-                    sums[head][c] = weight.mul_add(value[c], sums[head][c]);
+            let value: &[f32; C] =
+                run.values[row * head_dim + channel..].first_chunk().expect("C channels are left");
+            let weights: [f32; G] = array::from_fn(|head| weights[head][at]);
+            // As in `dots`.
+            for c in 0..C {
+                for head in 0..G {
+                    sums[head][c] = weights[head].mul_add(value[c], sums[head][c]);
                 }
             }
             at += 1;
