@@ -31,6 +31,10 @@ const IDLE_MAX: VarInt = VarInt::from_u32(30_000);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Assumed before the first measurement, so that a lost first flight is repeated soon.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
+/// How long the server may take to hear that the client has left.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// What a connection is closed with: the client wants nothing more.
+const CLOSE_DONE: VarInt = VarInt::from_u32(0);
 /// What streams are reset with: the client does not want the rest.
 const RESET_CANCELLED: VarInt = VarInt::from_u32(1);
 
@@ -38,7 +42,7 @@ const RESET_CANCELLED: VarInt = VarInt::from_u32(1);
 pub(crate) struct Connection {
     connection: quinn::Connection,
     /// Drives the connection; lives as long as it.
-    _endpoint: Endpoint,
+    endpoint: Endpoint,
 }
 
 /// The events of one generation; dropping them resets the stream, which cancels it.
@@ -74,7 +78,7 @@ impl Connection {
             .await
             .map_err(|_| unreachable("nobody answers".to_owned()))?
             .map_err(|error| unreachable(error.to_string()))?;
-        Ok(Self { connection, _endpoint: endpoint })
+        Ok(Self { connection, endpoint })
     }
 
     pub(crate) async fn generate(&self, start: v1::Start) -> Result<Responses, Error> {
@@ -134,6 +138,12 @@ impl Connection {
             Some(answer) => Ok(answer),
             None => Err(Error::Answer),
         }
+    }
+
+    pub(crate) async fn close(self) {
+        self.connection.close(CLOSE_DONE, b"");
+        // Whoever does not answer by then finds out by the silence.
+        let _ = timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
     }
 
     async fn call(&self, call: call::Call) -> Result<(SendStream, Frames), Error> {

@@ -99,6 +99,9 @@ pub(super) async fn run(server: &ServerArgs, args: Args) -> anyhow::Result<()> {
     }
     let bench = Bench { clients, start: start(&args), tokens: Arc::default(), args };
     let report = bench.run(&server.server).await;
+    for client in bench.clients {
+        client.close().await;
+    }
     if bench.args.json {
         serde_json::to_writer_pretty(io::stdout(), &report)?;
         writeln!(io::stdout())?;

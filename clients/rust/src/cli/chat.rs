@@ -92,6 +92,9 @@ pub(super) async fn run(server: &ServerArgs, mut args: Args) -> anyhow::Result<(
         writeln!(io::stderr(), "the server keeps session {id}; go on with:")?;
         writeln!(io::stderr(), "  aerie chat --server {} --session {id}", chat.server.server)?;
     }
+    if let Some(client) = chat.client {
+        client.close().await;
+    }
     Ok(())
 }
 

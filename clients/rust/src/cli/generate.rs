@@ -54,7 +54,8 @@ pub(super) async fn run(server: &ServerArgs, args: Args) -> anyhow::Result<()> {
         prompt: Some(v1::start::Prompt::Text(prompt.clone())),
         ..args.sampling.start()
     };
-    let mut generation = server.connect().await?.generate(start).await?;
+    let client = server.connect().await?;
+    let mut generation = client.generate(start).await?;
     if args.echo {
         io::stdout().write_all(prompt.as_bytes())?;
     }
@@ -66,6 +67,7 @@ pub(super) async fn run(server: &ServerArgs, args: Args) -> anyhow::Result<()> {
     if args.show_stats {
         turn.write_stats()?;
     }
+    client.close().await;
     Ok(())
 }
 

@@ -37,31 +37,35 @@ pub(super) async fn sessions(server: &ServerArgs, command: SessionsCommand) -> a
                 let (residence, idle) = (residence(&it).to_owned(), idle(&it));
                 [it.session_id, it.model, it.position.to_string(), residence, it.device, idle]
             }));
-            Ok(write_table(&rows)?)
+            write_table(&rows)?;
         }
         SessionsCommand::Show { id } => {
-            Ok(write_session(&mut io::stdout(), &client.session(&id).await?)?)
+            write_session(&mut io::stdout(), &client.session(&id).await?)?;
         }
         SessionsCommand::Rm { ids } => {
             for id in ids {
                 client.delete_session(&id).await?;
                 writeln!(io::stdout(), "{id}")?;
             }
-            Ok(())
         }
     }
+    client.close().await;
+    Ok(())
 }
 
 pub(super) async fn models(server: &ServerArgs) -> anyhow::Result<()> {
     let header = ["MODEL", "FAMILY", "PARAMETERS", "STATE", "VOCABULARY", "FINGERPRINT"];
     let mut rows = vec![header.map(str::to_owned)];
-    rows.extend(server.connect().await?.models().await?.into_iter().map(|it| {
+    let client = server.connect().await?;
+    rows.extend(client.models().await?.into_iter().map(|it| {
         let parameters = it.parameters.to_string();
         let (state, vocab) = (bytes(it.state_bytes), it.vocab.to_string());
         let fingerprint = it.fingerprint.chars().take(16).collect();
         [it.name, it.family, parameters, state, vocab, fingerprint]
     }));
-    Ok(write_table(&rows)?)
+    write_table(&rows)?;
+    client.close().await;
+    Ok(())
 }
 
 /// Writes one session, a line for each field.
