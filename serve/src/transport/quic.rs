@@ -404,7 +404,7 @@ impl Default for Config {
         Self {
             listen: ([127, 0, 0, 1], 7447).into(),
             connections_max: 1024,
-            streams_max: 64,
+            streams_max: 256,
             idle_ms_max: 30_000,
             keep_alive_ms: 10_000,
             initial_rtt_ms: 50,
