@@ -59,6 +59,13 @@ struct Curve {
     points: Vec<(f64, f64)>,
 }
 
+impl Curve {
+    /// The points from the first one that is not above `y`.
+    fn within(&self, y: &Range<f64>) -> impl Iterator<Item = (f64, f64)> {
+        self.points.iter().copied().skip_while(|it| it.1 > y.end)
+    }
+}
+
 /// Draws the logs of `runs` into the SVG file `out`.
 ///
 /// # Errors
@@ -107,16 +114,17 @@ fn draw(svg: &mut String, curves: &[Curve], axis: Axis) -> anyhow::Result<()> {
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     let x = range(curves.iter().flat_map(|it| &it.points).map(|it| it.0));
+    let y = visible(curves);
     let mut chart = ChartBuilder::on(&area)
         .margin(16)
         .x_label_area_size(44)
         .y_label_area_size(60)
-        .build_cartesian_2d(0.0..x.end, visible(curves))?;
+        .build_cartesian_2d(0.0..x.end, y.clone())?;
     chart.configure_mesh().x_desc("tokens seen (millions)").y_desc(label).draw()?;
     for (at, it) in curves.iter().enumerate() {
         let style = Palette99::pick(at).stroke_width(2);
         chart
-            .draw_series(LineSeries::new(it.points.iter().copied(), style))?
+            .draw_series(LineSeries::new(it.within(&y), style))?
             .label(&it.name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style));
     }
