@@ -20,8 +20,9 @@ lint: .deps/libtorch ## formatting and clippy, warnings being errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
-bench: .deps/onnxruntime ## kernels beside the memory bandwidth measured in the same run
+bench: .deps/onnxruntime .deps/libtorch ## kernels beside the memory bandwidth measured in the same run
 	cargo bench -p aerie-ops -p aerie-state-cache
+	cargo bench -p aerie-export --bench scan
 
 python: ## what the tests run Aerie against: onnxruntime, grpcio, aioquic
 	@tests/setup/python.sh

@@ -25,6 +25,7 @@ const CHUNK_TOKENS: usize = 1024;
 #[command(after_help = "\
 Examples:
   aerie-export eval --run runs/tales --text tales.valid.txt
+  aerie-export eval --run runs/tales-mqa --text tales.valid.txt --restart 512
   aerie-export eval --run runs/shakespeare --text shakespeare.txt --holdout 0.1
 
 Every document is one session: its state is carried from chunk to chunk, as a server does.")]
@@ -41,6 +42,9 @@ pub struct Args {
     /// What begins a document, besides <|endoftext|> and files
     #[arg(long, value_enum, default_value_t)]
     documents: Documents,
+    /// Begin a new session after this many tokens, to see what a longer past is worth
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    restart: Option<u32>,
     /// Threads of libtorch; all cores if left out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
     threads: Option<i32>,
@@ -68,7 +72,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => text::read(&args.text, args.documents)?,
     };
     let tokens = Tokens::encode(&tokenizer, &documents, None)?;
-    let nats = no_grad(|| stream_nats(&model, &parameters, &tokens));
+    let nats = no_grad(|| stream_nats(&model, &parameters, &tokens, args.restart));
     let targets = tokens.ids.len() - 1;
     let loss = nats / targets as f64;
     println!("tokens          {targets}");
@@ -79,30 +83,37 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sum of the cross entropy over all tokens but the first.
-pub(crate) fn stream_nats(model: &ModelConfig, parameters: &Parameters, tokens: &Tokens) -> f64 {
+/// Sum of the cross entropy over all tokens but the first; sessions are cut at `restart` tokens.
+fn stream_nats(
+    model: &ModelConfig,
+    parameters: &Parameters,
+    tokens: &Tokens,
+    restart: Option<u32>,
+) -> f64 {
+    let session_max = restart.map_or(usize::MAX, |it| it as usize);
     let table = parameters.embedding();
     let mut carry = void(model, 1, parameters.kind()).map(Handle::of);
     let mut position = 0;
     let mut nats = 0.0;
     let mut begin = 0;
     while begin + 1 < tokens.ids.len() {
+        if Some(tokens.ids[begin]) == tokens.boundary || session_max <= position {
+            position = 0;
+        }
         // A chunk ends before the next document, which is a session of its own.
-        let most = &tokens.ids[begin..(begin + CHUNK_TOKENS).min(tokens.ids.len() - 1)];
+        let chunk = CHUNK_TOKENS.min(session_max - position);
+        let most = &tokens.ids[begin..(begin + chunk).min(tokens.ids.len() - 1)];
         let document = most[1..].iter().position(|it| Some(*it) == tokens.boundary);
         let end = begin + document.map_or(most.len(), |it| it + 1);
         let [inputs, targets] =
             [begin..end, begin + 1..end + 1].map(|it| Tensor::from_slice(&widen(&tokens.ids[it])));
-        if Some(tokens.ids[begin]) == tokens.boundary {
-            position = 0;
-        }
         let bounds = vec![0, (end - begin) as i64];
-        let kind = PackingKind::Sessions { positions: vec![position] };
+        let kind = PackingKind::Sessions { positions: vec![position as i64] };
         let reading = Reading::new(model, parameters, Packing { bounds, kind });
         let (x, next) = decoder::hidden(model, &reading, &Handle(inputs), &carry);
         nats += shim::cross_entropy(&x, table, &targets, model.logits_soft_cap).double_value(&[]);
         carry = next;
-        position += (end - begin) as i64;
+        position += end - begin;
         begin = end;
     }
     nats
