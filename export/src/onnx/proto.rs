@@ -111,6 +111,7 @@ pub enum DataType {
     Bool = 9,
     F16 = 10,
     F64 = 11,
+    BF16 = 16,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, prost::Enumeration)]
@@ -177,7 +178,7 @@ impl DataType {
         match self {
             Self::Undefined => 0,
             Self::Bool => 1,
-            Self::F16 => 2,
+            Self::F16 | Self::BF16 => 2,
             Self::F32 | Self::I32 => 4,
             Self::F64 | Self::I64 => 8,
         }

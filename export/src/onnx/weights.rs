@@ -13,7 +13,7 @@ use std::{
 };
 
 use aerie_models::{Init, ModelConfig, ParameterSpec, census};
-use half::f16;
+use half::{bf16, f16};
 use prost::Message;
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -50,8 +50,13 @@ pub enum WeightsError {
     Unknown { path: PathBuf, name: String },
     #[error("{}: tensor {name} has shape {found:?}; {expected:?} is expected", path.display())]
     Shape { path: PathBuf, name: String, found: Vec<u64>, expected: Vec<u64> },
-    #[error("{}: tensor {name} holds {found}; f32 or f16 is expected", path.display())]
+    #[error("{}: tensor {name} holds {found}; f32, f16 or bf16 is expected", path.display())]
     Dtype { path: PathBuf, name: String, found: String },
+    #[error(
+        "{}: {found_bytes} bytes; its header describes {expected_bytes}: the file is cut or has \
+         something appended", path.display()
+    )]
+    Length { path: PathBuf, found_bytes: u64, expected_bytes: u64 },
     #[error(
         "{}: tensor {name} has {found_bytes} bytes; {expected_bytes} are expected", path.display()
     )]
@@ -80,6 +85,7 @@ impl Checkpoint {
     /// [`WeightsError`], naming the first tensor that does not fit.
     pub fn open(path: &FilePath, config: &ModelConfig) -> Result<Self, WeightsError> {
         let mut file = File::open(path).map_err(io_error(path))?;
+        let file_bytes = file.metadata().map_err(io_error(path))?.len();
         let mut length = [0; 8];
         file.read_exact(&mut length).map_err(io_error(path))?;
         let found_bytes = u64::from_le_bytes(length);
@@ -92,10 +98,16 @@ impl Checkpoint {
         let header: Metadata = serde_json::from_slice(&header)
             .map_err(|source| WeightsError::Header { path: path.to_owned(), source })?;
 
+        let data_offset = length.len() as u64 + found_bytes;
+        // Parsing has held each tensor to its shape and type, and all to lie one after the other.
+        let expected_bytes = data_offset.saturating_add(header.data_len() as u64);
+        if file_bytes != expected_bytes {
+            let (path, found_bytes) = (path.to_owned(), file_bytes);
+            return Err(WeightsError::Length { path, found_bytes, expected_bytes });
+        }
         let shape = |shape: &[usize]| shape.iter().map(|&extent| extent as u64).collect();
         let found = header.tensors().into_iter().map(|(name, it)| (name, shape(&it.shape)));
         check_shapes(path, &found.collect(), config)?;
-        let data_offset = length.len() as u64 + found_bytes;
         Ok(Self { path: path.to_owned(), file, header, data_offset })
     }
 }
@@ -109,6 +121,7 @@ impl Weights for Checkpoint {
         let element = match info.dtype {
             Dtype::F32 => DataType::F32,
             Dtype::F16 => DataType::F16,
+            Dtype::BF16 => DataType::BF16,
             other => {
                 let (name, found) = (name.to_owned(), format!("{other:?}"));
                 return Err(WeightsError::Dtype { path: path(), name, found });
@@ -252,15 +265,13 @@ impl Elements<'_> {
 
     fn parse(&self, path: &FilePath, bytes: &[u8]) -> Result<Vec<f32>, WeightsError> {
         self.check_bytes(path, bytes.len() as u64)?;
+        let pairs = || bytes.as_chunks().0.iter();
         match self.element {
             DataType::F32 => {
                 Ok(bytes.as_chunks().0.iter().map(|it| f32::from_le_bytes(*it)).collect())
             }
-            DataType::F16 => {
-                let elements =
-                    bytes.as_chunks().0.iter().map(|it| f16::from_le_bytes(*it).to_f32());
-                Ok(elements.collect())
-            }
+            DataType::F16 => Ok(pairs().map(|it| f16::from_le_bytes(*it).to_f32()).collect()),
+            DataType::BF16 => Ok(pairs().map(|it| bf16::from_le_bytes(*it).to_f32()).collect()),
             other => {
                 let (path, name) = (path.to_owned(), self.name.to_owned());
                 Err(WeightsError::Dtype { path, name, found: format!("{other:?}") })

@@ -44,20 +44,66 @@ fn cut_or_foreign_files_are_errors() {
         fs::write(&path, &whole[..length]).unwrap();
         assert!(Checkpoint::open(&path, &config).is_err(), "cut after {length} bytes");
     }
-    // The header is whole, the last tensor is not.
-    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
-    let checkpoint = Checkpoint::open(&path, &config).unwrap();
-    let errors = census::parameters(&config)
-        .iter()
-        .filter(|(name, spec)| checkpoint.load(name.as_str(), spec).is_err())
-        .count();
-    assert_eq!(errors, 1);
+    // The header is whole, the last tensor is not; or something follows it.
+    for data in [&whole[..whole.len() - 1], &[&*whole, &[0]].concat()] {
+        fs::write(&path, data).unwrap();
+        let error = Checkpoint::open(&path, &config).unwrap_err().to_string();
+        assert!(error.contains("its header describes"), "{error}");
+    }
 
     fs::write(&path, u64::MAX.to_le_bytes()).unwrap();
     let error = Checkpoint::open(&path, &config).unwrap_err().to_string();
     assert!(error.contains("at most 100000000 are read"), "{error}");
     fs::write(&path, b"not a graph").unwrap();
     assert!(Drawn::open(&path, &config).is_err());
+}
+
+#[test]
+fn headers_that_lie_are_refused() {
+    let lie = |header: &str, data_bytes: usize, message: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let length = (header.len() as u64).to_le_bytes();
+        fs::write(&path, [&length, header.as_bytes(), &vec![0; data_bytes]].concat()).unwrap();
+        let error = Checkpoint::open(&path, &tiny()).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    };
+    lie(
+        r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
+            "b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#,
+        12,
+        "invalid offset for tensor `b`",
+    );
+    lie(
+        r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#,
+        12,
+        "invalid offset for tensor `a`",
+    );
+    lie(
+        r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}"#,
+        8,
+        "overflow",
+    );
+    lie(
+        r#"{"a":{"dtype":"BF16","shape":[3],"data_offsets":[0,8]}}"#,
+        8,
+        "invalid shape, data type, or offset",
+    );
+    lie(
+        r#"{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,18446744073709551615]}}"#,
+        0,
+        "invalid shape, data type, or offset",
+    );
+}
+
+#[test]
+fn bf16_is_read_exactly() {
+    let values = [0.0, -1.5, 3.0e38, f32::from_bits(0x0001_0000)];
+    let bytes: Vec<u8> = values.iter().flat_map(|&it| bf16::from_f32(it).to_le_bytes()).collect();
+    let elements = Elements { name: "x", element: DataType::BF16, expected: 4 };
+    let expected = values.map(|it| bf16::from_f32(it).to_f32());
+    assert_eq!(elements.parse(FilePath::new("x"), &bytes).unwrap(), expected);
+    assert_eq!(expected[1], -1.5);
 }
 
 #[test]
