@@ -19,7 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// Where each foreign library may be named; a path that ends in `/` stands for all below it.
 const DOORS: &[(&str, &[&str])] = &[
-    ("tch", &["export/src/torch/"]),
+    ("tch", &["export/benches/scan.rs", "export/src/torch/"]),
     (
         "ort",
         &[
