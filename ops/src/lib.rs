@@ -13,6 +13,7 @@
 pub mod block_diagonal;
 pub mod causal_conv1d;
 pub mod local_attention;
+pub mod matmul;
 pub mod rg_lru;
 pub mod rms_norm;
 pub mod rope;
@@ -20,6 +21,7 @@ pub mod schema;
 pub mod segments;
 pub mod shape;
 
+mod isa;
 mod math;
 #[cfg(feature = "onnx")]
 pub mod ort;

@@ -99,6 +99,10 @@ impl Tile<'_> {
         self.rows
     }
 
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
     #[inline(always)]
     pub(crate) fn row(&self, row: usize) -> &[f32] {
         assert!(row < self.rows, "row of a tile");

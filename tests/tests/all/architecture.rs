@@ -45,6 +45,7 @@ const DOORS: &[(&str, &[&str])] = &[
 /// Files that may hold unsafe code.
 const UNSAFE: &[&str] = &[
     "export/src/torch/shim.rs",
+    "ops/src/isa.rs",
     "ops/src/ort.rs",
     "ops/src/simd.rs",
     "serve/src/device/ort.rs",

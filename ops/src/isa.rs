@@ -1,0 +1,469 @@
+//! Sixteen lanes at a time, in the instructions that compilers do not find by themselves: dot products
+//! of bytes, and half-precision conversions. Kernels are written once against [`Isa`], as safe code.
+//!
+//! Integer sums are exact and float operations are the same sequence everywhere, so every set of
+//! instructions gives the same bits.
+
+#![allow(unsafe_code, reason = "intrinsics are callable only where the machine has them")]
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+/// Lanes of [`Isa::Ints`] and [`Isa::Floats`].
+pub(crate) const LANES: usize = 16;
+
+/// Bytes of sixteen lanes of 32 bits.
+pub(crate) type Line = [u8; 4 * LANES];
+
+/// Walks slices of length `len` side by side, without a check for each element.
+///
+/// # Panics
+/// If a slice does not have length `len`.
+#[inline(always)]
+pub(crate) fn abreast<T: Copy, const N: usize>(
+    slices: [&[T]; N],
+    len: usize,
+) -> impl Iterator<Item = [T; N]> {
+    assert!(slices.iter().all(|it| it.len() == len), "slices of one length");
+    // SAFETY: each slice is `len` long.
+    (0..len).map(move |index| slices.map(|it| unsafe { *it.get_unchecked(index) }))
+}
+
+/// A set of instructions.
+pub(crate) trait Isa: Copy {
+    /// 64 bytes.
+    type Bytes: Copy;
+    /// 16 integers of 32 bits.
+    type Ints: Copy;
+    /// 16 f32.
+    type Floats: Copy;
+
+    /// What [`Isa::dot8`] leaves to be subtracted for each unit of the sum of `x`.
+    const DOT8_ZERO: i32;
+    /// Rows of a product whose sums fit in registers beside four vectors of weights.
+    const ROWS: usize;
+
+    fn bytes(self, from: &Line) -> Self::Bytes;
+    /// The lower four bits of each byte.
+    fn low(self, bytes: Self::Bytes) -> Self::Bytes;
+    /// The upper four bits of each byte.
+    fn high(self, bytes: Self::Bytes) -> Self::Bytes;
+
+    fn ints(self, value: i32) -> Self::Ints;
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// `sums[l] + Σ_i x[i] · w[4l + i]` for `w` in 0..=15.
+    fn dot4(self, sums: Self::Ints, w: Self::Bytes, x: [i8; 4]) -> Self::Ints;
+    /// `sums[l] + Σ_i x[i] · (w[4l + i] - 128 + DOT8_ZERO)`; no element of `x` is -128.
+    fn dot8(self, sums: Self::Ints, w: Self::Bytes, x: [i8; 4]) -> Self::Ints;
+    /// Each integer rounded to nearest, ties to even.
+    fn convert(self, ints: Self::Ints) -> Self::Floats;
+
+    fn floats(self, value: f32) -> Self::Floats;
+    fn store(self, floats: Self::Floats) -> [f32; LANES];
+    /// From sixteen f16, little-endian.
+    fn halves(self, from: &[u8; 2 * LANES]) -> Self::Floats;
+    /// The even and the odd of 32 bf16, little-endian.
+    fn bf16_pairs(self, bytes: Self::Bytes) -> [Self::Floats; 2];
+    fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a · b + c`, rounded once.
+    fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+}
+
+/// A loop over lanes.
+///
+/// `run` must be `#[inline(always)]`, and all that it calls, so that it ends up in the function that
+/// has the instructions enabled. Each type becomes a function of its own; a few loops to a type keep
+/// sums in registers where a dozen do not.
+pub(crate) trait Lanes {
+    type Output;
+
+    fn run<I: Isa>(self, isa: I) -> Self::Output;
+}
+
+/// Runs `lanes` with the best instructions of this machine.
+pub(crate) fn best<L: Lanes>(lanes: L) -> L::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if Avx512::detected() {
+            // SAFETY: the machine has every feature that the function is compiled for.
+            return unsafe { avx512(lanes) };
+        }
+        if Avx2::detected() {
+            // SAFETY: as above.
+            return unsafe { avx2(lanes) };
+        }
+    }
+    lanes.run(Portable)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn avx512<L: Lanes>(lanes: L) -> L::Output {
+    lanes.run(Avx512(()))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn avx2<L: Lanes>(lanes: L) -> L::Output {
+    lanes.run(Avx2(()))
+}
+
+/// AVX-512 with VNNI: Cascade Lake, Zen 4 and later.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512 {
+    fn detected() -> bool {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("f16c")
+    }
+}
+
+// SAFETY of all `unsafe` below: only `avx512` makes an `Avx512`, where the machine has the features.
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for each")]
+impl Isa for Avx512 {
+    type Bytes = __m512i;
+    type Ints = __m512i;
+    type Floats = __m512;
+
+    const DOT8_ZERO: i32 = 128;
+    const ROWS: usize = 6;
+
+    #[inline(always)]
+    fn bytes(self, from: &Line) -> __m512i {
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn low(self, bytes: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(bytes, _mm512_set1_epi8(15)) }
+    }
+
+    #[inline(always)]
+    fn high(self, bytes: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), _mm512_set1_epi8(15)) }
+    }
+
+    #[inline(always)]
+    fn ints(self, value: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(value) }
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn dot4(self, sums: __m512i, w: __m512i, x: [i8; 4]) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sums, w, _mm512_set1_epi32(word(x))) }
+    }
+
+    #[inline(always)]
+    fn dot8(self, sums: __m512i, w: __m512i, x: [i8; 4]) -> __m512i {
+        self.dot4(sums, w, x)
+    }
+
+    #[inline(always)]
+    fn convert(self, ints: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(ints) }
+    }
+
+    #[inline(always)]
+    fn floats(self, value: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn store(self, floats: __m512) -> [f32; LANES] {
+        let mut to = [0.0; LANES];
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), floats) };
+        to
+    }
+
+    #[inline(always)]
+    fn halves(self, from: &[u8; 2 * LANES]) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn bf16_pairs(self, bytes: __m512i) -> [__m512; 2] {
+        unsafe {
+            let odd = _mm512_and_si512(bytes, _mm512_set1_epi32(i32::MIN >> 15));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bytes)), _mm512_castsi512_ps(odd)]
+        }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+}
+
+/// AVX2 with FMA and F16C: Haswell, Zen and later. A vector of sixteen lanes is two registers.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+#[cfg(target_arch = "x86_64")]
+impl Avx2 {
+    fn detected() -> bool {
+        is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+    }
+}
+
+/// Sums of four products of an unsigned and a signed byte, of which two fit in 16 bits.
+///
+/// # Safety
+/// The machine has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn dot_avx2(sums: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
+    // SAFETY: by contract.
+    unsafe {
+        let pairs = _mm256_maddubs_epi16(unsigned, signed);
+        _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+}
+
+// SAFETY of all `unsafe` below: only `avx2` makes an `Avx2`, where the machine has the features.
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for each")]
+impl Isa for Avx2 {
+    type Bytes = [__m256i; 2];
+    type Ints = [__m256i; 2];
+    type Floats = [__m256; 2];
+
+    const DOT8_ZERO: i32 = 0;
+    const ROWS: usize = 1;
+
+    #[inline(always)]
+    fn bytes(self, from: &Line) -> [__m256i; 2] {
+        let [a, b]: [&[u8; 32]; 2] = halves(from);
+        unsafe { [_mm256_loadu_si256(a.as_ptr().cast()), _mm256_loadu_si256(b.as_ptr().cast())] }
+    }
+
+    #[inline(always)]
+    fn low(self, bytes: [__m256i; 2]) -> [__m256i; 2] {
+        bytes.map(|it| unsafe { _mm256_and_si256(it, _mm256_set1_epi8(15)) })
+    }
+
+    #[inline(always)]
+    fn high(self, bytes: [__m256i; 2]) -> [__m256i; 2] {
+        self.low(bytes.map(|it| unsafe { _mm256_srli_epi16::<4>(it) }))
+    }
+
+    #[inline(always)]
+    fn ints(self, value: i32) -> [__m256i; 2] {
+        [unsafe { _mm256_set1_epi32(value) }; 2]
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn dot4(self, sums: [__m256i; 2], w: [__m256i; 2], x: [i8; 4]) -> [__m256i; 2] {
+        unsafe {
+            let x = _mm256_set1_epi32(word(x));
+            [dot_avx2(sums[0], w[0], x), dot_avx2(sums[1], w[1], x)]
+        }
+    }
+
+    #[inline(always)]
+    fn dot8(self, sums: [__m256i; 2], w: [__m256i; 2], x: [i8; 4]) -> [__m256i; 2] {
+        // |w| · (x with the sign of w): no sum of two leaves 16 bits, as 2 · 128 · 127 does not.
+        let dot = |sums, w| unsafe {
+            let w = _mm256_xor_si256(w, _mm256_set1_epi8(i8::MIN));
+            let x = _mm256_sign_epi8(_mm256_set1_epi32(word(x)), w);
+            dot_avx2(sums, _mm256_abs_epi8(w), x)
+        };
+        [dot(sums[0], w[0]), dot(sums[1], w[1])]
+    }
+
+    #[inline(always)]
+    fn convert(self, ints: [__m256i; 2]) -> [__m256; 2] {
+        ints.map(|it| unsafe { _mm256_cvtepi32_ps(it) })
+    }
+
+    #[inline(always)]
+    fn floats(self, value: f32) -> [__m256; 2] {
+        [unsafe { _mm256_set1_ps(value) }; 2]
+    }
+
+    #[inline(always)]
+    fn store(self, floats: [__m256; 2]) -> [f32; LANES] {
+        let mut to = [0.0; LANES];
+        let (a, b) = to.split_at_mut(LANES / 2);
+        unsafe {
+            _mm256_storeu_ps(a.as_mut_ptr(), floats[0]);
+            _mm256_storeu_ps(b.as_mut_ptr(), floats[1]);
+        }
+        to
+    }
+
+    #[inline(always)]
+    fn halves(self, from: &[u8; 2 * LANES]) -> [__m256; 2] {
+        let [a, b]: [&[u8; 16]; 2] = halves(from);
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(a.as_ptr().cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(b.as_ptr().cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn bf16_pairs(self, bytes: [__m256i; 2]) -> [[__m256; 2]; 2] {
+        let even = bytes.map(|it| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(it)) });
+        let odd = bytes.map(|it| unsafe {
+            let mask = _mm256_set1_epi32(i32::MIN >> 15);
+            _mm256_castsi256_ps(_mm256_and_si256(it, mask))
+        });
+        [even, odd]
+    }
+
+    #[inline(always)]
+    fn mul(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+}
+
+/// What every machine has.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Isa for Portable {
+    type Bytes = Line;
+    type Ints = [i32; LANES];
+    type Floats = [f32; LANES];
+
+    const DOT8_ZERO: i32 = 0;
+    const ROWS: usize = 1;
+
+    #[inline(always)]
+    fn bytes(self, from: &Line) -> Line {
+        *from
+    }
+
+    #[inline(always)]
+    fn low(self, bytes: Line) -> Line {
+        bytes.map(|it| it & 15)
+    }
+
+    #[inline(always)]
+    fn high(self, bytes: Line) -> Line {
+        bytes.map(|it| it >> 4)
+    }
+
+    #[inline(always)]
+    fn ints(self, value: i32) -> [i32; LANES] {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
+        std::array::from_fn(|lane| a[lane].wrapping_add(b[lane]))
+    }
+
+    #[inline(always)]
+    fn dot4(self, mut sums: [i32; LANES], w: Line, x: [i8; 4]) -> [i32; LANES] {
+        for (sum, w) in sums.iter_mut().zip(w.as_chunks::<4>().0) {
+            for (w, x) in w.iter().zip(x) {
+                *sum = sum.wrapping_add(i32::from(*w) * i32::from(x));
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn dot8(self, mut sums: [i32; LANES], w: Line, x: [i8; 4]) -> [i32; LANES] {
+        for (sum, w) in sums.iter_mut().zip(w.as_chunks::<4>().0) {
+            for (w, x) in w.iter().zip(x) {
+                *sum = sum.wrapping_add((i32::from(*w) - 128) * i32::from(x));
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_precision_loss, reason = "rounding is the meaning of it")]
+    fn convert(self, ints: [i32; LANES]) -> [f32; LANES] {
+        ints.map(|it| it as f32)
+    }
+
+    #[inline(always)]
+    fn floats(self, value: f32) -> [f32; LANES] {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn store(self, floats: [f32; LANES]) -> [f32; LANES] {
+        floats
+    }
+
+    #[inline(always)]
+    fn halves(self, from: &[u8; 2 * LANES]) -> [f32; LANES] {
+        let pairs = from.as_chunks().0;
+        std::array::from_fn(|lane| f16::from_le_bytes(pairs[lane]).to_f32())
+    }
+
+    #[inline(always)]
+    fn bf16_pairs(self, bytes: Line) -> [[f32; LANES]; 2] {
+        let pairs = bytes.as_chunks().0;
+        [0, 1].map(|odd| {
+            std::array::from_fn(|lane| bf16::from_le_bytes(pairs[2 * lane + odd]).to_f32())
+        })
+    }
+
+    #[inline(always)]
+    fn mul(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        std::array::from_fn(|lane| a[lane] * b[lane])
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
+        std::array::from_fn(|lane| a[lane].mul_add(b[lane], c[lane]))
+    }
+}
+
+/// Four bytes as the word that holds them in memory.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn word(x: [i8; 4]) -> i32 {
+    i32::from_le_bytes(x.map(i8::cast_unsigned))
+}
+
+/// The two halves of an array.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn halves<T, const N: usize, const HALF: usize>(from: &[T; N]) -> [&[T; HALF]; 2] {
+    const { assert!(N == 2 * HALF) };
+    let (a, b) = from.split_at(HALF);
+    [a, b].map(|it| it.first_chunk().expect("half of the array"))
+}

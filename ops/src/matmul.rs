@@ -1,0 +1,128 @@
+//! Products with packed weights: the bulk of a step. One row is bound by the memory that the weights
+//! come from, many rows by multiplications; the same panels serve both.
+
+mod activations;
+mod kernels;
+pub mod packing;
+
+#[cfg(test)]
+mod tests;
+
+pub use packing::{Format, Order, PackError, Packing};
+
+use self::{
+    activations::Quantised,
+    kernels::{Best, Checked, Inputs, Product},
+    packing::PANEL,
+};
+use crate::simd::{Cut, Parallel, for_each_tile, widest};
+
+/// A product with packed weights.
+#[derive(Clone, Copy, Debug)]
+pub struct MatMul<'a> {
+    pub packing: Packing,
+    /// As [`Packing::pack`] makes it.
+    pub packed: &'a [u8],
+    /// `[groups · outputs]`
+    pub bias: Option<&'a [f32]>,
+    pub activations: Activations,
+}
+
+/// What a product takes its inputs as.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Activations {
+    /// As they come.
+    F32,
+    /// Rounded to bytes: with one scale for a row where weights have 8 bits, and one for each 32
+    /// inputs where they have 4.
+    I8,
+}
+
+/// Memory that a product needs while it runs; kept, so that a step allocates nothing.
+#[derive(Debug, Default)]
+pub struct Scratch(Quantised);
+
+/// Rows of a tile: their inputs stay in the second cache while panels stream by.
+const ROWS: usize = 96;
+/// Weights of a tile, at least: reading them takes longer than handing a tile out.
+const TILE_WEIGHTS_MIN: usize = 1 << 16;
+
+/// Computes `y[n, g·o + j] = bias[g·o + j] + Σ_i x[n, g·k + i] · w[g, j, i]` for `k` inputs and `o`
+/// outputs of each group.
+///
+/// # Shapes
+/// - `x`: `[N, groups · inputs]`; `y`: `[N, groups · outputs]`
+///
+/// # Numerics
+/// With bytes, sums are exact within what shares a scale (a row, or 32 inputs); then they are scaled
+/// and added in f32, in the order of the inputs. With floats they are fused products in the order of
+/// the inputs. Either way a row's results do not depend on the other rows, nor on the machine.
+///
+/// # Panics
+/// If a slice does not have the length that the others ask for, or bf16 weights meet bytes.
+pub fn matmul(
+    product: &MatMul<'_>,
+    x: &[f32],
+    y: &mut [f32],
+    scratch: &mut Scratch,
+    parallel: &impl Parallel,
+) {
+    let MatMul { packing, packed, bias, activations } = *product;
+    let Packing { format, groups, inputs, outputs } = packing;
+    assert!(0 < groups && 0 < inputs && 0 < outputs, "no extent is 0");
+    assert_eq!(packed.len(), packing.shape().iter().product(), "packed has the extents' length");
+    assert!(bias.is_none_or(|it| it.len() == groups * outputs), "bias is [groups · outputs]");
+    assert!(x.len().is_multiple_of(groups * inputs), "x is [N, groups · inputs]");
+    let rows = x.len() / (groups * inputs);
+    assert_eq!(y.len(), rows * groups * outputs, "y is [N, groups · outputs]");
+
+    let x = match (activations, format) {
+        (Activations::F32, _) => Inputs::Floats(x),
+        (Activations::I8, Format::Q8 | Format::Q4) => {
+            scratch.0.set(&packing, x);
+            Inputs::Bytes(&scratch.0)
+        }
+        (Activations::I8, Format::Bf16) => panic!("bf16 weights take f32 inputs"),
+    };
+    let columns = match groups {
+        1 => TILE_WEIGHTS_MIN.div_ceil(inputs * PANEL) * PANEL,
+        _ => outputs,
+    };
+    let cut = Cut { rows: ROWS, columns, work: rows * groups * inputs * outputs };
+    for_each_tile(parallel, cut, y, groups * outputs, |[row, column], y| {
+        let bias = bias.map(|it| &it[column..][..y.width()]);
+        let (group, column) = (column / outputs, column % outputs);
+        let tile = Product { packing, packed, group, row, column, bias, x, y };
+        match (x, format) {
+            (Inputs::Floats(_), Format::Q8 | Format::Q4) => widest(Checked(tile)),
+            _ => tile.run(Best),
+        }
+    });
+}
+
+/// Reads rows of a table: `y[n] = w[tokens[n], ·]`, with a single group whose outputs are the rows.
+///
+/// # Shapes
+/// - `tokens`: `[N]`; `y`: `[N, inputs]`
+///
+/// # Panics
+/// If a token is not below `outputs`, or a slice does not have the length that the others ask for.
+pub fn gather(
+    packing: Packing,
+    packed: &[u8],
+    tokens: &[usize],
+    y: &mut [f32],
+    parallel: &impl Parallel,
+) {
+    assert_eq!(packing.groups, 1, "a table has one group");
+    assert_eq!(packed.len(), packing.shape().iter().product(), "packed has the extents' length");
+    assert_eq!(y.len(), tokens.len() * packing.inputs, "y is [N, inputs]");
+    assert!(tokens.iter().all(|&it| it < packing.outputs), "tokens are rows of the table");
+    let cut = Cut { rows: 1, columns: packing.inputs, work: y.len() };
+    for_each_tile(parallel, cut, y, packing.inputs, |[row, _], mut y| {
+        let panel = packing.panel(packed, 0, tokens[row]);
+        for (input, y) in y.row_mut(0).iter_mut().enumerate() {
+            *y = packing.element(panel, tokens[row], input);
+        }
+    });
+}

@@ -1,0 +1,277 @@
+use super::kernels::Run;
+use super::*;
+use crate::{
+    Serial,
+    isa::{Lanes, Portable},
+};
+
+/// Runs kernels with what every machine has.
+#[derive(Clone, Copy)]
+struct Plain;
+
+impl Run for Plain {
+    fn run<L: Lanes>(self, lanes: L) -> L::Output {
+        lanes.run(Portable)
+    }
+}
+
+/// Extents that leave a remainder everywhere, groups included.
+const PACKINGS: [(usize, usize, usize); 5] =
+    [(1, 96, 64), (1, 33, 130), (3, 40, 40), (2, 64, 65), (1, 1, 1)];
+
+fn packings() -> impl Iterator<Item = Packing> {
+    Format::ALL.into_iter().flat_map(|format| {
+        PACKINGS.map(|(groups, inputs, outputs)| Packing { format, groups, inputs, outputs })
+    })
+}
+
+/// Numbers of about -1 to 1.
+fn numbers(seed: u32, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        f32::from(i16::from_le_bytes([state.to_le_bytes()[2], state.to_le_bytes()[3]])) / 32768.0
+    };
+    (0..count).map(|_| next() + 0.3 * next()).collect()
+}
+
+struct Case {
+    packing: Packing,
+    /// What `packed` holds, `[groups, outputs, inputs]`.
+    weight: Vec<f32>,
+    packed: Vec<u8>,
+    bias: Vec<f32>,
+}
+
+impl Case {
+    fn new(packing: Packing) -> Self {
+        let Packing { groups, inputs, outputs, .. } = packing;
+        let weight = numbers(1, groups * inputs * outputs);
+        let packed = packing.pack(&weight, Order::OutputsInputs).unwrap();
+        let weight = packing.unpack(&packed, Order::OutputsInputs);
+        Self { packing, weight, packed, bias: numbers(2, groups * outputs) }
+    }
+
+    fn x(&self, rows: usize) -> Vec<f32> {
+        numbers(3, rows * self.packing.groups * self.packing.inputs)
+    }
+
+    fn run(&self, activations: Activations, x: &[f32]) -> Vec<f32> {
+        let Packing { groups, inputs, outputs, .. } = self.packing;
+        let mut y = vec![f32::NAN; x.len() / (groups * inputs) * groups * outputs];
+        let product = MatMul {
+            packing: self.packing,
+            packed: &self.packed,
+            bias: Some(&self.bias),
+            activations,
+        };
+        matmul(&product, x, &mut y, &mut Scratch::default(), &Serial);
+        y
+    }
+
+    /// The fastest way there is for the format.
+    fn fast(&self) -> Activations {
+        if self.packing.format == Format::Bf16 { Activations::F32 } else { Activations::I8 }
+    }
+
+    /// In f64, from the unpacked weights.
+    fn exact(&self, x: &[f32]) -> Vec<f64> {
+        let Packing { groups, inputs, outputs, .. } = self.packing;
+        let mut y = Vec::new();
+        for x in x.chunks(groups * inputs) {
+            for column in 0..groups * outputs {
+                let x = &x[column / outputs * inputs..][..inputs];
+                let products = x.iter().zip(&self.weight[column * inputs..]);
+                let sum: f64 = products.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                y.push(sum + f64::from(self.bias[column]));
+            }
+        }
+        y
+    }
+}
+
+#[test]
+fn floats_agree_with_f64() {
+    for packing in packings() {
+        let case = Case::new(packing);
+        let x = case.x(7);
+        for (y, exact) in case.run(Activations::F32, &x).iter().zip(case.exact(&x)) {
+            let off = (f64::from(*y) - exact).abs();
+            assert!(off < 1e-5, "{packing:?}: {y} for {exact}");
+        }
+    }
+}
+
+/// Bytes round an input by at most half a step, 1/254 of the largest in its block; the weights of the
+/// cases are below 1.3.
+#[test]
+fn bytes_are_off_by_no_more_than_their_rounding() {
+    for packing in packings().filter(|it| it.format != Format::Bf16) {
+        let case = Case::new(packing);
+        let x = case.x(7);
+        let bound = 1.3 / 254.0 * 1.3 * packing.inputs as f64;
+        let exact = case.exact(&x);
+        let mut squares = 0.0;
+        for (y, exact) in case.run(Activations::I8, &x).iter().zip(&exact) {
+            let off = (f64::from(*y) - exact).abs();
+            assert!(off < bound, "{packing:?}: {y} for {exact}");
+            squares += off * off;
+        }
+        // Rounding errors are independent, so that they grow with the root of their number.
+        let rms = (squares / exact.len() as f64).sqrt();
+        assert!(rms < 2.0 * 0.003 * (packing.inputs as f64).sqrt(), "{packing:?}: {rms}");
+    }
+}
+
+#[test]
+fn rows_do_not_know_each_other() {
+    for packing in packings() {
+        let case = Case::new(packing);
+        let [width_in, width_out] = [packing.inputs, packing.outputs].map(|it| it * packing.groups);
+        let x = case.x(100);
+        let together = case.run(case.fast(), &x);
+        for rows in [1, 2, 3, 4, 5, 6, 7, 13, 97] {
+            let alone = case.run(case.fast(), &x[..rows * width_in]);
+            assert_eq!(alone, together[..rows * width_out], "{packing:?}, {rows} rows");
+        }
+        let last = case.run(case.fast(), &x[99 * width_in..]);
+        assert_eq!(last, together[99 * width_out..], "{packing:?}");
+    }
+}
+
+#[test]
+fn every_set_of_instructions_gives_the_same_bits() {
+    for packing in packings() {
+        let case = Case::new(packing);
+        let x = case.x(9);
+        let expected = case.run(case.fast(), &x);
+        let mut quantised = Quantised::default();
+        let inputs = match case.fast() {
+            Activations::F32 => Inputs::Floats(&x),
+            Activations::I8 => {
+                quantised.set(&packing, &x);
+                Inputs::Bytes(&quantised)
+            }
+        };
+        let width = packing.groups * packing.outputs;
+        let mut y = vec![0.0; 9 * width];
+        let cut = Cut { rows: 9, columns: packing.outputs, work: 0 };
+        for_each_tile(&Serial, cut, &mut y, width, |[row, column], y| {
+            let bias = Some(&case.bias[column..][..packing.outputs]);
+            let (group, packed) = (column / packing.outputs, &*case.packed);
+            let tile = Product { packing, packed, group, row, column: 0, bias, x: inputs, y };
+            tile.run(Plain);
+        });
+        assert_eq!(y, expected, "{packing:?}");
+    }
+}
+
+#[test]
+fn packing_is_undone_up_to_rounding() {
+    for packing in packings() {
+        let Packing { format, groups, inputs, outputs } = packing;
+        let weight = numbers(5, groups * inputs * outputs);
+        let packed = packing.pack(&weight, Order::OutputsInputs).unwrap();
+        assert_eq!(packed.len(), packing.shape().iter().product::<usize>());
+        let found = packing.unpack(&packed, Order::OutputsInputs);
+        // Half a step of the largest weight, which is below 1.3; a whole one where 4 bits cut the end
+        // of the range off.
+        let bound = match format {
+            Format::Bf16 => 1.3 / 256.0,
+            Format::Q8 => 1.3 / 253.0,
+            Format::Q4 => 1.3 / 7.0,
+        };
+        for (found, weight) in found.iter().zip(&weight) {
+            assert!((found - weight).abs() <= bound, "{packing:?}: {found} for {weight}");
+        }
+        // What was packed once is packed again without a change.
+        if format != Format::Q4 {
+            let again = packing.pack(&found, Order::OutputsInputs).unwrap();
+            assert_eq!(packing.unpack(&again, Order::OutputsInputs), found, "{packing:?}");
+        }
+    }
+}
+
+#[test]
+fn both_orders_pack_the_same() {
+    for packing in packings() {
+        let Packing { groups, inputs, outputs, .. } = packing;
+        let turn = |weight: &[f32]| {
+            let mut turned = vec![0.0; weight.len()];
+            for (index, weight) in weight.iter().enumerate() {
+                let (group, output, input) =
+                    (index / (inputs * outputs), index / inputs % outputs, index % inputs);
+                turned[(group * inputs + input) * outputs + output] = *weight;
+            }
+            turned
+        };
+        let weight = numbers(6, groups * inputs * outputs);
+        let packed = packing.pack(&weight, Order::OutputsInputs).unwrap();
+        let turned = packing.pack(&turn(&weight), Order::InputsOutputs).unwrap();
+        assert_eq!(turned, packed, "{packing:?}");
+        let unpacked = packing.unpack(&packed, Order::OutputsInputs);
+        assert_eq!(packing.unpack(&packed, Order::InputsOutputs), turn(&unpacked), "{packing:?}");
+    }
+}
+
+#[test]
+fn rows_of_a_table_are_its_weights() {
+    for packing in packings().filter(|it| it.groups == 1) {
+        let case = Case::new(packing);
+        let tokens = [packing.outputs - 1, 0, packing.outputs / 2];
+        let mut y = vec![f32::NAN; 3 * packing.inputs];
+        gather(packing, &case.packed, &tokens, &mut y, &Serial);
+        for (token, y) in tokens.iter().zip(y.chunks(packing.inputs)) {
+            assert_eq!(*y, case.weight[token * packing.inputs..][..packing.inputs]);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_held_is_refused() {
+    let packing = |format| Packing { format, groups: 1, inputs: 3, outputs: 2 };
+    for format in Format::ALL {
+        let error =
+            packing(format).pack(&[1.0, f32::NAN, 0.0, 0.0, 0.0, 0.0], Order::OutputsInputs);
+        assert!(matches!(error, Err(PackError::NotFinite { index: 1, .. })), "{error:?}");
+    }
+    for format in [Format::Bf16, Format::Q4] {
+        let error =
+            packing(format).pack(&[0.0, 0.0, 0.0, f32::MAX, 0.0, 0.0], Order::OutputsInputs);
+        assert!(matches!(error, Err(PackError::TooLarge { index: 3, .. })), "{error:?}");
+    }
+    let deep =
+        Packing { format: Format::Q8, groups: 1, inputs: packing::INPUTS_MAX + 1, outputs: 1 };
+    let error = deep.pack(&vec![0.0; deep.inputs], Order::OutputsInputs);
+    assert_eq!(error, Err(PackError::Inputs { found: packing::INPUTS_MAX + 1 }));
+}
+
+#[test]
+fn an_input_that_is_no_number_makes_its_row_none() {
+    for packing in packings() {
+        let case = Case::new(packing);
+        let width = packing.groups * packing.inputs;
+        for poison in [f32::NAN, f32::INFINITY] {
+            let mut x = case.x(2);
+            x[0] = poison;
+            let y = case.run(case.fast(), &x);
+            // Of the first group alone.
+            assert!(y[..packing.outputs].iter().all(|it| !it.is_finite()), "{packing:?}");
+            let clean = case.run(case.fast(), &x[width..]);
+            assert_eq!(y[packing.groups * packing.outputs..], clean, "{packing:?}");
+        }
+    }
+}
+
+#[test]
+fn largest_inputs_do_not_overflow_the_sums() {
+    let inputs = packing::INPUTS_MAX;
+    let packing = Packing { format: Format::Q8, groups: 1, inputs, outputs: 1 };
+    let packed = packing.pack(&vec![1.0; inputs], Order::OutputsInputs).unwrap();
+    let product = MatMul { packing, packed: &packed, bias: None, activations: Activations::I8 };
+    for sign in [1.0, -1.0] {
+        let mut y = [0.0];
+        matmul(&product, &vec![sign; inputs], &mut y, &mut Scratch::default(), &Serial);
+        assert!((y[0] - sign * inputs as f32).abs() < 0.1, "{}", y[0]);
+    }
+}
