@@ -56,7 +56,7 @@ pub struct Args {
     /// What clients call the model [default: the folder's name]
     #[arg(long)]
     name: Option<String>,
-    /// How matrices are stored; they are computed with in f32
+    /// How matrices are stored; with q8 and q4, inputs of products are rounded to 8 bits
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = precision_parser())]
     precision: Precision,
     /// Use standard ONNX operators only: one token per run, state in and out by value
@@ -133,6 +133,8 @@ pub enum EmitError {
     Name { found: String },
     #[error("there is no preset {found:?}; the presets are {known}")]
     Preset { found: String, known: String },
+    #[error("--portable with --precision {found}: standard operators take f32 and f16 here")]
+    PortablePrecision { found: &'static str },
     #[error("{}: the run has no checkpoint yet", path.display())]
     NoCheckpoint { path: PathBuf },
     #[error("{}: {message}", path.display())]
@@ -226,6 +228,9 @@ pub fn emit(source: &Source, options: &Options, out: &Path) -> Result<Manifest, 
     if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.chars().all(plain) {
         return Err(EmitError::Name { found: name.clone() });
     }
+    if !options.target.has(options.precision) {
+        return Err(EmitError::PortablePrecision { found: options.precision.name() });
+    }
     let staging = Staging::new(out, options.force)?;
     let graph = onnx::emit(config, options.target, options.precision);
     let ops = graph.ops().iter().map(|(&op, &version)| (op.to_owned(), version)).collect();
@@ -269,9 +274,9 @@ fn tool() -> String {
 }
 
 fn precision_parser() -> impl TypedValueParser<Value = Precision> {
-    PossibleValuesParser::new(["f32", "f16"]).map(|it| match it.as_str() {
-        "f16" => Precision::F16,
-        _ => Precision::F32,
+    PossibleValuesParser::new(Precision::ALL.map(Precision::name)).map(|name| {
+        let named = Precision::ALL.into_iter().find(|it| it.name() == name);
+        named.expect("one of the possible values")
     })
 }
 

@@ -53,9 +53,10 @@ pub struct Args {
     /// Seed of the tokens, of the chunks and of the lanes
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Largest difference that passes, as a share of the largest logit
-    #[arg(long, value_name = "X", default_value_t = TOLERANCE)]
-    tolerance: f64,
+    /// Largest difference that passes, as a share of the largest logit [default: 1e-5, and 0.1 where
+    /// products round their inputs to bytes]
+    #[arg(long, value_name = "X")]
+    tolerance: Option<f64>,
     /// ONNX Runtime's library [default: $ORT_DYLIB_PATH, or the one that `make` fetched]
     #[arg(long, value_name = "FILE")]
     onnxruntime: Option<PathBuf>,
@@ -114,6 +115,8 @@ pub enum VerifyError {
 
 /// f32 keeps 7 digits, of which sums over a few thousand products lose one or two.
 const TOLERANCE: f64 = 1e-5;
+/// Where inputs of products are bytes, each is off by up to 1/254 of the largest beside it.
+const TOLERANCE_BYTES: f64 = 0.1;
 /// Most logits kept of a reading: 1 GiB.
 const LOGITS_MAX: u64 = 1 << 27;
 /// Where `make` puts ONNX Runtime, from the root of the repository.
@@ -180,6 +183,10 @@ fn verify(
     args: &Args,
 ) -> Result<Report, VerifyError> {
     let config = model.config();
+    let tolerance = args.tolerance.unwrap_or(match model.manifest.precision {
+        Precision::F32 | Precision::F16 | Precision::Bf16 => TOLERANCE,
+        Precision::Q8 | Precision::Q4 => TOLERANCE_BYTES,
+    });
     let scratch = Scratch::new()?;
     let portable = onnx::emit(config, Target::Portable, Precision::F32);
     onnx::write(portable, "portable", &model.weights, Limits::default(), &scratch.path)?;
@@ -194,7 +201,7 @@ fn verify(
     if model.manifest.ops.is_empty() {
         let mut graph = StepGraph::open(environment, &file, config, Target::Portable)?;
         readings.push(graph.one_by_one("the bundle's graph, one by one", tokens)?);
-        return Ok(Report::new(readings, args.tolerance));
+        return Ok(Report::new(readings, tolerance));
     }
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
     let mut graph = StepGraph::open(environment, &file, config, Target::Ragged)?;
@@ -205,7 +212,7 @@ fn verify(
     let whole = tokens.len()..=tokens.len();
     readings.push(graph.in_chunks("ragged graph, all at once", tokens, whole, &mut rng)?);
     readings.push(graph.packed("ragged graph, 3 sessions in 4 lanes", tokens, &mut rng)?);
-    Ok(Report::new(readings, args.tolerance))
+    Ok(Report::new(readings, tolerance))
 }
 
 /// What libtorch computes of it, in f64.

@@ -43,7 +43,7 @@ pub struct Manifest {
     /// What clients call the model.
     pub name: String,
     pub kind: Kind,
-    /// How weights are stored; they are computed with in f32.
+    /// How matrices are stored.
     pub precision: Precision,
     /// Operators of the domain `aerie` that the graph uses, with the version of each.
     pub ops: BTreeMap<String, u32>,
@@ -64,12 +64,34 @@ pub enum Kind {
     LanguageModel,
 }
 
-/// Storage type of the weights.
+/// How matrices are stored. Norms, biases, the convolution and the recurrence are f32 always.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     F32,
+    /// Computed with in f32.
     F16,
+    /// Computed with in f32.
+    Bf16,
+    /// Bytes, with one scale for each output; inputs of products are rounded to bytes.
+    Q8,
+    /// Four bits, with one scale for each 32 inputs; inputs of products are rounded to bytes.
+    Q4,
+}
+
+impl Precision {
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Q8, Self::Q4];
+
+    /// What command lines and manifests call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Q8 => "q8",
+            Self::Q4 => "q4",
+        }
+    }
 }
 
 /// Where a bundle comes from.

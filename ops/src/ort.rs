@@ -30,6 +30,7 @@ use crate::{
     block_diagonal::{BlockDiagonal, block_diagonal},
     causal_conv1d::{CausalConv1d, causal_conv1d},
     local_attention::{AttentionInputs, LocalAttention, LocalAttentionDims, Rings},
+    matmul::{self, Activations, Format, MatMul, Packing, Scratch, matmul},
     rg_lru::{RgLru, RgLruInputs},
     rms_norm::rms_norm,
     schema::{DOMAIN, DOMAIN_VERSION, Element, OpSchema, Port, SCHEMAS},
@@ -113,7 +114,10 @@ impl Operator for SchemaOperator {
     }
 
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        self.0.inputs.iter().map(|port| OperatorInput::required(element_type(port.element)))
+        self.0.inputs.iter().map(|port| match port.optional {
+            false => OperatorInput::required(element_type(port.element)),
+            true => OperatorInput::optional(element_type(port.element)),
+        })
     }
 
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
@@ -144,6 +148,7 @@ fn element_type(element: Element) -> TensorElementType {
         Element::F32 => TensorElementType::Float32,
         Element::I32 => TensorElementType::Int32,
         Element::I64 => TensorElementType::Int64,
+        Element::U8 => TensorElementType::Uint8,
     }
 }
 
@@ -158,6 +163,18 @@ enum Kind {
     CausalConv1d,
     RgLru { recurrence: RgLru, constant: bool },
     LocalAttention(Box<LocalAttention>),
+    PackedMatMul { weights: Weights, activations: Activations, scratch: Scratch },
+    PackedGather { weights: Weights, rows: Vec<usize> },
+}
+
+/// What the attributes say of packed weights.
+#[derive(Clone, Copy)]
+struct Weights {
+    format: Format,
+    /// Of all groups.
+    inputs: usize,
+    /// Of all groups.
+    outputs: usize,
 }
 
 /// Largest attribute that is an extent, as for the extents of a model.
@@ -183,28 +200,24 @@ impl Kind {
                 Ok(Self::RgLru { recurrence, constant })
             }
             "LocalAttention" => {
-                let extent = |name| {
-                    let found = context.get::<i64>(name).ok_or_else(|| missing(name))?;
-                    usize::try_from(found).ok().filter(|_| found <= EXTENT_MAX).ok_or_else(|| {
-                        Error::new(format!("{name} is {found}; at most {EXTENT_MAX} is supported"))
-                    })
+                let attention = LocalAttention::new(attention_dims(context)?);
+                Ok(Self::LocalAttention(Box::new(attention)))
+            }
+            "PackedMatMul" => {
+                let weights = Weights::new(context)?;
+                let activations = match (extent(context, "activation_bits")?, weights.format) {
+                    (32, _) => Activations::F32,
+                    (8, Format::Q8 | Format::Q4) => Activations::I8,
+                    (found, _) => {
+                        return Err(Error::new(format!(
+                            "activation_bits is {found}; 32 is supported, and 8 with weights of 8 or 4"
+                        )));
+                    }
                 };
-                let dims = LocalAttentionDims {
-                    heads: extent("heads")?,
-                    head_dim: extent("head_dim")?,
-                    window: extent("window")?,
-                    rotary_dims: extent("rotary_dims")?,
-                };
-                if dims.heads == 0 || dims.head_dim == 0 {
-                    return Err(Error::new("heads and head_dim must be at least 1"));
-                }
-                if dims.head_dim < dims.rotary_dims || !dims.rotary_dims.is_multiple_of(2) {
-                    return Err(Error::new(format!(
-                        "rotary_dims is {}; it must be even and at most head_dim {}",
-                        dims.rotary_dims, dims.head_dim
-                    )));
-                }
-                Ok(Self::LocalAttention(Box::new(LocalAttention::new(dims))))
+                Ok(Self::PackedMatMul { weights, activations, scratch: Scratch::default() })
+            }
+            "PackedGather" => {
+                Ok(Self::PackedGather { weights: Weights::new(context)?, rows: Vec::new() })
             }
             name => Err(Error::new(format!("{name} has a schema but no kernel"))),
         }
@@ -213,14 +226,102 @@ impl Kind {
     /// What the attributes say about the letters of the shapes.
     fn letters(&self) -> Letters {
         let mut letters = Letters::unknown();
-        if let Self::LocalAttention(attention) = self {
-            let dims = attention.dims();
-            for (letter, extent) in [('H', dims.heads), ('d', dims.head_dim), ('W', dims.window)] {
-                // `Kind::new` has held extents to `EXTENT_MAX`.
-                letters.set(letter, extent as i64);
+        let mut set = |letter, extent: usize| {
+            // `extent` has held attributes to `EXTENT_MAX`.
+            letters.set(letter, extent as i64);
+        };
+        match self {
+            Self::LocalAttention(attention) => {
+                let dims = attention.dims();
+                set('H', dims.heads);
+                set('d', dims.head_dim);
+                set('W', dims.window);
             }
+            Self::PackedMatMul { weights, .. } | Self::PackedGather { weights, .. } => {
+                set('D', weights.inputs);
+                set('R', weights.outputs);
+            }
+            Self::RmsNorm { .. }
+            | Self::BlockDiagonal
+            | Self::CausalConv1d
+            | Self::RgLru { .. } => {}
         }
         letters
+    }
+}
+
+/// An attribute that is an extent.
+fn extent(context: &KernelContext<'_>, name: &str) -> Result<usize> {
+    let found = context.get::<i64>(name).ok_or_else(|| missing(name))?;
+    usize::try_from(found)
+        .ok()
+        .filter(|_| found <= EXTENT_MAX)
+        .ok_or_else(|| Error::new(format!("{name} is {found}; at most {EXTENT_MAX} is supported")))
+}
+
+fn attention_dims(context: &KernelContext<'_>) -> Result<LocalAttentionDims> {
+    let dims = LocalAttentionDims {
+        heads: extent(context, "heads")?,
+        head_dim: extent(context, "head_dim")?,
+        window: extent(context, "window")?,
+        rotary_dims: extent(context, "rotary_dims")?,
+    };
+    if dims.heads == 0 || dims.head_dim == 0 {
+        return Err(Error::new("heads and head_dim must be at least 1"));
+    }
+    if dims.head_dim < dims.rotary_dims || !dims.rotary_dims.is_multiple_of(2) {
+        return Err(Error::new(format!(
+            "rotary_dims is {}; it must be even and at most head_dim {}",
+            dims.rotary_dims, dims.head_dim
+        )));
+    }
+    Ok(dims)
+}
+
+impl Weights {
+    fn new(context: &KernelContext<'_>) -> Result<Self> {
+        let bits = extent(context, "bits")?;
+        let format = Format::ALL.into_iter().find(|it| it.bits() == bits);
+        let format =
+            format.ok_or_else(|| Error::new(format!("bits is {bits}; weights have 16, 8 or 4")))?;
+        let (inputs, outputs) = (extent(context, "inputs")?, extent(context, "outputs")?);
+        if inputs == 0 || outputs == 0 {
+            return Err(Error::new("inputs and outputs must be at least 1"));
+        }
+        Ok(Self { format, inputs, outputs })
+    }
+
+    /// How the weights of `call` lie.
+    fn packing(self, call: &Call<'_>) -> Result<Packing> {
+        let Self { format, inputs, outputs } = self;
+        let found = ['G', 'P', 'B'].map(|letter| call.extent(letter));
+        let groups = found[0];
+        let divides = 0 < groups && inputs.is_multiple_of(groups) && outputs.is_multiple_of(groups);
+        let packing = divides.then(|| Packing {
+            format,
+            groups,
+            inputs: inputs / groups,
+            outputs: outputs / groups,
+        });
+        let schema = call.signature.schema;
+        match packing {
+            Some(it) if it.shape() == found && it.inputs <= matmul::INPUTS_MAX => Ok(it),
+            Some(it) if it.shape() == found => {
+                let (found, max) = (it.inputs, matmul::INPUTS_MAX);
+                Err(invalid(schema, format_args!("{found} inputs; at most {max} are supported")))
+            }
+            Some(it) => {
+                let expected = it.shape();
+                let message = format_args!("weight has shape {found:?}; {expected:?} is needed");
+                Err(invalid(schema, message))
+            }
+            None => {
+                let message = format_args!(
+                    "weight has {groups} groups, which do not divide {inputs} inputs and {outputs} outputs"
+                );
+                Err(invalid(schema, message))
+            }
+        }
     }
 }
 
@@ -301,9 +402,38 @@ impl Kernel for Node {
                 let rings = Rings { keys, values };
                 attention.run(&segments, &positions, inputs, rings, y, &threads);
             }
+            Kind::PackedMatMul { weights, activations, scratch } => {
+                let packing = weights.packing(&call)?;
+                let (packed, bias) = (call.input("weight"), call.optional_input("bias"));
+                let product = MatMul { packing, packed, bias, activations: *activations };
+                matmul(&product, call.input("x"), call.output("y")?, scratch, &threads);
+            }
+            Kind::PackedGather { weights, rows } => {
+                let packing = weights.packing(&call)?;
+                if packing.groups != 1 {
+                    let message =
+                        format_args!("weight has {} groups; a table has 1", packing.groups);
+                    return Err(invalid(call.signature.schema, message));
+                }
+                read_rows(call.input("tokens"), packing.outputs, rows)
+                    .map_err(|e| invalid(call.signature.schema, e.message()))?;
+                matmul::gather(packing, call.input("weight"), rows, call.output("y")?, &threads);
+            }
         }
         threads.outcome()
     }
+}
+
+/// The rows of a table of `outputs` rows that `tokens` name.
+fn read_rows(tokens: &[i64], outputs: usize, rows: &mut Vec<usize>) -> Result<()> {
+    rows.clear();
+    for (at, &token) in tokens.iter().enumerate() {
+        let row = usize::try_from(token).ok().filter(|&row| row < outputs).ok_or_else(|| {
+            Error::new(format!("token {at} is {token}; the table has {outputs} rows"))
+        })?;
+        rows.push(row);
+    }
+    Ok(())
 }
 
 /// ONNX Runtime's own threads.
@@ -385,7 +515,7 @@ impl<'a> Call<'a> {
             lifetime: PhantomData,
         };
         for (idx, (port, shape)) in schema.inputs.iter().zip(&signature.inputs).enumerate() {
-            let value = call.input_value(idx)?;
+            let Some(value) = call.input_value(idx)? else { continue };
             let mut dims = [0; RANK_MAX];
             let dims = read_dims(value, &mut dims, port).map_err(|e| invalid(schema, e))?;
             shape
@@ -402,14 +532,20 @@ impl<'a> Call<'a> {
         Ok(call)
     }
 
-    fn input_value(&self, idx: usize) -> Result<*const sys::OrtValue> {
+    /// An input; none if it may be and is left out.
+    fn input_value(&self, idx: usize) -> Result<Option<*const sys::OrtValue>> {
+        let schema = self.signature.schema;
+        let port = &schema.inputs[idx];
+        let mut inputs = 0;
+        ortsys![unsafe KernelContext_GetInputCount(self.context, &mut inputs)?];
         let mut value = ptr::null();
-        ortsys![unsafe KernelContext_GetInput(self.context, idx, &mut value)?];
-        if value.is_null() {
-            let name = self.signature.schema.inputs[idx].name;
-            return Err(invalid(self.signature.schema, format_args!("{name} is missing")));
+        if idx < inputs {
+            ortsys![unsafe KernelContext_GetInput(self.context, idx, &mut value)?];
         }
-        Ok(value)
+        if value.is_null() && !port.optional {
+            return Err(invalid(schema, format_args!("{} is missing", port.name)));
+        }
+        Ok((!value.is_null()).then_some(value))
     }
 
     /// Refuses bytes that are no `bool`.
@@ -434,6 +570,12 @@ impl<'a> Call<'a> {
         // keeps them alive and unchanged during the call; `output` and `state` give away no memory
         // that an input overlaps; `read_fresh` has looked at bools.
         unsafe { self.inputs[idx].slice() }
+    }
+
+    /// The elements of an input that may be left out, unless it is.
+    fn optional_input<T: Tensor>(&self, name: &str) -> Option<&'a [T]> {
+        let given = !self.inputs[self.input_index(name)].data.is_null();
+        given.then(|| self.input(name))
     }
 
     /// What `letter` stands for.
@@ -592,7 +734,7 @@ impl Buffer {
 
 fn bytes_of(element: Element) -> usize {
     match element {
-        Element::Bool => 1,
+        Element::Bool | Element::U8 => 1,
         Element::F32 | Element::I32 => 4,
         Element::I64 => 8,
     }
@@ -617,4 +759,8 @@ impl Tensor for i32 {
 
 impl Tensor for i64 {
     const ELEMENT: Element = Element::I64;
+}
+
+impl Tensor for u8 {
+    const ELEMENT: Element = Element::U8;
 }

@@ -28,8 +28,11 @@ pub struct OpSchema {
 pub struct Port {
     pub name: &'static str,
     pub element: Element,
-    /// In the letters of `aerie-models`; `L` is the number of lanes, `S` that of segments plus 1.
+    /// In the letters of `aerie-models`; `L` is the number of lanes, `S` that of segments plus 1;
+    /// `G P B` are the groups, panels and bytes of packed weights.
     pub shape: &'static str,
+    /// Whether it may be left out; such inputs come last.
+    pub optional: bool,
 }
 
 /// An attribute.
@@ -53,6 +56,7 @@ pub enum Element {
     F32,
     I32,
     I64,
+    U8,
 }
 
 /// The operator called `name` in the domain.
@@ -61,8 +65,15 @@ pub fn schema(name: &str) -> Option<&'static OpSchema> {
 }
 
 /// Every operator.
-pub const SCHEMAS: &[OpSchema] =
-    &[RMS_NORM, BLOCK_DIAGONAL, CAUSAL_CONV1D, RG_LRU, LOCAL_ATTENTION];
+pub const SCHEMAS: &[OpSchema] = &[
+    RMS_NORM,
+    BLOCK_DIAGONAL,
+    CAUSAL_CONV1D,
+    RG_LRU,
+    LOCAL_ATTENTION,
+    PACKED_MATMUL,
+    PACKED_GATHER,
+];
 
 pub const RMS_NORM: OpSchema = OpSchema {
     name: "RmsNorm",
@@ -127,7 +138,7 @@ pub const LOCAL_ATTENTION: OpSchema = OpSchema {
         f32("v", "N d"),
         SEGMENTS,
         LANES,
-        Port { name: "positions", element: Element::I64, shape: "B" },
+        port("positions", Element::I64, "B"),
         FRESH,
         f32("keys", "L W+1 d"),
         f32("values", "L W+1 d"),
@@ -138,12 +149,43 @@ pub const LOCAL_ATTENTION: OpSchema = OpSchema {
                position p is kept, rotated, in row p mod (W+1)",
 };
 
-const SEGMENTS: Port = Port { name: "segments", element: Element::I32, shape: "S" };
-const LANES: Port = Port { name: "lanes", element: Element::I32, shape: "B" };
-const FRESH: Port = Port { name: "fresh", element: Element::Bool, shape: "B" };
+/// The weights are laid out as [`crate::matmul::packing`] says; `D` and `R` are the attributes
+/// `inputs` and `outputs`.
+pub const PACKED_MATMUL: OpSchema = OpSchema {
+    name: "PackedMatMul",
+    version: 1,
+    inputs: &[
+        f32("x", "N D"),
+        port("weight", Element::U8, "G P B"),
+        Port { optional: true, ..f32("bias", "R") },
+    ],
+    outputs: &[f32("y", "N R")],
+    attributes: &[int("bits"), int("inputs"), int("outputs"), int("activation_bits")],
+    equation: "y[n, g o + j] = bias[g o + j] + sum_i x[n, g k + i] weight[g, j, i], k = D/G, o = R/G; \
+               bits of a weight are 16, 8 or 4; with activation_bits 8, x is rounded to bytes, with 32 \
+               it is taken as it is",
+};
+
+/// The weights are laid out as for [`PACKED_MATMUL`], in one group whose outputs are the table's rows.
+pub const PACKED_GATHER: OpSchema = OpSchema {
+    name: "PackedGather",
+    version: 1,
+    inputs: &[port("weight", Element::U8, "G P B"), port("tokens", Element::I64, "N")],
+    outputs: &[f32("y", "N D")],
+    attributes: &[int("bits"), int("inputs"), int("outputs")],
+    equation: "y[n, i] = weight[tokens[n], i]",
+};
+
+const SEGMENTS: Port = port("segments", Element::I32, "S");
+const LANES: Port = port("lanes", Element::I32, "B");
+const FRESH: Port = port("fresh", Element::Bool, "B");
+
+const fn port(name: &'static str, element: Element, shape: &'static str) -> Port {
+    Port { name, element, shape, optional: false }
+}
 
 const fn f32(name: &'static str, shape: &'static str) -> Port {
-    Port { name, element: Element::F32, shape }
+    port(name, Element::F32, shape)
 }
 
 const fn float(name: &'static str) -> Attribute {

@@ -90,6 +90,14 @@ fn names_that_cannot_be_labels_are_refused() {
 }
 
 #[test]
+fn packed_weights_need_our_operators() {
+    let dir = tempfile::tempdir().unwrap();
+    let packed = Options { target: Target::Portable, precision: Precision::Q4, ..options() };
+    let error = emit(&tiny(), &packed, &dir.path().join("out")).unwrap_err().to_string();
+    assert!(error.starts_with("--portable with --precision q4"), "{error}");
+}
+
+#[test]
 fn unknown_preset_is_answered_with_the_known_ones() {
     let error = Source::random("tinny", 0).unwrap_err().to_string();
     assert!(error.starts_with("there is no preset \"tinny\"; the presets are tiny, "), "{error}");

@@ -6,11 +6,14 @@ use std::cell::RefCell;
 use aerie_models::{
     AttentionDims, Backend, Carry, ModelConfig, ParameterSpec, Path, Precision, TensorSpec, decoder,
 };
-use aerie_ops::schema::{self, OpSchema};
+use aerie_ops::{
+    matmul::Format,
+    schema::{self, OpSchema},
+};
 
 use crate::onnx::{
     graph::{Attribute, Dim, Edge, Elements, Graph, Op},
-    portable,
+    packed, portable,
     proto::DataType,
 };
 
@@ -29,9 +32,12 @@ pub enum Target {
     Portable,
 }
 
-/// Draws a step of `config`; weights of two and more axes are stored in `precision`, all else in
-/// f32, and everything is computed in f32.
+/// Draws a step of `config` with matrices stored in `precision`; it says what they are computed with.
+///
+/// # Panics
+/// If `target` has no operators for `precision`: see [`Target::has`].
 pub fn emit(config: &ModelConfig, target: Target, precision: Precision) -> Graph {
+    assert!(target.has(precision), "{target:?} in {precision:?}");
     let emitter = Emitter::new(target, precision);
     let tokens = emitter.step.tokens.clone();
     let layout = Carry::layout(config);
@@ -47,6 +53,13 @@ pub fn emit(config: &ModelConfig, target: Target, precision: Precision) -> Graph
         emitter.output(edge, &format!("{}.next", state_name(spec)), &emitter.state_dims(spec));
     }
     emitter.graph.into_inner()
+}
+
+impl Target {
+    /// Whether there are operators for weights in `precision`.
+    pub fn has(self, precision: Precision) -> bool {
+        self == Self::Ragged || packed::format(precision).is_none()
+    }
 }
 
 /// What the graph calls the input that holds a field of the carry.
@@ -190,13 +203,39 @@ impl Emitter {
             "{}: attributes",
             schema.name
         );
-        assert_eq!(inputs.len(), schema.inputs.len(), "{}: inputs", schema.name);
+        let required = schema.inputs.iter().filter(|it| !it.optional).count();
+        let count = required..=schema.inputs.len();
+        assert!(count.contains(&inputs.len()), "{}: inputs", schema.name);
         assert_eq!(OUTPUTS, schema.outputs.len(), "{}: outputs", schema.name);
         let ports = std::array::from_fn(|port| schema.outputs[port].name);
         let op = Op { name: schema.name, domain: schema::DOMAIN, attributes };
         let mut graph = self.graph.borrow_mut();
         graph.uses_op(schema.name, schema.version);
         graph.node(place, op, inputs, ports)
+    }
+
+    /// A product with packed weights, if they are to be packed.
+    fn packed_product(&self, x: &Edge, weight: &Edge, bias: Option<&Edge>) -> Option<Edge> {
+        let format = packed::format(self.precision)?;
+        let mut attributes = self.pack(format, weight);
+        let activation_bits = if format == Format::Bf16 { 32 } else { 8 };
+        attributes.push(("activation_bits", Attribute::Int(activation_bits)));
+        let inputs: Vec<&Edge> = [x, weight].into_iter().chain(bias).collect();
+        let [y] = self.kernel(&schema::PACKED_MATMUL, weight.place(), &inputs, attributes);
+        Some(y)
+    }
+
+    /// Has `weight` packed; gives the attributes that say how.
+    fn pack(&self, format: Format, weight: &Edge) -> Vec<(&'static str, Attribute)> {
+        let how =
+            |spec: &ParameterSpec| packed::packing(format, spec).expect("a product has a matrix");
+        let it = self.graph.borrow_mut().pack(weight, how);
+        let int = |value: usize| Attribute::Int(value.try_into().expect("extents are below 2^32"));
+        vec![
+            ("bits", int(format.bits())),
+            ("inputs", int(it.groups * it.inputs)),
+            ("outputs", int(it.groups * it.outputs)),
+        ]
     }
 
     /// Adds a node that joins two branches; it belongs to what holds the second.
@@ -227,10 +266,19 @@ impl Backend for Emitter {
     }
 
     fn gather(&self, table: &Edge, tokens: &Edge) -> Edge {
+        if let Some(format) = packed::format(self.precision) {
+            let attributes = self.pack(format, table);
+            let inputs = [table, tokens];
+            let [y] = self.kernel(&schema::PACKED_GATHER, table.place(), &inputs, attributes);
+            return y;
+        }
         self.standard(table.place(), "Gather", &[table, tokens])
     }
 
     fn linear(&self, x: &Edge, weight: &Edge, bias: Option<&Edge>) -> Edge {
+        if let Some(y) = self.packed_product(x, weight, bias) {
+            return y;
+        }
         // As fast as MatMul on the transpose, and the weight stays as the checkpoint has it: so one
         // table serves both ends of a tied embedding.
         let op = Op::standard("Gemm").with("transB", Attribute::Int(1));
@@ -239,6 +287,9 @@ impl Backend for Emitter {
     }
 
     fn block_diagonal(&self, x: &Edge, weight: &Edge, bias: &Edge) -> Edge {
+        if let Some(y) = self.packed_product(x, weight, Some(bias)) {
+            return y;
+        }
         match self.target {
             Target::Ragged => {
                 let inputs = [x, weight, bias];

@@ -7,6 +7,7 @@ use std::{
 };
 
 use aerie_models::ParameterSpec;
+use aerie_ops::matmul::{Order, Packing};
 
 use crate::onnx::proto::{
     self, AttributeKind, DataType, Dimension, Extent, Shape, TensorType, Type, ValueInfo,
@@ -50,6 +51,8 @@ pub(crate) enum Elements {
     Here(Vec<u8>),
     /// A parameter of the model: asked for, by the constant's name, when the graph is written.
     Parameter(ParameterSpec),
+    /// A parameter that is packed for our products when the graph is written.
+    Packed(ParameterSpec, Packing, Order),
 }
 
 /// An operator with its attributes.
@@ -130,6 +133,26 @@ impl Graph {
     pub(crate) fn parameter(&mut self, name: &str, element: DataType, spec: ParameterSpec) -> Edge {
         let shape = spec.shape.clone();
         self.constant(name, element, shape, Elements::Parameter(spec))
+    }
+
+    /// Has the parameter that `edge` is packed for our products; says how it lies. A parameter that
+    /// is packed already stays as it is.
+    pub(crate) fn pack(
+        &mut self,
+        edge: &Edge,
+        how: impl FnOnce(&ParameterSpec) -> (Packing, Order),
+    ) -> Packing {
+        let constant = &mut self.constants[self.constant_indices[edge.name()]];
+        let spec = match &constant.elements {
+            Elements::Packed(_, packing, _) => return *packing,
+            Elements::Parameter(spec) => spec.clone(),
+            Elements::Here(_) => panic!("{} is no parameter", edge.name()),
+        };
+        let (packing, order) = how(&spec);
+        constant.element = DataType::U8;
+        constant.shape = packing.shape().map(|extent| extent as u64).to_vec();
+        constant.elements = Elements::Packed(spec, packing, order);
+        packing
     }
 
     /// A constant of the graph; one that exists by this name is taken to be the same.

@@ -2,6 +2,7 @@
 
 pub mod emitter;
 pub mod graph;
+mod packed;
 mod portable;
 pub mod proto;
 pub mod weights;

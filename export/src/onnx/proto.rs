@@ -106,6 +106,7 @@ pub struct Tensor {
 pub enum DataType {
     Undefined = 0,
     F32 = 1,
+    U8 = 2,
     I32 = 6,
     I64 = 7,
     Bool = 9,
@@ -177,7 +178,7 @@ impl DataType {
     pub fn bytes(self) -> u64 {
         match self {
             Self::Undefined => 0,
-            Self::Bool => 1,
+            Self::Bool | Self::U8 => 1,
             Self::F16 | Self::BF16 => 2,
             Self::F32 | Self::I32 => 4,
             Self::F64 | Self::I64 => 8,

@@ -61,6 +61,17 @@ fn weights_of_16_bits_are_cast_once_each() {
 }
 
 #[test]
+fn packed_graph_has_our_products() {
+    check_nodes(
+        Target::Ragged,
+        Precision::Q4,
+        expect![
+            "10 Add, 1 Gather, 9 Gelu, 12 Mul, 1 Slice, 1 Sub, 1 Tanh, 4 aerie.CausalConv1d, 1 aerie.LocalAttention, 1 aerie.PackedGather, 40 aerie.PackedMatMul, 4 aerie.RgLru, 11 aerie.RmsNorm"
+        ],
+    );
+}
+
+#[test]
 fn portable_graph_has_standard_operators_only() {
     check_nodes(
         Target::Portable,

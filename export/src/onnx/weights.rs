@@ -13,6 +13,7 @@ use std::{
 };
 
 use aerie_models::{Init, ModelConfig, ParameterSpec, census};
+use aerie_ops::matmul::{Format, Order, Packing};
 use half::{bf16, f16};
 use prost::Message;
 use rand::Rng;
@@ -20,7 +21,10 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use safetensors::tensor::{Dtype, Metadata};
 use thiserror::Error;
 
-use crate::onnx::proto::{self, DataType};
+use crate::onnx::{
+    packed,
+    proto::{self, DataType},
+};
 
 /// A source of parameters.
 pub trait Weights: std::fmt::Debug {
@@ -156,10 +160,17 @@ impl Drawn {
             .filter(|it| !it.name.starts_with("constant."))
             .map(|it| (it.name.clone(), it))
             .collect();
-        let shape = |it: &proto::Tensor| {
-            it.dims.iter().map(|&extent| u64::try_from(extent).unwrap_or(0)).collect()
-        };
-        let found = initializers.iter().map(|(name, it)| (name.clone(), shape(it))).collect();
+        let parameters = census::parameters(config);
+        let mut found = BTreeMap::new();
+        for (name, it) in &initializers {
+            // Bytes are a parameter packed for our products: of its own shape if their shape tells so.
+            let spec = parameters.iter().find(|(path, _)| path.as_str() == name.as_str());
+            let shape = match spec.filter(|_| it.data_type() == DataType::U8) {
+                Some((_, spec)) if packing_of(it, spec).is_some() => spec.shape.clone(),
+                _ => dims(it),
+            };
+            found.insert(name.clone(), shape);
+        }
         check_shapes(path, &found, config)?;
         Ok(Self { path: path.to_owned(), initializers })
     }
@@ -172,9 +183,16 @@ impl Weights for Drawn {
             return Err(WeightsError::Missing { path: path(), name: name.to_owned() });
         };
         let element = tensor.data_type();
-        let elements = Elements { name, element, expected: spec.shape.iter().product() };
+        let expected = dims(tensor).iter().product();
+        let elements = Elements { name, element, expected };
+        let packing = (element == DataType::U8).then(|| packing_of(tensor, spec)).flatten();
+        let parse = |path: &FilePath, bytes: &[u8]| match packing {
+            Some((packing, order)) => Ok(packing.unpack(bytes, order)),
+            None => elements.parse(path, bytes),
+        };
         if let Some(bytes) = &tensor.raw_data {
-            return elements.parse(&self.path, bytes);
+            elements.check_bytes(&self.path, bytes.len() as u64)?;
+            return parse(&self.path, bytes);
         }
         let number = |key| tensor.external(key).and_then(|it| it.parse().ok()).unwrap_or(0);
         let span = Span { offset: number("offset"), bytes: number("length") };
@@ -184,8 +202,20 @@ impl Weights for Drawn {
         };
         let path = self.path.with_file_name(file_name);
         let file = File::open(&path).map_err(io_error(&path))?;
-        elements.read(&path, &file, span)
+        parse(&path, &elements.read_bytes(&path, &file, span)?)
     }
+}
+
+/// Extents of an initializer.
+fn dims(tensor: &proto::Tensor) -> Vec<u64> {
+    tensor.dims.iter().map(|&extent| u64::try_from(extent).unwrap_or(0)).collect()
+}
+
+/// How an initializer of bytes holds the parameter of `spec`: the format follows from its shape.
+fn packing_of(tensor: &proto::Tensor, spec: &ParameterSpec) -> Option<(Packing, Order)> {
+    let packings = Format::ALL.into_iter().filter_map(|format| packed::packing(format, spec));
+    let found = dims(tensor);
+    packings.into_iter().find(|(it, _)| it.shape().map(|extent| extent as u64) == *found)
 }
 
 /// Reads a graph without its external data.
@@ -257,10 +287,19 @@ struct Elements<'a> {
 
 impl Elements<'_> {
     fn read(&self, path: &FilePath, file: &File, span: Span) -> Result<Vec<f32>, WeightsError> {
+        self.parse(path, &self.read_bytes(path, file, span)?)
+    }
+
+    fn read_bytes(
+        &self,
+        path: &FilePath,
+        file: &File,
+        span: Span,
+    ) -> Result<Vec<u8>, WeightsError> {
         self.check_bytes(path, span.bytes)?;
         let mut bytes = vec![0; usize::try_from(span.bytes).expect("as many as are expected")];
         file.read_exact_at(&mut bytes, span.offset).map_err(io_error(path))?;
-        self.parse(path, &bytes)
+        Ok(bytes)
     }
 
     fn parse(&self, path: &FilePath, bytes: &[u8]) -> Result<Vec<f32>, WeightsError> {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use aerie_models::bundle::MODEL_FILE;
+use aerie_ops::matmul::PackError;
 use half::f16;
 use prost::Message;
 use thiserror::Error;
@@ -55,6 +56,8 @@ pub enum WriteError {
     Weights(#[from] WeightsError),
     #[error("tensor {name}: {found} at element {index} is beyond f16, which ends at 65504")]
     Overflow { name: String, index: usize, found: f32 },
+    #[error("tensor {name}: {source}")]
+    Pack { name: String, source: PackError },
 }
 
 /// Writes `graph` as [`MODEL_FILE`] in `dir`, with its parameters from `weights`; says which files
@@ -133,6 +136,13 @@ impl Constant {
         let spec = match &self.elements {
             Elements::Here(bytes) => return Ok(bytes.clone()),
             Elements::Parameter(spec) => spec,
+            Elements::Packed(spec, packing, order) => {
+                let values = weights.load(&self.name, spec)?;
+                return packing.pack(&values, *order).map_err(|source| {
+                    let name = self.name.clone();
+                    WriteError::Pack { name, source }
+                });
+            }
         };
         let values = weights.load(&self.name, spec)?;
         assert_eq!(values.len() as u64, self.shape.iter().product::<u64>(), "{}", self.name);

@@ -49,6 +49,7 @@ const INT: u64 = 2;
 fn value_info(port: &Port) -> Message {
     let element = match port.element {
         Element::F32 => 1,
+        Element::U8 => 2,
         Element::I32 => 6,
         Element::I64 => 7,
         Element::Bool => 9,
