@@ -188,8 +188,8 @@ impl Source {
             provenance: Provenance {
                 tool: tool(),
                 data: data.map_or_else(|| text.unwrap_or_default(), str::to_owned),
-                steps: progress.step,
-                tokens: progress.tokens,
+                steps: Some(progress.step),
+                tokens: Some(progress.tokens),
             },
         })
     }
@@ -210,8 +210,8 @@ impl Source {
             provenance: Provenance {
                 tool: tool(),
                 data: format!("none: preset {preset} with random weights of seed {seed}"),
-                steps: 0,
-                tokens: 0,
+                steps: Some(0),
+                tokens: Some(0),
             },
         })
     }

@@ -133,7 +133,8 @@ impl Bundle {
         writeln!(f, "  fingerprint   {fingerprint}")?;
         writeln!(f, "  written by    {}", provenance.tool)?;
         writeln!(f, "  trained on    {}", provenance.data)?;
-        let (steps, tokens) = (grouped(provenance.steps), grouped(provenance.tokens));
+        let count = |it: Option<u64>| it.map_or_else(|| "unknown".to_owned(), grouped);
+        let (steps, tokens) = (count(provenance.steps), count(provenance.tokens));
         writeln!(f, "  trained for   {steps} steps, {tokens} tokens")
     }
 

@@ -102,10 +102,12 @@ pub struct Provenance {
     pub tool: String,
     /// What the weights were trained on, in words.
     pub data: String,
-    /// Optimiser steps behind the weights; 0 if they are random.
-    pub steps: u64,
-    /// Tokens seen in training.
-    pub tokens: u64,
+    /// Optimiser steps behind the weights: 0 if they are random, none if nobody here knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Tokens seen in training; none if nobody here knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
 }
 
 /// Why a bundle is refused.

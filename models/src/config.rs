@@ -84,6 +84,14 @@ pub enum ConfigError {
 }
 
 impl ModelConfig {
+    /// The same configuration if it is sound, for those who put one together field by field.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the field.
+    pub fn checked(self) -> Result<Self, ConfigError> {
+        Fields::from(self).try_into()
+    }
+
     /// The kind of every residual block, in order.
     pub fn block_kinds(&self) -> impl Iterator<Item = BlockKind> + '_ {
         (0..self.layers).map(|layer| match self.family {

@@ -108,7 +108,7 @@ fn run_becomes_a_bundle_of_its_weights() {
     let dir = tempfile::tempdir().unwrap();
     let run = write_run(dir.path(), |_| {});
     let source = Source::run(run.path(), None, None).unwrap();
-    assert_eq!(source.provenance.steps, 20);
+    assert_eq!(source.provenance.steps, Some(20));
     assert_eq!(source.provenance.data, "tales.txt", "no path of the machine");
     let out = dir.path().join("bundle");
     emit(&source, &options(), &out).unwrap();
