@@ -5,6 +5,7 @@ pub mod graph;
 mod packed;
 mod portable;
 pub mod proto;
+pub(crate) mod tensors;
 pub mod weights;
 pub mod write;
 

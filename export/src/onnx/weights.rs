@@ -7,23 +7,22 @@ mod tests;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{self, Read},
+    io,
     os::unix::fs::FileExt,
     path::{Path as FilePath, PathBuf},
 };
 
 use aerie_models::{Init, ModelConfig, ParameterSpec, census};
 use aerie_ops::matmul::{Format, Order, Packing};
-use half::{bf16, f16};
 use prost::Message;
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
-use safetensors::tensor::{Dtype, Metadata};
 use thiserror::Error;
 
 use crate::onnx::{
     packed,
     proto::{self, DataType},
+    tensors::{Elements, TensorFile, io_error},
 };
 
 /// A source of parameters.
@@ -65,21 +64,21 @@ pub enum WeightsError {
         "{}: tensor {name} has {found_bytes} bytes; {expected_bytes} are expected", path.display()
     )]
     Bytes { path: PathBuf, name: String, found_bytes: u64, expected_bytes: u64 },
+    #[error("{}: tensor {name} reaches beyond the file's {file_bytes} bytes", path.display())]
+    Outside { path: PathBuf, name: String, file_bytes: u64 },
+    #[error("{}: tensors {name} and {other} lie over each other", path.display())]
+    Overlap { path: PathBuf, name: String, other: String },
+    #[error("{}: tensor {name} holds {found} at element {index}", path.display())]
+    NotFinite { path: PathBuf, name: String, index: usize, found: f32 },
 }
 
-/// Largest header of a checkpoint: what the format's own reader allows.
-const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// Largest graph: a protobuf message cannot be larger.
 const GRAPH_BYTES_MAX: u64 = 1 << 31;
 
 /// Parameters in a safetensors file.
 #[derive(Debug)]
 pub struct Checkpoint {
-    path: PathBuf,
-    file: File,
-    header: Metadata,
-    /// Where the header ends and the tensors begin.
-    data_offset: u64,
+    file: TensorFile,
 }
 
 impl Checkpoint {
@@ -88,56 +87,16 @@ impl Checkpoint {
     /// # Errors
     /// [`WeightsError`], naming the first tensor that does not fit.
     pub fn open(path: &FilePath, config: &ModelConfig) -> Result<Self, WeightsError> {
-        let mut file = File::open(path).map_err(io_error(path))?;
-        let file_bytes = file.metadata().map_err(io_error(path))?.len();
-        let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(io_error(path))?;
-        let found_bytes = u64::from_le_bytes(length);
-        if HEADER_BYTES_MAX < found_bytes {
-            let (path, max_bytes) = (path.to_owned(), HEADER_BYTES_MAX);
-            return Err(WeightsError::HeaderTooLarge { path, found_bytes, max_bytes });
-        }
-        let mut header = vec![0; usize::try_from(found_bytes).expect("the limit fits")];
-        file.read_exact(&mut header).map_err(io_error(path))?;
-        let header: Metadata = serde_json::from_slice(&header)
-            .map_err(|source| WeightsError::Header { path: path.to_owned(), source })?;
-
-        let data_offset = length.len() as u64 + found_bytes;
-        // Parsing has held each tensor to its shape and type, and all to lie one after the other.
-        let expected_bytes = data_offset.saturating_add(header.data_len() as u64);
-        if file_bytes != expected_bytes {
-            let (path, found_bytes) = (path.to_owned(), file_bytes);
-            return Err(WeightsError::Length { path, found_bytes, expected_bytes });
-        }
-        let shape = |shape: &[usize]| shape.iter().map(|&extent| extent as u64).collect();
-        let found = header.tensors().into_iter().map(|(name, it)| (name, shape(&it.shape)));
+        let file = TensorFile::safetensors(path)?;
+        let found = file.tensors().iter().map(|(name, it)| (name.clone(), it.shape.clone()));
         check_shapes(path, &found.collect(), config)?;
-        Ok(Self { path: path.to_owned(), file, header, data_offset })
+        Ok(Self { file })
     }
 }
 
 impl Weights for Checkpoint {
     fn load(&self, name: &str, spec: &ParameterSpec) -> Result<Vec<f32>, WeightsError> {
-        let path = || self.path.clone();
-        let Some(info) = self.header.info(name) else {
-            return Err(WeightsError::Missing { path: path(), name: name.to_owned() });
-        };
-        let element = match info.dtype {
-            Dtype::F32 => DataType::F32,
-            Dtype::F16 => DataType::F16,
-            Dtype::BF16 => DataType::BF16,
-            other => {
-                let (name, found) = (name.to_owned(), format!("{other:?}"));
-                return Err(WeightsError::Dtype { path: path(), name, found });
-            }
-        };
-        let (start, end) = info.data_offsets;
-        let span = Span {
-            offset: self.data_offset.saturating_add(start as u64),
-            bytes: (end as u64).saturating_sub(start as u64),
-        };
-        let elements = Elements { name, element, expected: spec.shape.iter().product() };
-        elements.read(&self.path, &self.file, span)
+        self.file.read(name, 0..spec.shape.iter().product())
     }
 }
 
@@ -183,26 +142,45 @@ impl Weights for Drawn {
             return Err(WeightsError::Missing { path: path(), name: name.to_owned() });
         };
         let element = tensor.data_type();
-        let expected = dims(tensor).iter().product();
-        let elements = Elements { name, element, expected };
         let packing = (element == DataType::U8).then(|| packing_of(tensor, spec)).flatten();
-        let parse = |path: &FilePath, bytes: &[u8]| match packing {
-            Some((packing, order)) => Ok(packing.unpack(bytes, order)),
-            None => elements.parse(path, bytes),
+        let is_float = matches!(element, DataType::F32 | DataType::F16 | DataType::BF16);
+        if packing.is_none() && !is_float {
+            let (name, found) = (name.to_owned(), format!("{element:?}"));
+            return Err(WeightsError::Dtype { path: path(), name, found });
+        }
+        let elements = Elements { element, count: dims(tensor).iter().product() };
+        let check_bytes = |found_bytes| {
+            let expected_bytes = elements.count * element.bytes();
+            let (path, name) = (path(), name.to_owned());
+            let error = WeightsError::Bytes { path, name, found_bytes, expected_bytes };
+            if found_bytes == expected_bytes { Ok(found_bytes) } else { Err(error) }
         };
         if let Some(bytes) = &tensor.raw_data {
-            elements.check_bytes(&self.path, bytes.len() as u64)?;
-            return parse(&self.path, bytes);
+            check_bytes(bytes.len() as u64)?;
+            return Ok(match packing {
+                Some((packing, order)) => packing.unpack(bytes, order),
+                None => {
+                    let mut values = Vec::new();
+                    elements.parse(bytes, &mut values);
+                    values
+                }
+            });
         }
         let number = |key| tensor.external(key).and_then(|it| it.parse().ok()).unwrap_or(0);
-        let span = Span { offset: number("offset"), bytes: number("length") };
+        let n_bytes = check_bytes(number("length"))?;
         let location = FilePath::new(tensor.external("location").unwrap_or_default());
         let Some(file_name) = location.file_name() else {
             return Err(WeightsError::Missing { path: path(), name: name.to_owned() });
         };
         let path = self.path.with_file_name(file_name);
         let file = File::open(&path).map_err(io_error(&path))?;
-        parse(&path, &elements.read_bytes(&path, &file, span)?)
+        let offset = number("offset");
+        let Some((packing, order)) = packing else {
+            return elements.read(&file, offset).map_err(io_error(&path));
+        };
+        let mut bytes = vec![0; usize::try_from(n_bytes).expect("64 bits")];
+        file.read_exact_at(&mut bytes, offset).map_err(io_error(&path))?;
+        Ok(packing.unpack(&bytes, order))
     }
 }
 
@@ -270,64 +248,6 @@ fn draw(init: Init, rng: &mut ChaCha8Rng) -> f32 {
     drawn as f32
 }
 
-/// Where the bytes of a tensor lie in its file.
-#[derive(Clone, Copy)]
-struct Span {
-    offset: u64,
-    bytes: u64,
-}
-
-/// What a tensor is to be parsed as.
-struct Elements<'a> {
-    name: &'a str,
-    element: DataType,
-    /// Number of elements.
-    expected: u64,
-}
-
-impl Elements<'_> {
-    fn read(&self, path: &FilePath, file: &File, span: Span) -> Result<Vec<f32>, WeightsError> {
-        self.parse(path, &self.read_bytes(path, file, span)?)
-    }
-
-    fn read_bytes(
-        &self,
-        path: &FilePath,
-        file: &File,
-        span: Span,
-    ) -> Result<Vec<u8>, WeightsError> {
-        self.check_bytes(path, span.bytes)?;
-        let mut bytes = vec![0; usize::try_from(span.bytes).expect("as many as are expected")];
-        file.read_exact_at(&mut bytes, span.offset).map_err(io_error(path))?;
-        Ok(bytes)
-    }
-
-    fn parse(&self, path: &FilePath, bytes: &[u8]) -> Result<Vec<f32>, WeightsError> {
-        self.check_bytes(path, bytes.len() as u64)?;
-        let pairs = || bytes.as_chunks().0.iter();
-        match self.element {
-            DataType::F32 => {
-                Ok(bytes.as_chunks().0.iter().map(|it| f32::from_le_bytes(*it)).collect())
-            }
-            DataType::F16 => Ok(pairs().map(|it| f16::from_le_bytes(*it).to_f32()).collect()),
-            DataType::BF16 => Ok(pairs().map(|it| bf16::from_le_bytes(*it).to_f32()).collect()),
-            other => {
-                let (path, name) = (path.to_owned(), self.name.to_owned());
-                Err(WeightsError::Dtype { path, name, found: format!("{other:?}") })
-            }
-        }
-    }
-
-    fn check_bytes(&self, path: &FilePath, found_bytes: u64) -> Result<(), WeightsError> {
-        let expected_bytes = self.expected * self.element.bytes();
-        if found_bytes == expected_bytes {
-            return Ok(());
-        }
-        let (path, name) = (path.to_owned(), self.name.to_owned());
-        Err(WeightsError::Bytes { path, name, found_bytes, expected_bytes })
-    }
-}
-
 /// Compares what a file holds with what the model has.
 fn check_shapes(
     path: &FilePath,
@@ -351,8 +271,4 @@ fn check_shapes(
         Some(name) => Err(WeightsError::Unknown { path: path.to_owned(), name: name.clone() }),
         None => Ok(()),
     }
-}
-
-fn io_error(path: &FilePath) -> impl Fn(io::Error) -> WeightsError {
-    |source| WeightsError::Io { path: path.to_owned(), source }
 }
