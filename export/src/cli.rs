@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 #[cfg(feature = "torch")]
 use crate::torch::{eval, sample, train};
-use crate::{data::tokenizer, emit, inspect, plot, verify};
+use crate::{data::tokenizer, emit, import, inspect, plot, verify};
 
 /// Trains the models that Aerie serves, and writes them as bundles.
 #[derive(Debug, Parser)]
@@ -33,6 +33,7 @@ enum Command {
     Sample(sample::Args),
     Plot(plot::Args),
     Emit(emit::Args),
+    Import(import::Args),
     Verify(verify::Args),
     Inspect(inspect::Args),
 }
@@ -53,6 +54,7 @@ impl Cli {
             Command::Sample(args) => sample::run(args),
             Command::Plot(args) => plot::run(args),
             Command::Emit(args) => emit::run(args),
+            Command::Import(args) => import::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Inspect(args) => inspect::run(args),
         }

@@ -80,21 +80,30 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         (None, Some(preset)) => Source::random(preset, args.seed)?,
         (None, None) => unreachable!("clap asks for one of the two"),
     };
-    let name = match (&args.name, args.out.file_name().and_then(|it| it.to_str())) {
-        (Some(name), _) => name.clone(),
-        (None, Some(name)) => name.to_owned(),
-        (None, None) => return Err(EmitError::Name { found: String::new() }.into()),
-    };
+    let name = model_name(args.name.as_deref(), &args.out)?;
     let target = if args.portable { Target::Portable } else { Target::Ragged };
     let options = Options { name, target, precision: args.precision, force: args.force };
     let manifest = emit(&source, &options, &args.out)?;
+    tell(&manifest, &args.out);
+    Ok(())
+}
+
+/// What clients are to call the model in `out`: `given`, or the folder's name.
+pub(crate) fn model_name(given: Option<&str>, out: &Path) -> Result<String, EmitError> {
+    match given.or(out.file_name().and_then(|it| it.to_str())) {
+        Some(name) => Ok(name.to_owned()),
+        None => Err(EmitError::Name { found: String::new() }),
+    }
+}
+
+/// Says on standard error what was written.
+pub(crate) fn tell(manifest: &Manifest, out: &Path) {
     eprintln!(
         "{}: {} files, fingerprint {}",
-        args.out.display(),
+        out.display(),
         manifest.files.len() + 1,
         &blake3::Hash::from_bytes(manifest.fingerprint()).to_hex()[..16]
     );
-    Ok(())
 }
 
 /// A model that can be emitted.
@@ -269,11 +278,11 @@ pub(crate) fn parse_tokenizer(
 }
 
 /// What the manifest says of the program that wrote it.
-fn tool() -> String {
+pub(crate) fn tool() -> String {
     concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-fn precision_parser() -> impl TypedValueParser<Value = Precision> {
+pub(crate) fn precision_parser() -> impl TypedValueParser<Value = Precision> {
     PossibleValuesParser::new(Precision::ALL.map(Precision::name)).map(|name| {
         let named = Precision::ALL.into_iter().find(|it| it.name() == name);
         named.expect("one of the possible values")

@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod data;
 pub mod emit;
+pub mod import;
 pub mod inspect;
 pub mod onnx;
 pub mod plot;
