@@ -17,6 +17,9 @@ use aerie_models::{
     bundle::{self, FORMAT, Kind, MANIFEST_FILE, TOKENIZER_FILE},
     presets,
 };
+#[cfg(test)]
+pub(crate) use tokenizer::bytes as tokenizer_bytes;
+
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use thiserror::Error;
 
@@ -90,7 +93,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 /// What clients are to call the model in `out`: `given`, or the folder's name.
 pub(crate) fn model_name(given: Option<&str>, out: &Path) -> Result<String, EmitError> {
-    match given.or(out.file_name().and_then(|it| it.to_str())) {
+    match given.or_else(|| out.file_name().and_then(|it| it.to_str())) {
         Some(name) => Ok(name.to_owned()),
         None => Err(EmitError::Name { found: String::new() }),
     }

@@ -21,7 +21,7 @@ const FIRST: &[u8] = b" etaoinshrdlcumwfgypbvkxjqz.,;:!?'\"-\nETAOINSHRDLCUMWFGY
 const LETTERS: usize = 27;
 
 /// A byte-level tokenizer of `vocab` tokens, as a file.
-pub(super) fn bytes(vocab: u32) -> Vec<u8> {
+pub(crate) fn bytes(vocab: u32) -> Vec<u8> {
     let rest = (0..=u8::MAX).filter(|byte| !FIRST.contains(byte));
     let order: Vec<u8> = FIRST.iter().copied().chain(rest).collect();
     let alphabet = order.iter().map(|&byte| visible(byte).to_string());

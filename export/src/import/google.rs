@@ -124,7 +124,7 @@ impl Names {
             mlp_width: ffw[2],
             layers: u32::try_from(kinds.len()).unwrap_or(u32::MAX),
             heads,
-            head_dim: head_dim.or(width.checked_div(heads)).unwrap_or(0),
+            head_dim: head_dim.or_else(|| width.checked_div(heads)).unwrap_or(0),
             gate_blocks,
             window: given.window,
             scale_embedding: given.scale_embedding,

@@ -150,7 +150,8 @@ impl Tensors {
 /// A file that looks like a shard, beside an index that does not name it: the folder then holds two
 /// checkpoints, or one and a half.
 fn stray_shard(index: &Path, names: &BTreeSet<&String>) -> Result<Option<String>, ImportError> {
-    let dir = index.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir =
+        index.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     for entry in fs::read_dir(dir).map_err(io_error(dir))? {
         let name = entry.map_err(io_error(dir))?.file_name().to_string_lossy().into_owned();
         let is_shard = name.ends_with(".safetensors") && name.contains("-of-");
