@@ -6,7 +6,12 @@ mod tests;
 use aerie_proto::v1;
 use serde::{Deserialize, Serialize};
 
-use crate::{admission::Reject, sampler::Sampling, sessions::SessionId, text::Tokenizer};
+use crate::{
+    admission::Reject,
+    sampler::Sampling,
+    sessions::SessionId,
+    text::{Place, Tokenizer},
+};
 
 /// A generation to run. Whatever depends on the session alone is checked already.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,7 +76,8 @@ impl Request {
             }
             at_most("stop", "bytes in one string", stop.len(), config.stop_bytes_max)?;
         }
-        let prompt = parse_prompt(start.prompt, config, tokenizer, vocab)?;
+        let place = if session.is_none() { Place::First } else { Place::Later };
+        let prompt = parse_prompt(start.prompt, place, config, tokenizer, vocab)?;
         if prompt.is_empty() && session.is_none() {
             return Err(invalid("prompt", "has no token, and the session is new"));
         }
@@ -109,6 +115,7 @@ impl Default for Config {
 
 fn parse_prompt(
     prompt: Option<v1::start::Prompt>,
+    place: Place,
     config: &Config,
     tokenizer: &Tokenizer,
     vocab: u32,
@@ -118,7 +125,7 @@ fn parse_prompt(
         Some(v1::start::Prompt::Text(text)) => {
             at_most("prompt", "bytes", text.len(), config.prompt_bytes_max)?;
             let unknown = || invalid("prompt", "has text that the model's tokenizer cannot write");
-            tokenizer.encode(&text).ok_or_else(unknown)?
+            tokenizer.encode(&text, place).ok_or_else(unknown)?
         }
         Some(v1::start::Prompt::Tokens(tokens)) => tokens.ids,
     };

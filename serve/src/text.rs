@@ -11,8 +11,8 @@ use std::path::Path;
 use thiserror::Error;
 use tokenizers::{DecoderWrapper, Tokenizer as HuggingFace};
 
-/// Content of the token that ends a document.
-const END_OF_TEXT: &str = "<|endoftext|>";
+/// Content of the token that ends a document, the first that there is: ours, then Gemma's.
+const ENDS_OF_TEXT: [&str; 2] = ["<|endoftext|>", "<eos>"];
 
 /// Turns prompts into tokens.
 #[derive(Debug)]
@@ -29,6 +29,25 @@ pub struct Vocabulary {
     /// Bytes of the longest token.
     token_bytes_max: usize,
     end_of_text: Option<u32>,
+}
+
+/// Where a text stands in its session.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Place {
+    /// Nothing comes before it.
+    First,
+    Later,
+}
+
+/// How the tokens of a vocabulary are spelt.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Spelling {
+    /// As they are.
+    Plain,
+    /// A printable character for each byte.
+    ByteLevel,
+    /// U+2581 for a space, `<0x0A>` for a byte that is no character of the vocabulary.
+    SentencePiece,
 }
 
 /// Why a tokenizer cannot be used.
@@ -68,8 +87,11 @@ impl Tokenizer {
     }
 
     /// The tokens of `text`; none if the tokenizer knows no way to write it.
-    pub fn encode(&self, text: &str) -> Option<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).ok()?;
+    ///
+    /// Those of a text that begins a session begin as the tokenizer says that texts do; ours say
+    /// nothing of it, Gemma's ask for `<bos>`.
+    pub fn encode(&self, text: &str, place: Place) -> Option<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, place == Place::First).ok()?;
         Some(encoding.get_ids().to_vec())
     }
 
@@ -82,14 +104,7 @@ impl Tokenizer {
         if vocab < found {
             return Err(TokenizerError::Vocab { found, vocab });
         }
-        let byte_level = match self.inner.get_decoder() {
-            Some(DecoderWrapper::ByteLevel(_)) => true,
-            Some(DecoderWrapper::Sequence(decoders)) => decoders
-                .get_decoders()
-                .iter()
-                .any(|decoder| matches!(decoder, DecoderWrapper::ByteLevel(_))),
-            _ => false,
-        };
+        let spelling = self.spelling();
         let added = self.inner.get_added_tokens_decoder();
         let mut bytes = Vec::new();
         let mut ends = Vec::with_capacity(vocab as usize);
@@ -97,15 +112,36 @@ impl Tokenizer {
             match (added.get(&id), self.inner.id_to_token(id)) {
                 // Control tokens have no text, and neither do ids that the model has to spare.
                 (Some(token), _) if token.special => {}
+                (Some(token), _) if spelling == Spelling::SentencePiece => {
+                    push_sentence_piece(&token.content, &mut bytes);
+                }
                 (Some(token), _) => bytes.extend_from_slice(token.content.as_bytes()),
-                (None, Some(token)) if byte_level => push_byte_level(&token, &mut bytes)?,
-                (None, Some(token)) => bytes.extend_from_slice(token.as_bytes()),
+                (None, Some(token)) => match spelling {
+                    Spelling::ByteLevel => push_byte_level(&token, &mut bytes)?,
+                    Spelling::SentencePiece => push_sentence_piece(&token, &mut bytes),
+                    Spelling::Plain => bytes.extend_from_slice(token.as_bytes()),
+                },
                 (None, None) => {}
             }
             ends.push(u32::try_from(bytes.len()).expect("a vocabulary is far below 4 GiB"));
         }
-        let end_of_text = self.inner.token_to_id(END_OF_TEXT);
+        let end_of_text = ENDS_OF_TEXT.iter().find_map(|end| self.inner.token_to_id(end));
         Ok(Vocabulary::new(bytes, ends, end_of_text))
+    }
+
+    /// How the vocabulary spells bytes, of which its decoder tells.
+    fn spelling(&self) -> Spelling {
+        let of = |decoder: &DecoderWrapper| match decoder {
+            DecoderWrapper::ByteLevel(_) => Some(Spelling::ByteLevel),
+            DecoderWrapper::ByteFallback(_) => Some(Spelling::SentencePiece),
+            _ => None,
+        };
+        let found = match self.inner.get_decoder() {
+            Some(DecoderWrapper::Sequence(decoders)) => decoders.get_decoders().iter().find_map(of),
+            Some(decoder) => of(decoder),
+            None => None,
+        };
+        found.unwrap_or(Spelling::Plain)
     }
 }
 
@@ -145,6 +181,15 @@ impl Vocabulary {
     /// The token that ends a document.
     pub fn end_of_text(&self) -> Option<u32> {
         self.end_of_text
+    }
+}
+
+/// Undoes SentencePiece's spelling of spaces and bytes.
+fn push_sentence_piece(token: &str, bytes: &mut Vec<u8>) {
+    let digits = token.strip_prefix("<0x").and_then(|it| it.strip_suffix('>'));
+    match digits.filter(|it| it.len() == 2).and_then(|it| u8::from_str_radix(it, 16).ok()) {
+        Some(byte) => bytes.push(byte),
+        None => bytes.extend_from_slice(token.replace('\u{2581}', " ").as_bytes()),
     }
 }
 

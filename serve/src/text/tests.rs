@@ -80,9 +80,42 @@ fn control_tokens_have_no_text_and_are_not_reachable_from_prompts() {
     assert_eq!(vocabulary.end_of_text(), Some(0));
     assert_eq!(vocabulary.bytes(0), b"");
     assert_eq!(vocabulary.len(), 64);
-    let prompt = tokenizer.encode("<|endoftext|>").unwrap();
+    let prompt = tokenizer.encode("<|endoftext|>", Place::First).unwrap();
     assert!(!prompt.contains(&0), "{prompt:?}");
     assert!(matches!(tokenizer.vocabulary(2), Err(TokenizerError::Vocab { vocab: 2, .. })));
+}
+
+#[test]
+fn sentence_pieces_become_bytes_and_begin_a_session() {
+    let json = r##"{
+        "added_tokens": [
+            {"id": 0, "content": "<eos>", "single_word": false, "lstrip": false, "rstrip": false,
+             "normalized": false, "special": true},
+            {"id": 1, "content": "<bos>", "single_word": false, "lstrip": false, "rstrip": false,
+             "normalized": false, "special": true},
+            {"id": 2, "content": "▁▁", "single_word": false, "lstrip": false, "rstrip": false,
+             "normalized": true, "special": false}],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}},
+                       {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<bos>": {"id": "<bos>", "ids": [1], "tokens": ["<bos>"]}}},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {"type": "BPE", "byte_fallback": true, "merges": [["▁", "a"]],
+            "vocab": {"<eos>": 0, "<bos>": 1, "▁▁": 2, "<0xC3>": 3, "<0xA9>": 4, "▁": 5, "a": 6,
+                "▁a": 7}}}"##;
+    let tokenizer = Tokenizer::parse(json.as_bytes()).unwrap();
+    assert_eq!(tokenizer.encode(" aé  a", Place::First).unwrap(), [1, 7, 3, 4, 2, 6]);
+    assert_eq!(tokenizer.encode(" a", Place::Later).unwrap(), [7]);
+    let vocabulary = tokenizer.vocabulary(9).unwrap();
+    assert_eq!(vocabulary.end_of_text(), Some(0));
+    let expected: [&[u8]; 9] = [b"", b"", b"  ", b"\xc3", b"\xa9", b" ", b"a", b" a", b""];
+    for (token, expected) in std::iter::zip(0.., expected) {
+        assert_eq!(vocabulary.bytes(token), expected, "token {token}");
+    }
 }
 
 #[track_caller]
