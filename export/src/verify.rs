@@ -12,6 +12,7 @@ use std::{
     env, fs, io,
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use aerie_models::{
@@ -394,7 +395,10 @@ struct Scratch {
 
 impl Scratch {
     fn new() -> Result<Self, VerifyError> {
-        let path = env::temp_dir().join(format!("aerie-export-verify-{}", std::process::id()));
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let made = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("aerie-export-verify-{}-{made}", std::process::id());
+        let path = env::temp_dir().join(name);
         match fs::create_dir(&path) {
             Ok(()) => Ok(Self { path }),
             Err(source) => Err(VerifyError::Io { path, source }),

@@ -22,7 +22,7 @@ use ort::{
         OperatorInput, OperatorOutput, ShapeInferenceContext,
     },
     ortsys, sys,
-    value::{TensorElementType, TensorValueType},
+    value::{SymbolicDimensions, TensorElementType, TensorValueType, ValueType},
 };
 
 use crate::{
@@ -129,14 +129,34 @@ impl Operator for SchemaOperator {
         Ok(Box::new(Node::new(self.0, kind)))
     }
 
-    /// An output has the type of the first input whose shape is written alike.
+    /// An axis of an output has the extent of the first axis of an input that is written alike, or of
+    /// the attribute that tells it.
     fn infer_shape(&self, context: &mut ShapeInferenceContext) -> Result<()> {
         let inputs = context.inputs();
-        for (idx, output) in self.0.outputs.iter().enumerate() {
-            let alike = self.0.inputs.iter().position(|input| input.shape == output.shape);
-            if let Some(found) = alike.and_then(|input| inputs.get(input)) {
-                context.set_output(idx, found)?;
+        let mut known: Vec<(&str, (i64, String))> = Vec::new();
+        for (port, input) in self.0.inputs.iter().zip(&inputs) {
+            if let ValueType::Tensor { shape, dimension_symbols, .. } = input {
+                let extents = shape.iter().copied().zip(dimension_symbols.iter().cloned());
+                known.extend(port.shape.split(' ').zip(extents));
             }
+        }
+        for (letter, attribute) in [("D", "inputs"), ("R", "outputs")] {
+            if self.0.attributes.iter().any(|it| it.name == attribute) {
+                known.insert(0, (letter, (context.attr(attribute)?, String::new())));
+            }
+        }
+        for (idx, output) in self.0.outputs.iter().enumerate() {
+            let axis = |axis| match known.iter().find(|(written, _)| *written == axis) {
+                Some((_, (extent, symbol))) if 0 <= *extent || !symbol.is_empty() => {
+                    (*extent, symbol.clone())
+                }
+                // What is unknown has to have a name, or it is taken for an extent of -1.
+                _ => (-1, format!("some {axis}")),
+            };
+            let (extents, symbols): (Vec<_>, Vec<_>) = output.shape.split(' ').map(axis).unzip();
+            let ty = element_type(output.element);
+            let (shape, dimension_symbols) = (extents.into(), SymbolicDimensions::new(symbols));
+            context.set_output(idx, &ValueType::Tensor { ty, shape, dimension_symbols })?;
         }
         Ok(())
     }
