@@ -72,7 +72,7 @@ pub struct Args {
     /// What clients call the model [default: the folder's name]
     #[arg(long)]
     name: Option<String>,
-    /// How matrices are stored; they are computed with in f32
+    /// How matrices are stored; with q8 and q4, inputs of products are rounded to 8 bits
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = emit::precision_parser())]
     precision: Precision,
     /// Use standard ONNX operators only: one token per run, state in and out by value

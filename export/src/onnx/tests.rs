@@ -181,9 +181,19 @@ fn small_weights_stay_in_the_graph_and_large_ones_leave_it() {
 
 /// Goal: what we write is ONNX to others, and both graphs are one model.
 /// Method: Python's `onnx` checks both graphs; Python's runtime runs them beside each other, ours
-/// with the operators' shared library, past the attention window three times.
+/// with the operators' shared library, past the attention window three times. Where weights are
+/// packed, the standard graph has what unpacking gives.
 #[test]
 fn python_accepts_both_graphs_and_finds_them_equal() {
+    check_in_python(Precision::F32, 1e-5);
+    check_in_python(Precision::Bf16, 1e-5);
+    // Logits of a few units, from inputs that are bytes.
+    check_in_python(Precision::Q8, 0.2);
+    check_in_python(Precision::Q4, 0.2);
+}
+
+#[track_caller]
+fn check_in_python(precision: Precision, tolerance: f64) {
     let root = FilePath::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let python = root.join(".deps/venv/bin/python");
     if !python.exists() {
@@ -192,22 +202,25 @@ fn python_accepts_both_graphs_and_finds_them_equal() {
     }
     let library = env::current_exe().unwrap().with_file_name("libaerie_ops.so");
     let dir = tempfile::tempdir().unwrap();
-    let write = |name: &str, target| -> PathBuf {
+    let write = |name: &str, target, precision, weights: &dyn Weights| -> PathBuf {
         let dir = dir.path().join(name);
         fs::create_dir(&dir).unwrap();
-        let graph = emit(&tiny(), target, Precision::F32);
-        let weights = Jittered(Random { seed: 5 });
-        super::write(graph, name, &weights, Limits::default(), &dir).unwrap();
+        let graph = emit(&tiny(), target, precision);
+        super::write(graph, name, weights, Limits::default(), &dir).unwrap();
         dir.join(MODEL_FILE)
     };
+    let ragged = write("ragged", Target::Ragged, precision, &Jittered(Random { seed: 5 }));
+    let drawn = Drawn::open(&ragged, &tiny()).unwrap();
+    let portable = write("portable", Target::Portable, Precision::F32, &drawn);
     let output = Command::new(python)
         .arg(root.join("tests/python/graph_parity.py"))
-        .args([write("ragged", Target::Ragged), write("portable", Target::Portable), library])
+        .args([ragged, portable, library])
+        .arg(tolerance.to_string())
         .output()
         .unwrap();
     let (out, err) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{out}\n{err}");
+    assert!(output.status.success(), "{precision:?}: {out}\n{err}");
 }
 
 #[track_caller]
