@@ -1,6 +1,6 @@
 //! Products with packed weights at a shape of RecurrentGemma 2B, on one thread: bytes per second of
 //! weights for one row, multiply-adds per second for many, beside what this machine reads from memory
-//! and multiplies at most in the same run.
+//! in the same run.
 
 use std::hint::black_box;
 
