@@ -53,6 +53,16 @@ pub struct Args {
     /// Seed of the random weights
     #[arg(long, value_name = "N", default_value_t = 0, requires = "random")]
     seed: u64,
+    /// What the weights were trained on, in words [default: the name of the run's text]
+    #[arg(long, value_name = "WORDS")]
+    data: Option<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// The bundle to write, as command lines ask for it.
+#[derive(Debug, clap::Args)]
+pub struct Output {
     /// Folder to write; it must not exist yet
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -65,12 +75,30 @@ pub struct Args {
     /// Use standard ONNX operators only: one token per run, state in and out by value
     #[arg(long)]
     portable: bool,
-    /// What the weights were trained on, in words [default: the name of the run's text]
-    #[arg(long, value_name = "WORDS")]
-    data: Option<String>,
     /// Replace the folder if it exists
     #[arg(long)]
     force: bool,
+}
+
+impl Output {
+    /// Writes `source` as this bundle, and says so on standard error.
+    ///
+    /// # Errors
+    /// See [`EmitError`].
+    pub(crate) fn write(&self, source: &Source) -> Result<(), EmitError> {
+        let name = self.name.as_deref().or_else(|| self.out.file_name().and_then(|it| it.to_str()));
+        let name = name.ok_or_else(|| EmitError::Name { found: String::new() })?.to_owned();
+        let target = if self.portable { Target::Portable } else { Target::Ragged };
+        let options = Options { name, target, precision: self.precision, force: self.force };
+        let manifest = emit(source, &options, &self.out)?;
+        eprintln!(
+            "{}: {} files, fingerprint {}",
+            self.out.display(),
+            manifest.files.len() + 1,
+            &blake3::Hash::from_bytes(manifest.fingerprint()).to_hex()[..16]
+        );
+        Ok(())
+    }
 }
 
 /// Runs the command.
@@ -83,30 +111,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         (None, Some(preset)) => Source::random(preset, args.seed)?,
         (None, None) => unreachable!("clap asks for one of the two"),
     };
-    let name = model_name(args.name.as_deref(), &args.out)?;
-    let target = if args.portable { Target::Portable } else { Target::Ragged };
-    let options = Options { name, target, precision: args.precision, force: args.force };
-    let manifest = emit(&source, &options, &args.out)?;
-    tell(&manifest, &args.out);
-    Ok(())
-}
-
-/// What clients are to call the model in `out`: `given`, or the folder's name.
-pub(crate) fn model_name(given: Option<&str>, out: &Path) -> Result<String, EmitError> {
-    match given.or_else(|| out.file_name().and_then(|it| it.to_str())) {
-        Some(name) => Ok(name.to_owned()),
-        None => Err(EmitError::Name { found: String::new() }),
-    }
-}
-
-/// Says on standard error what was written.
-pub(crate) fn tell(manifest: &Manifest, out: &Path) {
-    eprintln!(
-        "{}: {} files, fingerprint {}",
-        out.display(),
-        manifest.files.len() + 1,
-        &blake3::Hash::from_bytes(manifest.fingerprint()).to_hex()[..16]
-    );
+    Ok(args.output.write(&source)?)
 }
 
 /// A model that can be emitted.
@@ -285,7 +290,7 @@ pub(crate) fn tool() -> String {
     concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-pub(crate) fn precision_parser() -> impl TypedValueParser<Value = Precision> {
+fn precision_parser() -> impl TypedValueParser<Value = Precision> {
     PossibleValuesParser::new(Precision::ALL.map(Precision::name)).map(|name| {
         let named = Precision::ALL.into_iter().find(|it| it.name() == name);
         named.expect("one of the possible values")

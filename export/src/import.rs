@@ -21,7 +21,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aerie_models::{BlockKind, ConfigError, Family, Precision, Provenance};
+use aerie_models::{BlockKind, ConfigError, Family, Provenance};
 use thiserror::Error;
 
 pub use google::Given;
@@ -29,9 +29,9 @@ pub use pickle::PickleError;
 pub use sentencepiece::SentencePieceError;
 
 use crate::{
-    emit::{self, EmitError, Options, Source},
+    emit::{self, EmitError, Source},
     import::{hugging_face::CONFIG_FILE, progress::Counted, tensors::Tensors},
-    onnx::{Target, WeightsError},
+    onnx::WeightsError,
 };
 
 /// Imports a RecurrentGemma checkpoint as a bundle that can be served
@@ -66,24 +66,11 @@ pub struct Args {
     /// Take embeddings as they are, of a checkpoint of Google's
     #[arg(long)]
     no_embedding_scale: bool,
-    /// Folder to write; it must not exist yet
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// What clients call the model [default: the folder's name]
-    #[arg(long)]
-    name: Option<String>,
-    /// How matrices are stored; with q8 and q4, inputs of products are rounded to 8 bits
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = emit::precision_parser())]
-    precision: Precision,
-    /// Use standard ONNX operators only: one token per run, state in and out by value
-    #[arg(long)]
-    portable: bool,
     /// What the weights were trained on, in words [default: the name of the checkpoint]
     #[arg(long, value_name = "WORDS")]
     data: Option<String>,
-    /// Replace the folder if it exists
-    #[arg(long)]
-    force: bool,
+    #[command(flatten)]
+    output: emit::Output,
 }
 
 /// Runs the command.
@@ -102,12 +89,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut source = imported.source;
     source.weights = Box::new(Counted::new(source.weights, &source.config));
-    let target = if args.portable { Target::Portable } else { Target::Ragged };
-    let name = emit::model_name(args.name.as_deref(), &args.out)?;
-    let options = Options { name, target, precision: args.precision, force: args.force };
-    let manifest = emit::emit(&source, &options, &args.out)?;
-    emit::tell(&manifest, &args.out);
-    Ok(())
+    Ok(args.output.write(&source)?)
 }
 
 impl Args {

@@ -18,9 +18,12 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::onnx::{
-    Weights,
-    weights::{Drawn, Random},
+use crate::{
+    emit::Options,
+    onnx::{
+        Target, Weights,
+        weights::{Drawn, Random},
+    },
 };
 
 /// By name: shape and elements.
