@@ -38,7 +38,7 @@ fn products(criterion: &mut Criterion) {
     ] {
         let packing = Packing { format, groups: 1, inputs: INPUTS, outputs: OUTPUTS };
         let weight: Vec<f32> = (0..INPUTS * OUTPUTS).map(|i| (i % 251) as f32 - 125.0).collect();
-        let packed = packing.pack(&weight, Order::OutputsInputs).expect("weights are small");
+        let packed = packing.pack(&weight, Order::OutputsInputs, None).expect("weights are small");
         let copies = vec![packed; ROTATED_BYTES.div_ceil(packing.shape().iter().product())];
         let mut group = criterion.benchmark_group(name);
         group.sample_size(20);

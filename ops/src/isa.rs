@@ -10,12 +10,15 @@
 mod tests;
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
-use half::{bf16, f16};
+use half::bf16;
 
 /// Lanes of [`Isa::Ints`] and [`Isa::Floats`].
 pub(crate) const LANES: usize = 16;
+
+/// Numbers that [`Isa::quantise`] takes: one line of bytes.
+pub(crate) const QUANTISED: usize = 4 * LANES;
 
 /// Bytes of sixteen lanes of 32 bits.
 pub(crate) type Line = [u8; 4 * LANES];
@@ -25,13 +28,13 @@ pub(crate) type Line = [u8; 4 * LANES];
 /// # Panics
 /// If a slice does not have length `len`.
 #[inline(always)]
-pub(crate) fn abreast<T: Copy, const N: usize>(
+pub(crate) fn abreast<T, const N: usize>(
     slices: [&[T]; N],
     len: usize,
-) -> impl Iterator<Item = [T; N]> {
+) -> impl Iterator<Item = [&T; N]> {
     assert!(slices.iter().all(|it| it.len() == len), "slices of one length");
     // SAFETY: each slice is `len` long.
-    (0..len).map(move |index| slices.map(|it| unsafe { *it.get_unchecked(index) }))
+    (0..len).map(move |index| slices.map(|it| unsafe { it.get_unchecked(index) }))
 }
 
 /// A set of instructions.
@@ -54,24 +57,55 @@ pub(crate) trait Isa: Copy {
     /// The upper four bits of each byte.
     fn high(self, bytes: Self::Bytes) -> Self::Bytes;
 
+    /// Has `bytes` brought closer, as they will be read soon.
+    #[inline(always)]
+    fn fetch(self, _bytes: &[u8]) {}
+
     fn ints(self, value: i32) -> Self::Ints;
     fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
-    /// `sums[l] + Σ_i x[i] · w[4l + i]` for `w` in 0..=15.
-    fn dot4(self, sums: Self::Ints, w: Self::Bytes, x: [i8; 4]) -> Self::Ints;
-    /// `sums[l] + Σ_i x[i] · (w[4l + i] - 128 + DOT8_ZERO)`; no element of `x` is -128.
-    fn dot8(self, sums: Self::Ints, w: Self::Bytes, x: [i8; 4]) -> Self::Ints;
+    /// Low words of products.
+    fn mul_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// The lower and the upper four bits of sixteen bytes.
+    fn nibbles(self, from: &[u8; LANES]) -> [Self::Ints; 2];
+    /// Each byte as `(w - 8) · m + 128`, for `w` in 0..=15 and the `m` of its lane in 0..=15.
+    fn spread(self, w: Self::Bytes, m: Self::Ints) -> Self::Bytes;
+    fn store_bytes(self, bytes: Self::Bytes) -> Line;
+    /// Four signed bytes in every lane.
+    fn word(self, x: &i32) -> Self::Bytes;
+    /// `sums[l] + Σ_i x[i] · w[4l + i]` for `w` in 0..=15 and the bytes of a word `x`.
+    fn dot4(self, sums: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
+    /// `sums[l] + Σ_i x[i] · (w[4l + i] - 128 + DOT8_ZERO)`; no byte of the word `x` is -128.
+    fn dot8(self, sums: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
     /// Each integer rounded to nearest, ties to even.
     fn convert(self, ints: Self::Ints) -> Self::Floats;
 
     fn floats(self, value: f32) -> Self::Floats;
+    fn load(self, from: &[f32; LANES]) -> Self::Floats;
     fn store(self, floats: Self::Floats) -> [f32; LANES];
-    /// From sixteen f16, little-endian.
-    fn halves(self, from: &[u8; 2 * LANES]) -> Self::Floats;
     /// The even and the odd of 32 bf16, little-endian.
     fn bf16_pairs(self, bytes: Self::Bytes) -> [Self::Floats; 2];
-    fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a · b + c`, rounded once.
     fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+
+    /// Writes `x · scale`, of at most 127, as bytes by fours, rounded to nearest, ties to even, and the
+    /// sum of each sixteen.
+    #[inline(always)]
+    fn quantise(
+        self,
+        x: &[f32; QUANTISED],
+        scale: f32,
+        words: &mut [i32; LANES],
+        sums: &mut [i32; 4],
+    ) {
+        // Adding 1.5 · 2^23 rounds into the lowest byte.
+        let bytes = x.map(|x| (x * scale + 12_582_912.0).to_bits().cast_signed() << 24 >> 24);
+        for (word, [a, b, c, d]) in words.iter_mut().zip(bytes.as_chunks().0) {
+            *word = a & 0xFF | (b & 0xFF) << 8 | (c & 0xFF) << 16 | d << 24;
+        }
+        for (sum, bytes) in sums.iter_mut().zip(bytes.as_chunks::<16>().0) {
+            *sum = bytes.iter().sum();
+        }
+    }
 }
 
 /// A loop over lanes.
@@ -130,6 +164,23 @@ impl Avx512 {
     }
 }
 
+/// Four bytes in every lane.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn word_avx512(x: &i32) -> __m512i {
+    let mut word;
+    // Left to itself, the compiler gathers words of several rows in a register first.
+    // SAFETY: it reads four bytes that `x` refers to, and writes nothing.
+    unsafe {
+        asm!(
+            "vpbroadcastd {}, dword ptr [{}]", out(zmm_reg) word, in(reg) x,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    word
+}
+
 // SAFETY of all `unsafe` below: only `avx512` makes an `Avx512`, where the machine has the features.
 #[cfg(target_arch = "x86_64")]
 #[expect(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for each")]
@@ -162,17 +213,60 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn fetch(self, bytes: &[u8]) {
+        for line in bytes.chunks(size_of::<Line>()) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        }
+    }
+
+    #[inline(always)]
     fn add_ints(self, a: __m512i, b: __m512i) -> __m512i {
         unsafe { _mm512_add_epi32(a, b) }
     }
 
     #[inline(always)]
-    fn dot4(self, sums: __m512i, w: __m512i, x: [i8; 4]) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(sums, w, _mm512_set1_epi32(word(x))) }
+    fn mul_ints(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_mullo_epi32(a, b) }
     }
 
     #[inline(always)]
-    fn dot8(self, sums: __m512i, w: __m512i, x: [i8; 4]) -> __m512i {
+    fn nibbles(self, from: &[u8; LANES]) -> [__m512i; 2] {
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            [_mm512_and_si512(bytes, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(bytes)]
+        }
+    }
+
+    #[inline(always)]
+    fn spread(self, w: __m512i, m: __m512i) -> __m512i {
+        unsafe {
+            // No product of a byte leaves it, so that one multiplication serves two.
+            let products = _mm512_mullo_epi16(w, _mm512_or_si512(m, _mm512_slli_epi32::<16>(m)));
+            let zero = _mm512_mullo_epi32(m, _mm512_set1_epi32(0x0808_0808));
+            // Less 128 is as much as 128 more, modulo 256.
+            _mm512_sub_epi8(products, _mm512_or_si512(zero, _mm512_set1_epi8(i8::MIN)))
+        }
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, bytes: __m512i) -> Line {
+        let mut to = [0; size_of::<Line>()];
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), bytes) };
+        to
+    }
+
+    #[inline(always)]
+    fn word(self, x: &i32) -> __m512i {
+        unsafe { word_avx512(x) }
+    }
+
+    #[inline(always)]
+    fn dot4(self, sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sums, w, x) }
+    }
+
+    #[inline(always)]
+    fn dot8(self, sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
         self.dot4(sums, w, x)
     }
 
@@ -194,8 +288,8 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn halves(self, from: &[u8; 2 * LANES]) -> __m512 {
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    fn load(self, from: &[f32; LANES]) -> __m512 {
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
     }
 
     #[inline(always)]
@@ -207,13 +301,34 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn mul(self, a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_mul_ps(a, b) }
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
     }
 
     #[inline(always)]
-    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
-        unsafe { _mm512_fmadd_ps(a, b, c) }
+    fn quantise(
+        self,
+        x: &[f32; QUANTISED],
+        scale: f32,
+        words: &mut [i32; LANES],
+        sums: &mut [i32; 4],
+    ) {
+        unsafe {
+            let scale = _mm512_set1_ps(scale);
+            for (x, words) in x.as_chunks::<LANES>().0.iter().zip(words.as_chunks_mut::<4>().0) {
+                let x = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), scale);
+                let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x));
+                _mm_storeu_si128(words.as_mut_ptr().cast(), bytes);
+            }
+            let bytes = _mm512_loadu_si512(words.as_ptr().cast());
+            // Of each word; then of the four words of a block, which are a quarter of the register.
+            let ones = _mm512_set1_epi8(1);
+            let fours = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, bytes);
+            let twos = _mm512_add_epi32(fours, _mm512_shuffle_epi32::<0b_10_11_00_01>(fours));
+            let all = _mm512_add_epi32(twos, _mm512_shuffle_epi32::<0b_01_00_11_10>(twos));
+            let first_of_each = _mm512_maskz_compress_epi32(0b_0001_0001_0001_0001, all);
+            _mm_storeu_si128(sums.as_mut_ptr().cast(), _mm512_castsi512_si128(first_of_each));
+        }
     }
 }
 
@@ -283,22 +398,58 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn dot4(self, sums: [__m256i; 2], w: [__m256i; 2], x: [i8; 4]) -> [__m256i; 2] {
-        unsafe {
-            let x = _mm256_set1_epi32(word(x));
-            [dot_avx2(sums[0], w[0], x), dot_avx2(sums[1], w[1], x)]
-        }
+    fn mul_ints(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_mullo_epi32(a[0], b[0]), _mm256_mullo_epi32(a[1], b[1])] }
     }
 
     #[inline(always)]
-    fn dot8(self, sums: [__m256i; 2], w: [__m256i; 2], x: [i8; 4]) -> [__m256i; 2] {
-        // |w| · (x with the sign of w): no sum of two leaves 16 bits, as 2 · 128 · 127 does not.
-        let dot = |sums, w| unsafe {
-            let w = _mm256_xor_si256(w, _mm256_set1_epi8(i8::MIN));
-            let x = _mm256_sign_epi8(_mm256_set1_epi32(word(x)), w);
-            dot_avx2(sums, _mm256_abs_epi8(w), x)
+    fn nibbles(self, from: &[u8; LANES]) -> [[__m256i; 2]; 2] {
+        let [a, b]: [&[u8; 8]; 2] = halves(from);
+        let bytes =
+            [a, b].map(|it| unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(it.as_ptr().cast())) });
+        let low = bytes.map(|it| unsafe { _mm256_and_si256(it, _mm256_set1_epi32(15)) });
+        [low, bytes.map(|it| unsafe { _mm256_srli_epi32::<4>(it) })]
+    }
+
+    #[inline(always)]
+    fn spread(self, w: [__m256i; 2], m: [__m256i; 2]) -> [__m256i; 2] {
+        let spread = |w, m| unsafe {
+            let products = _mm256_mullo_epi16(w, _mm256_or_si256(m, _mm256_slli_epi32::<16>(m)));
+            let zero = _mm256_mullo_epi32(m, _mm256_set1_epi32(0x0808_0808));
+            _mm256_sub_epi8(products, _mm256_or_si256(zero, _mm256_set1_epi8(i8::MIN)))
         };
-        [dot(sums[0], w[0]), dot(sums[1], w[1])]
+        [spread(w[0], m[0]), spread(w[1], m[1])]
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, bytes: [__m256i; 2]) -> Line {
+        let mut to = [0; size_of::<Line>()];
+        let (a, b) = to.split_at_mut(size_of::<Line>() / 2);
+        unsafe {
+            _mm256_storeu_si256(a.as_mut_ptr().cast(), bytes[0]);
+            _mm256_storeu_si256(b.as_mut_ptr().cast(), bytes[1]);
+        }
+        to
+    }
+
+    #[inline(always)]
+    fn word(self, x: &i32) -> [__m256i; 2] {
+        self.ints(*x)
+    }
+
+    #[inline(always)]
+    fn dot4(self, sums: [__m256i; 2], w: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [dot_avx2(sums[0], w[0], x[0]), dot_avx2(sums[1], w[1], x[1])] }
+    }
+
+    #[inline(always)]
+    fn dot8(self, sums: [__m256i; 2], w: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
+        // |w| · (x with the sign of w): no sum of two leaves 16 bits, as 2 · 128 · 127 does not.
+        let dot = |sums, w, x| unsafe {
+            let w = _mm256_xor_si256(w, _mm256_set1_epi8(i8::MIN));
+            dot_avx2(sums, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+        };
+        [dot(sums[0], w[0], x[0]), dot(sums[1], w[1], x[1])]
     }
 
     #[inline(always)]
@@ -323,14 +474,9 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn halves(self, from: &[u8; 2 * LANES]) -> [__m256; 2] {
-        let [a, b]: [&[u8; 16]; 2] = halves(from);
-        unsafe {
-            [
-                _mm256_cvtph_ps(_mm_loadu_si128(a.as_ptr().cast())),
-                _mm256_cvtph_ps(_mm_loadu_si128(b.as_ptr().cast())),
-            ]
-        }
+    fn load(self, from: &[f32; LANES]) -> [__m256; 2] {
+        let [a, b]: [&[f32; 8]; 2] = halves(from);
+        unsafe { [_mm256_loadu_ps(a.as_ptr()), _mm256_loadu_ps(b.as_ptr())] }
     }
 
     #[inline(always)]
@@ -341,11 +487,6 @@ impl Isa for Avx2 {
             _mm256_castsi256_ps(_mm256_and_si256(it, mask))
         });
         [even, odd]
-    }
-
-    #[inline(always)]
-    fn mul(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
-        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
@@ -392,21 +533,48 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn dot4(self, mut sums: [i32; LANES], w: Line, x: [i8; 4]) -> [i32; LANES] {
-        for (sum, w) in sums.iter_mut().zip(w.as_chunks::<4>().0) {
-            for (w, x) in w.iter().zip(x) {
-                *sum = sum.wrapping_add(i32::from(*w) * i32::from(x));
-            }
+    fn mul_ints(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
+        std::array::from_fn(|lane| a[lane].wrapping_mul(b[lane]))
+    }
+
+    #[inline(always)]
+    fn nibbles(self, from: &[u8; LANES]) -> [[i32; LANES]; 2] {
+        [from.map(|it| i32::from(it & 15)), from.map(|it| i32::from(it >> 4))]
+    }
+
+    #[inline(always)]
+    fn spread(self, w: Line, m: [i32; LANES]) -> Line {
+        std::array::from_fn(|at| {
+            let [byte, ..] = ((i32::from(w[at]) - 8) * m[at / 4] + 128).to_le_bytes();
+            byte
+        })
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, bytes: Line) -> Line {
+        bytes
+    }
+
+    #[inline(always)]
+    fn word(self, x: &i32) -> Line {
+        let bytes = x.to_le_bytes();
+        std::array::from_fn(|at| bytes[at % 4])
+    }
+
+    #[inline(always)]
+    fn dot4(self, mut sums: [i32; LANES], w: Line, x: Line) -> [i32; LANES] {
+        for (at, (w, x)) in w.into_iter().zip(x).enumerate() {
+            let product = i32::from(w) * i32::from(x.cast_signed());
+            sums[at / 4] = sums[at / 4].wrapping_add(product);
         }
         sums
     }
 
     #[inline(always)]
-    fn dot8(self, mut sums: [i32; LANES], w: Line, x: [i8; 4]) -> [i32; LANES] {
-        for (sum, w) in sums.iter_mut().zip(w.as_chunks::<4>().0) {
-            for (w, x) in w.iter().zip(x) {
-                *sum = sum.wrapping_add((i32::from(*w) - 128) * i32::from(x));
-            }
+    fn dot8(self, mut sums: [i32; LANES], w: Line, x: Line) -> [i32; LANES] {
+        for (at, (w, x)) in w.into_iter().zip(x).enumerate() {
+            let product = (i32::from(w) - 128) * i32::from(x.cast_signed());
+            sums[at / 4] = sums[at / 4].wrapping_add(product);
         }
         sums
     }
@@ -428,9 +596,8 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn halves(self, from: &[u8; 2 * LANES]) -> [f32; LANES] {
-        let pairs = from.as_chunks().0;
-        std::array::from_fn(|lane| f16::from_le_bytes(pairs[lane]).to_f32())
+    fn load(self, from: &[f32; LANES]) -> [f32; LANES] {
+        *from
     }
 
     #[inline(always)]
@@ -442,21 +609,9 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn mul(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
-        std::array::from_fn(|lane| a[lane] * b[lane])
-    }
-
-    #[inline(always)]
     fn mul_add(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
         std::array::from_fn(|lane| a[lane].mul_add(b[lane], c[lane]))
     }
-}
-
-/// Four bytes as the word that holds them in memory.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn word(x: [i8; 4]) -> i32 {
-    i32::from_le_bytes(x.map(i8::cast_unsigned))
 }
 
 /// The two halves of an array.

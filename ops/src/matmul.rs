@@ -33,8 +33,7 @@ pub struct MatMul<'a> {
 pub enum Activations {
     /// As they come.
     F32,
-    /// Rounded to bytes: with one scale for a row where weights have 8 bits, and one for each 32
-    /// inputs where they have 4.
+    /// Rounded to bytes, with a scale for each 256 inputs of a row.
     I8,
 }
 
@@ -43,7 +42,7 @@ pub enum Activations {
 pub struct Scratch(Quantised);
 
 /// Rows of a tile: their inputs stay in the second cache while panels stream by.
-const ROWS: usize = 96;
+const ROWS: usize = 128;
 /// Weights of a tile, at least: reading them takes longer than handing a tile out.
 const TILE_WEIGHTS_MIN: usize = 1 << 16;
 
@@ -54,8 +53,8 @@ const TILE_WEIGHTS_MIN: usize = 1 << 16;
 /// - `x`: `[N, groups · inputs]`; `y`: `[N, groups · outputs]`
 ///
 /// # Numerics
-/// With bytes, sums are exact within what shares a scale (a row, or 32 inputs); then they are scaled
-/// and added in f32, in the order of the inputs. With floats they are fused products in the order of
+/// With bytes, sums are exact over inputs that share a scale; then they are scaled and added in f32,
+/// in the order of the inputs, and last they take their output's scale. With floats they are fused products in the order of
 /// the inputs. Either way a row's results do not depend on the other rows, nor on the machine.
 ///
 /// # Panics
@@ -79,7 +78,7 @@ pub fn matmul(
     let x = match (activations, format) {
         (Activations::F32, _) => Inputs::Floats(x),
         (Activations::I8, Format::Q8 | Format::Q4) => {
-            scratch.0.set(&packing, x);
+            scratch.0.set(&packing, x, parallel);
             Inputs::Bytes(&scratch.0)
         }
         (Activations::I8, Format::Bf16) => panic!("bf16 weights take f32 inputs"),

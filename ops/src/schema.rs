@@ -7,7 +7,7 @@ mod tests;
 /// Domain of all operators.
 pub const DOMAIN: &str = "aerie";
 /// Opset version of the domain.
-pub const DOMAIN_VERSION: u32 = 1;
+pub const DOMAIN_VERSION: u32 = 2;
 
 /// An operator as the graph sees it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -153,7 +153,7 @@ pub const LOCAL_ATTENTION: OpSchema = OpSchema {
 /// `inputs` and `outputs`.
 pub const PACKED_MATMUL: OpSchema = OpSchema {
     name: "PackedMatMul",
-    version: 1,
+    version: 2,
     inputs: &[
         f32("x", "N D"),
         port("weight", Element::U8, "G P B"),
@@ -162,14 +162,14 @@ pub const PACKED_MATMUL: OpSchema = OpSchema {
     outputs: &[f32("y", "N R")],
     attributes: &[int("bits"), int("inputs"), int("outputs"), int("activation_bits")],
     equation: "y[n, g o + j] = bias[g o + j] + sum_i x[n, g k + i] weight[g, j, i], k = D/G, o = R/G; \
-               bits of a weight are 16, 8 or 4; with activation_bits 8, x is rounded to bytes, with 32 \
-               it is taken as it is",
+               bits of a weight are 16, 8 or 4; with activation_bits 8, x is rounded to bytes with a scale \
+               for each 256 inputs, with 32 it is taken as it is",
 };
 
 /// The weights are laid out as for [`PACKED_MATMUL`], in one group whose outputs are the table's rows.
 pub const PACKED_GATHER: OpSchema = OpSchema {
     name: "PackedGather",
-    version: 1,
+    version: 2,
     inputs: &[port("weight", Element::U8, "G P B"), port("tokens", Element::I64, "N")],
     outputs: &[f32("y", "N D")],
     attributes: &[int("bits"), int("inputs"), int("outputs")],

@@ -86,15 +86,15 @@ pub(crate) struct Cut {
 
 /// A rectangle of a row-major matrix, for one owner.
 #[derive(Debug)]
-pub(crate) struct Tile<'a> {
-    start: *mut f32,
+pub(crate) struct Tile<'a, T = f32> {
+    start: *mut T,
     rows: usize,
     width: usize,
     stride: usize,
-    owner: PhantomData<&'a mut [f32]>,
+    owner: PhantomData<&'a mut [T]>,
 }
 
-impl Tile<'_> {
+impl<T> Tile<'_, T> {
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }
@@ -104,7 +104,7 @@ impl Tile<'_> {
     }
 
     #[inline(always)]
-    pub(crate) fn row(&self, row: usize) -> &[f32] {
+    pub(crate) fn row(&self, row: usize) -> &[T] {
         assert!(row < self.rows, "row of a tile");
         // SAFETY: the tile lies inside its matrix and `row` inside the tile; nobody else has these
         // elements, and `&self` keeps `row_mut` away.
@@ -112,7 +112,7 @@ impl Tile<'_> {
     }
 
     #[inline(always)]
-    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [f32] {
+    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [T] {
         assert!(row < self.rows, "row of a tile");
         // SAFETY: as in `row`, and `&mut self` makes this the only reference.
         unsafe { slice::from_raw_parts_mut(self.start.add(row * self.stride), self.width) }
@@ -128,26 +128,26 @@ impl Tile<'_> {
 }
 
 /// A row-major matrix about to be cut.
-struct Matrix<'a> {
-    start: *mut f32,
+struct Matrix<'a, T> {
+    start: *mut T,
     rows: usize,
     width: usize,
-    owner: PhantomData<&'a mut [f32]>,
+    owner: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: a `Matrix` gives access only through `tile`, whose callers see to it that no two live
 // tiles overlap.
-unsafe impl Sync for Matrix<'_> {}
+unsafe impl<T: Send> Sync for Matrix<'_, T> {}
 
-impl<'a> Matrix<'a> {
-    fn new(data: &'a mut [f32], rows: usize, width: usize) -> Self {
+impl<'a, T> Matrix<'a, T> {
+    fn new(data: &'a mut [T], rows: usize, width: usize) -> Self {
         assert_eq!(data.len(), rows * width, "a matrix of {rows} rows of {width}");
         Self { start: data.as_mut_ptr(), rows, width, owner: PhantomData }
     }
 
     /// # Safety
     /// No other live tile of this matrix may overlap this one.
-    unsafe fn tile(&self, rows: Range<usize>, columns: Range<usize>) -> Tile<'a> {
+    unsafe fn tile(&self, rows: Range<usize>, columns: Range<usize>) -> Tile<'a, T> {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows of a matrix");
         assert!(columns.start <= columns.end && columns.end <= self.width, "columns of a matrix");
         Tile {
@@ -163,12 +163,12 @@ impl<'a> Matrix<'a> {
 
 /// Cuts `y` `[N, width]` into tiles of `cut.rows` by `cut.columns` and runs `body` once for each,
 /// with the first row and column of the tile.
-pub(crate) fn for_each_tile(
+pub(crate) fn for_each_tile<T: Send>(
     parallel: &impl Parallel,
     cut: Cut,
-    y: &mut [f32],
+    y: &mut [T],
     width: usize,
-    body: impl Fn([usize; 2], Tile<'_>) + Sync,
+    body: impl Fn([usize; 2], Tile<'_, T>) + Sync,
 ) {
     let rows = y.len() / width;
     let matrix = Matrix::new(y, rows, width);

@@ -138,7 +138,7 @@ impl Constant {
             Elements::Parameter(spec) => spec,
             Elements::Packed(spec, packing, order) => {
                 let values = weights.load(&self.name, spec)?;
-                return packing.pack(&values, *order).map_err(|source| {
+                return packing.pack(&values, *order, None).map_err(|source| {
                     let name = self.name.clone();
                     WriteError::Pack { name, source }
                 });

@@ -15,21 +15,32 @@ impl Lanes for Everything<'_> {
         let sum: i32 = self.x.iter().map(|&it| i32::from(it)).sum();
         let w = isa.bytes(self.w);
         let [low, high] = [isa.low(w), isa.high(w)];
+        let x = isa.word(&i32::from_le_bytes(self.x.map(i8::cast_unsigned)));
+        let [first, second] = isa.nibbles(self.w.last_chunk().unwrap());
+        let spread = isa.spread(high, first);
         let ints = [
-            isa.dot4(isa.ints(-7), low, self.x),
-            isa.dot4(isa.ints(1 << 20), high, self.x),
-            isa.dot8(isa.ints(-I::DOT8_ZERO * sum), w, self.x),
+            isa.dot4(isa.ints(-7), low, x),
+            isa.dot4(isa.ints(1 << 20), high, x),
+            isa.dot8(isa.ints(-I::DOT8_ZERO * sum), w, x),
+            isa.dot8(isa.ints(-I::DOT8_ZERO * sum), spread, x),
             isa.add_ints(isa.ints(i32::MAX), isa.ints(-3)),
+            isa.mul_ints(isa.dot4(isa.ints(0), low, x), second),
         ];
         let pairs = isa.bf16_pairs(w);
-        let halves = isa.halves(self.w.first_chunk().unwrap());
         let [a, b, c] = [pairs[0], isa.floats(-1.7), isa.convert(ints[1])];
-        let floats = [isa.mul(a, b), isa.mul_add(a, b, c), isa.floats(0.1), halves];
+        let floats = [isa.mul_add(a, b, c), isa.floats(0.1), isa.load(&isa.store(c))];
         let all = ints.map(|it| isa.convert(it)).into_iter().chain(floats).chain(pairs);
         self.found.extend(all.flat_map(|it| isa.store(it)).map(|it| {
             // Which NaN comes out is nobody's promise.
             if it.is_nan() { f32::NAN.to_bits() } else { it.to_bits() }
         }));
+        self.found.extend(isa.store_bytes(spread).map(u32::from));
+
+        // Up to 127, with halves between.
+        let numbers = std::array::from_fn(|at| f32::from(self.w[at]) - 128.0);
+        let (mut words, mut sums) = ([0; LANES], [0; 4]);
+        isa.quantise(&numbers, 0.5, &mut words, &mut sums);
+        self.found.extend(words.iter().chain(&sums).map(|it| it.cast_unsigned()));
     }
 }
 
@@ -58,7 +69,7 @@ fn every_set_of_instructions_gives_the_same_bits() {
             found
         };
         let plain = run(&|it| it.run(Portable));
-        assert_eq!(plain.len(), 10 * LANES);
+        assert_eq!(plain.len(), 11 * LANES + 64 + LANES + 4);
         assert_eq!(run(&|it| best(it)), plain);
         #[cfg(target_arch = "x86_64")]
         if Avx2::detected() {
@@ -75,5 +86,20 @@ fn dot8_is_what_it_says() {
     let dot = |lane: usize| -> i32 {
         (0..4).map(|i| (i32::from(w[4 * lane + i]) - 128) * i32::from(x[i])).sum()
     };
-    assert_eq!(Portable.dot8([5; LANES], w, x), std::array::from_fn(|lane| 5 + dot(lane)));
+    let word = Portable.word(&i32::from_le_bytes(x.map(i8::cast_unsigned)));
+    assert_eq!(Portable.dot8([5; LANES], w, word), std::array::from_fn(|lane| 5 + dot(lane)));
+}
+
+#[test]
+fn quantising_rounds_to_nearest_even() {
+    let mut x = [0.0; QUANTISED];
+    x[..6].copy_from_slice(&[0.5, 1.5, -0.5, -1.5, 126.6, -127.0]);
+    x[63] = 2.5;
+    let (mut words, mut sums) = ([0; LANES], [0; 4]);
+    Portable.quantise(&x, 1.0, &mut words, &mut sums);
+    let bytes: Vec<i8> =
+        words.iter().flat_map(|it| it.to_le_bytes().map(u8::cast_signed)).collect();
+    assert_eq!(bytes[..6], [0, 2, 0, -2, 127, -127]);
+    assert_eq!(bytes[63], 2);
+    assert_eq!(sums, [0, 0, 0, 2]);
 }

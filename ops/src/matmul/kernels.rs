@@ -1,16 +1,18 @@
 //! The loops of a product over one tile of its result.
 
-use std::hint;
+use std::{cell::RefCell, hint};
 
 use crate::{
     isa::{self, Isa, LANES, Lanes, Line, abreast},
     matmul::{
-        activations::Quantised,
-        packing::{BLOCK4_BYTES, Format, PANEL, Packing, SCALES8_BYTES},
+        activations::{Quantised, SPAN_WORDS, Span},
+        packing::{Format, PANEL, Packing, SCALES_BYTES, UNIT, UNIT_BYTES},
     },
     simd::{Loops, Tile},
 };
 
+/// Bytes of a vector.
+const LINE: usize = size_of::<Line>();
 /// Vectors of a panel's outputs.
 const VECTORS: usize = PANEL / LANES;
 
@@ -36,56 +38,174 @@ pub(super) enum Inputs<'a> {
     Bytes(&'a Quantised),
 }
 
+/// What a thread needs for a tile.
+#[derive(Default)]
+struct Desk {
+    /// Results of the tile's rows for one panel, before the outputs' scales.
+    sums: Vec<Sums>,
+    /// 4-bit weights of a span, spread out to bytes.
+    bytes: Vec<[Line; VECTORS]>,
+}
+
+/// Rows up to which 4-bit weights are spread out as they are multiplied; more read them often enough to
+/// have them spread out before.
+const NIBBLE_ROWS_MAX: usize = 12;
+
+/// A row's results for one panel.
+type Sums = [f32; PANEL];
+
+thread_local! {
+    static DESK: RefCell<Desk> = RefCell::default();
+}
+
 impl Product<'_> {
     /// Computes the tile with `run`, which runs a kernel with some set of instructions.
     pub(super) fn run(mut self, run: impl Run) {
-        // What 4-bit and bf16 weights are unpacked to takes registers too.
-        let rows_max = match self.packing.format {
-            Format::Q8 => run.run(RowsMax),
-            Format::Q4 | Format::Bf16 => run.run(RowsMax).min(4),
-        };
-        for column in (0..self.y.width()).step_by(PANEL) {
-            let mut row = 0;
-            while row < self.y.rows() {
-                let rows = rows_max.min(self.y.rows() - row);
-                match rows {
-                    1 => self.rows::<1>(run, row, column),
-                    2 => self.rows::<2>(run, row, column),
-                    3 => self.rows::<3>(run, row, column),
-                    4 => self.rows::<4>(run, row, column),
-                    5 => self.rows::<5>(run, row, column),
-                    6 => self.rows::<6>(run, row, column),
-                    _ => unreachable!("no instructions have more rows"),
+        DESK.with_borrow_mut(|desk| {
+            desk.sums.resize(desk.sums.len().max(self.y.rows()), [0.0; PANEL]);
+            desk.bytes.resize(SPAN_WORDS, [[0; LINE]; VECTORS]);
+            for column in (0..self.y.width()).step_by(PANEL) {
+                let panel = self.packing.panel(self.packed, self.group, self.column + column);
+                match self.x {
+                    Inputs::Floats(x) => self.floats(run, panel, x, &mut desk.sums),
+                    Inputs::Bytes(x) => self.bytes(run, panel, x, desk),
                 }
-                row += rows;
+                self.finish(run, panel, column, &desk.sums);
+            }
+        });
+    }
+
+    /// All rows by one panel of bf16.
+    fn floats(&self, run: impl Run, panel: &[u8], x: &[f32], sums: &mut [Sums]) {
+        // What the weights are unpacked to takes registers too.
+        let rows_max = run.run(RowsMax).min(4);
+        for (tile, sums) in sums[..self.y.rows()].chunks_mut(rows_max).enumerate() {
+            let row = |n| floats(x, &self.packing, self.input_row(tile * rows_max + n));
+            match sums {
+                [a] => run.run(Bf16 { panel, x: [0].map(row), sums: [a] }),
+                [a, b] => run.run(Bf16 { panel, x: [0, 1].map(row), sums: [a, b] }),
+                [a, b, c] => run.run(Bf16 { panel, x: [0, 1, 2].map(row), sums: [a, b, c] }),
+                [a, b, c, d] => {
+                    run.run(Bf16 { panel, x: [0, 1, 2, 3].map(row), sums: [a, b, c, d] });
+                }
+                _ => unreachable!("1 to 4 rows"),
             }
         }
     }
 
-    /// `N` rows by the panel that begins at `column`, both counted within the tile.
-    fn rows<const N: usize>(&mut self, run: impl Run, row: usize, column: usize) {
-        let Self { packing, group, .. } = *self;
-        let panel = packing.panel(self.packed, group, self.column + column);
-        let rows = std::array::from_fn(|n| (self.row + row + n) * packing.groups + group);
-        let sums: [[f32; PANEL]; N] = match (self.x, packing.format) {
-            (Inputs::Floats(x), _) => {
-                run.run(Bf16 { panel, x: rows.map(|row| floats(x, &packing, row)) })
-            }
-            (Inputs::Bytes(x), Format::Q4) => q4(run, panel, x, rows, row == 0),
-            (Inputs::Bytes(x), _) => run.run(Q8 { panel, x, rows }),
-        };
-        let width = PANEL.min(self.y.width() - column);
-        for (n, sums) in sums.iter().enumerate() {
-            let y = &mut self.y.row_mut(row + n)[column..][..width];
-            match self.bias {
-                Some(bias) => {
-                    let sums = sums.iter().zip(&bias[column..]);
-                    y.iter_mut().zip(sums).for_each(|(y, (sum, bias))| *y = sum + bias);
-                }
-                None => y.copy_from_slice(&sums[..width]),
+    /// All rows by one panel of 8 or 4 bits, a span of inputs after the other: its weights stay in the
+    /// first cache while rows pass.
+    fn bytes(&self, run: impl Run, panel: &[u8], x: &Quantised, desk: &mut Desk) {
+        let Desk { sums, bytes } = desk;
+        let sums = &mut sums[..self.y.rows()];
+        sums.as_flattened_mut().fill(0.0);
+        let weights = &panel[SCALES_BYTES..];
+        let span_bytes = self.packing.span_bytes();
+        for (span, weights) in weights.chunks(span_bytes).enumerate() {
+            let units = weights.as_chunks().0;
+            let x = &Rows { x, first: self.input_row(0), step: self.packing.groups, span };
+            let next = &panel[SCALES_BYTES + span * span_bytes + weights.len()..];
+            let next = &next[..next.len().min(span_bytes)];
+            if self.packing.format == Format::Q8 {
+                multiply(run, Weights::Bytes(lines(weights)), x, sums, next);
+            } else if let [sums] = sums {
+                run.run(Row { units, x: x.row(0), sums, next });
+            } else if sums.len() <= NIBBLE_ROWS_MAX {
+                multiply(run, Weights::Nibbles(units), x, sums, next);
+            } else {
+                let bytes = &mut bytes[..units.len() * UNIT / 4];
+                run.run(Spread { units, bytes });
+                multiply(run, Weights::Bytes(bytes), x, sums, next);
             }
         }
     }
+
+    /// Writes one panel's results.
+    fn finish(&mut self, run: impl Run, panel: &[u8], column: usize, sums: &[Sums]) {
+        let width = PANEL.min(self.y.width() - column);
+        let scales = (self.packing.format != Format::Bf16).then_some(&panel[..SCALES_BYTES]);
+        let bias = self.bias.map(|it| &it[column..][..width]);
+        for (row, sums) in sums[..self.y.rows()].iter().enumerate() {
+            let y = &mut self.y.row_mut(row)[column..][..width];
+            run.run(Finish { sums, scales, bias, y });
+        }
+    }
+
+    /// The row of the inputs that meets `row` of the tile.
+    fn input_row(&self, row: usize) -> usize {
+        (self.row + row) * self.packing.groups + self.group
+    }
+}
+
+/// One span of some rows of inputs.
+struct Rows<'a> {
+    x: &'a Quantised,
+    first: usize,
+    step: usize,
+    span: usize,
+}
+
+impl<'a> Rows<'a> {
+    #[inline(always)]
+    fn row(&self, row: usize) -> Span<'a> {
+        self.x.span(self.first + row * self.step, self.span)
+    }
+}
+
+/// Weights of a span of a panel.
+#[derive(Clone, Copy)]
+enum Weights<'a> {
+    Bytes(&'a [[Line; VECTORS]]),
+    Nibbles(&'a [[u8; UNIT_BYTES]]),
+}
+
+/// All rows by a span of one panel: as few tiles of rows as there can be, as alike as there can be.
+/// Meanwhile `next` comes closer.
+fn multiply(run: impl Run, weights: Weights<'_>, x: &Rows<'_>, sums: &mut [Sums], next: &[u8]) {
+    let rows = sums.len();
+    let tiles = rows.div_ceil(run.run(RowsMax));
+    let each = rows.div_ceil(tiles);
+    let large = rows + tiles - tiles * each;
+    let (large, small) = sums.split_at_mut(each * large);
+    let after = large.len();
+    for (each, row, sums, next) in [(each, 0, large, next), (each - 1, after, small, &[])] {
+        let tiles = Tiles { x, row, next, sums };
+        match each {
+            1 => tiles.multiply::<1>(run, weights),
+            2 => tiles.multiply::<2>(run, weights),
+            3 => tiles.multiply::<3>(run, weights),
+            4 => tiles.multiply::<4>(run, weights),
+            5 => tiles.multiply::<5>(run, weights),
+            6 => tiles.multiply::<6>(run, weights),
+            _ => debug_assert!(tiles.sums.is_empty(), "no instructions have more rows"),
+        }
+    }
+}
+
+/// Tiles of as many rows each.
+struct Tiles<'a> {
+    x: &'a Rows<'a>,
+    /// First of the rows.
+    row: usize,
+    /// As many as there are rows.
+    sums: &'a mut [Sums],
+    /// Weights that come next.
+    next: &'a [u8],
+}
+
+impl Tiles<'_> {
+    fn multiply<const N: usize>(self, run: impl Run, weights: Weights<'_>) {
+        match weights {
+            Weights::Bytes(weights) => run.run(Bytes::<N> { weights, tiles: self }),
+            Weights::Nibbles(units) => run.run(Nibbles::<N> { units, tiles: self }),
+        }
+    }
+}
+
+/// Inputs of one group of a row as they came; rows are counted group by group.
+#[inline(always)]
+fn floats<'x>(x: &'x [f32], packing: &Packing, row: usize) -> &'x [f32] {
+    &x[row * packing.inputs..][..packing.inputs]
 }
 
 /// Whoever runs kernels.
@@ -115,33 +235,30 @@ impl Lanes for RowsMax {
     }
 }
 
-/// Inputs of one group of a row as they came; rows are counted group by group.
-#[inline(always)]
-fn floats<'x>(x: &'x [f32], packing: &Packing, row: usize) -> &'x [f32] {
-    &x[row * packing.inputs..][..packing.inputs]
-}
-
 /// Rows by a panel of bf16: sums over pairs of inputs, in their order, in f32.
 struct Bf16<'a, const N: usize> {
     panel: &'a [u8],
     x: [&'a [f32]; N],
+    sums: [&'a mut Sums; N],
 }
 
 impl<const N: usize> Lanes for Bf16<'_, N> {
-    type Output = [[f32; PANEL]; N];
+    type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> Self::Output {
+    fn run<I: Isa>(self, isa: I) {
         let pairs = self.x.map(|x| x.as_chunks::<2>());
         let (lines, rest) = lines(self.panel).split_at(pairs[0].0.len());
         let mut sums = [[isa.floats(0.0); VECTORS]; N];
         for (lines, x) in lines.iter().zip(abreast(pairs.map(|it| it.0), lines.len())) {
-            sums = bf16_pair(isa, sums, lines, x);
+            sums = bf16_pair(isa, sums, lines, x.map(|it| *it));
         }
         if let [lines] = rest {
             sums = bf16_pair(isa, sums, lines, pairs.map(|(_, last)| [last[0], 0.0]));
         }
-        stored(isa, &settle(sums))
+        for (to, sums) in self.sums.into_iter().zip(settle(sums)) {
+            to.as_chunks_mut().0.iter_mut().zip(sums).for_each(|(to, it)| *to = isa.store(it));
+        }
     }
 }
 
@@ -162,110 +279,229 @@ fn bf16_pair<I: Isa, const N: usize>(
     sums
 }
 
-/// Rows by a panel of 8 bits: sums of bytes over all inputs, exact; then scaled.
-struct Q8<'a, const N: usize> {
-    panel: &'a [u8],
-    x: &'a Quantised,
-    rows: [usize; N],
+/// Tiles of `N` rows by a span of a panel of 8 bits: sums of products of bytes, exact; then scaled and
+/// added.
+struct Bytes<'a, const N: usize> {
+    weights: &'a [[Line; VECTORS]],
+    tiles: Tiles<'a>,
 }
 
-impl<const N: usize> Lanes for Q8<'_, N> {
-    type Output = [[f32; PANEL]; N];
+impl<const N: usize> Lanes for Bytes<'_, N> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> Self::Output {
-        let Self { panel, x, rows } = self;
-        let (scales, bytes) = panel.split_at(SCALES8_BYTES);
-        let lines = lines(bytes);
-        let blocks = rows.map(|row| x.blocks(row));
-        let mut sums =
-            blocks.map(|(_, sums)| [isa.ints(sums[0].wrapping_mul(-I::DOT8_ZERO)); VECTORS]);
-        for (lines, x) in lines.iter().zip(abreast(rows.map(|row| x.row(row)), lines.len())) {
-            let weights = lines.each_ref().map(|line| isa.bytes(line));
+    fn run<I: Isa>(self, isa: I) {
+        let Self { weights, tiles } = self;
+        let mut next = tiles.next.chunks(size_of_val(&weights[0]));
+        for (tile, to) in tiles.sums.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+            let (words, scales, mut sums) =
+                start::<I, N>(isa, tiles.x, tiles.row + tile * N, weights.len());
+            for (lines, words) in weights.iter().zip(abreast(words, weights.len())) {
+                isa.fetch(next.next().unwrap_or_default());
+                let weights = lines.each_ref().map(|line| isa.bytes(line));
+                sums = dot(isa, sums, weights, words);
+            }
+            let sums = settle(sums);
             for n in 0..N {
-                for vector in 0..VECTORS {
-                    sums[n][vector] = isa.dot8(sums[n][vector], weights[vector], x[n]);
-                }
+                add_scaled(isa, &mut to[n], sums[n], scales[n]);
             }
         }
-        let mut sums = stored(isa, &settle(sums.map(|row| row.map(|it| isa.convert(it)))));
-        let scales = scales.as_chunks().0;
-        for (sums, (row_scales, _)) in sums.iter_mut().zip(blocks) {
-            for (sum, scale) in sums.iter_mut().zip(scales) {
-                *sum = *sum * f32::from_le_bytes(*scale) * row_scales[0];
-            }
-        }
-        sums
     }
 }
 
-/// Rows by a panel of 4 bits.
-fn q4<const N: usize>(
-    run: impl Run,
-    panel: &[u8],
-    x: &Quantised,
-    rows: [usize; N],
-    cold: bool,
-) -> [[f32; PANEL]; N] {
-    let mut sums = [[0.0; PANEL]; N];
-    if cold {
-        // One stream through the panel, as fast as memory gives it.
-        run.run(Q4::<N, VECTORS> { panel, x, rows, first: 0, sums: &mut sums });
-    } else {
-        // The panel lies in a near cache, so that it can be walked once for each vector: all sums and
-        // what the nibbles are unpacked to then fit in registers.
-        for first in 0..VECTORS {
-            run.run(Q4::<N, 1> { panel, x, rows, first, sums: &mut sums });
+/// One row by a span of a panel of 4 bits: sums of products of bytes over each block, times its
+/// multiplier, which takes the fewest instructions for each weight.
+struct Row<'a> {
+    units: &'a [[u8; UNIT_BYTES]],
+    x: Span<'a>,
+    sums: &'a mut Sums,
+    /// Weights that come next.
+    next: &'a [u8],
+}
+
+impl Lanes for Row<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { units, x, sums: to, next } = self;
+        let words = x.words.as_chunks::<4>().0.as_chunks::<2>().0;
+        let blocks = x.blocks.as_chunks::<2>().0;
+        let mut next = next.chunks(UNIT_BYTES);
+        let mut sums = [isa.ints(0); VECTORS];
+        for ((unit, words), blocks) in units.iter().zip(words).zip(blocks) {
+            isa.fetch(next.next().unwrap_or_default());
+            let (multipliers, weights) = unit.split_at(PANEL);
+            let multipliers = multipliers.as_chunks::<LANES>().0;
+            let lines = lines(weights);
+            let zeros = [isa.ints(blocks[0] * -8), isa.ints(blocks[1] * -8)];
+            for vector in 0..VECTORS {
+                let [mut low, mut high] = zeros;
+                for j in 0..4 {
+                    let line = isa.bytes(&lines[vector][j]);
+                    low = isa.dot4(low, isa.low(line), isa.word(&words[0][j]));
+                    high = isa.dot4(high, isa.high(line), isa.word(&words[1][j]));
+                }
+                let [first, second] = isa.nibbles(&multipliers[vector]);
+                let low = isa.mul_ints(low, first);
+                let both = isa.add_ints(low, isa.mul_ints(high, second));
+                sums[vector] = isa.add_ints(sums[vector], both);
+            }
+        }
+        add_scaled(isa, to, settle(sums), x.scale);
+    }
+}
+
+/// Tiles of `N` rows by a span of a panel of 4 bits, which are spread out to bytes as they come: the
+/// same sums.
+struct Nibbles<'a, const N: usize> {
+    units: &'a [[u8; UNIT_BYTES]],
+    tiles: Tiles<'a>,
+}
+
+impl<const N: usize> Lanes for Nibbles<'_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Self { units, tiles } = self;
+        let mut next = tiles.next.chunks(UNIT_BYTES);
+        let words_len = units.len() * UNIT / 4;
+        for (tile, to) in tiles.sums.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+            let (words, scales, mut sums) =
+                start::<I, N>(isa, tiles.x, tiles.row + tile * N, words_len);
+            let words = words.map(|it| it.as_chunks::<{ UNIT / 4 }>().0);
+            for (unit, words) in units.iter().zip(abreast(words, units.len())) {
+                isa.fetch(next.next().unwrap_or_default());
+                let (multipliers, weights) = unit.split_at(PANEL);
+                let multipliers = multipliers.as_chunks::<LANES>().0;
+                let lines = lines(weights);
+                for j in 0..4 {
+                    let [mut low, mut high] = [[isa.bytes(&[0; LINE]); VECTORS]; 2];
+                    for vector in 0..VECTORS {
+                        let [first, second] = isa.nibbles(&multipliers[vector]);
+                        let line = isa.bytes(&lines[vector][j]);
+                        low[vector] = isa.spread(isa.low(line), first);
+                        high[vector] = isa.spread(isa.high(line), second);
+                    }
+                    sums = dot(isa, sums, low, words.map(|it| &it[j]));
+                    sums = dot(isa, sums, high, words.map(|it| &it[4 + j]));
+                }
+            }
+            let sums = settle(sums);
+            for n in 0..N {
+                add_scaled(isa, &mut to[n], sums[n], scales[n]);
+            }
+        }
+    }
+}
+
+/// What a tile of rows from `row` on begins with: `len` words of bytes, scales, and sums.
+#[inline(always)]
+fn start<'x, I: Isa, const N: usize>(
+    isa: I,
+    x: &Rows<'x>,
+    row: usize,
+    len: usize,
+) -> ([&'x [i32]; N], [f32; N], [[I::Ints; VECTORS]; N]) {
+    let mut words: [&[i32]; N] = [&[]; N];
+    let mut scales = [0.0; N];
+    let mut sums = [[isa.ints(0); VECTORS]; N];
+    // A loop, as a closure might be left to be called.
+    for n in 0..N {
+        let span = x.row(row + n);
+        (words[n], scales[n]) = (&span.words[..len], span.scale);
+        sums[n] = [isa.ints(span.sum.wrapping_mul(-I::DOT8_ZERO)); VECTORS];
+    }
+    (words, scales, sums)
+}
+
+/// Adds the products of four inputs of each row.
+#[inline(always)]
+fn dot<I: Isa, const N: usize>(
+    isa: I,
+    mut sums: [[I::Ints; VECTORS]; N],
+    weights: [I::Bytes; VECTORS],
+    words: [&i32; N],
+) -> [[I::Ints; VECTORS]; N] {
+    for n in 0..N {
+        let word = isa.word(words[n]);
+        for vector in 0..VECTORS {
+            sums[n][vector] = isa.dot8(sums[n][vector], weights[vector], word);
         }
     }
     sums
 }
 
-/// Rows by `V` vectors of a panel of 4 bits: sums of bytes over each block, exact; scaled and added
-/// in the blocks' order.
-struct Q4<'a, const N: usize, const V: usize> {
-    panel: &'a [u8],
-    x: &'a Quantised,
-    rows: [usize; N],
-    /// First of the vectors.
-    first: usize,
-    sums: &'a mut [[f32; PANEL]; N],
+/// Spreads units of a panel of 4 bits out to the bytes of an 8-bit one.
+struct Spread<'a> {
+    units: &'a [[u8; UNIT_BYTES]],
+    bytes: &'a mut [[Line; VECTORS]],
 }
 
-impl<const N: usize, const V: usize> Lanes for Q4<'_, N, V> {
+impl Lanes for Spread<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { panel, x, rows, first, sums: to } = self;
-        let panel = panel.as_chunks::<BLOCK4_BYTES>().0;
-        let inputs = abreast(rows.map(|row| x.row(row).as_chunks::<8>().0), panel.len());
-        let scales = abreast(rows.map(|row| x.blocks(row).0), panel.len());
-        let zeros = abreast(rows.map(|row| x.blocks(row).1), panel.len());
-        let mut sums = [[isa.floats(0.0); V]; N];
-        for (((weights, x), scales), zeros) in panel.iter().zip(inputs).zip(scales).zip(zeros) {
-            let (halves, bytes) = weights.split_at(2 * PANEL);
-            let halves = &halves.as_chunks::<{ 2 * LANES }>().0[first..first + V];
-            let lines = &lines(bytes)[first..first + V];
-            for (vector, (half, lines)) in halves.iter().zip(lines).enumerate() {
-                let scale = isa.halves(half);
-                let bytes = lines.each_ref().map(|line| isa.bytes(line));
-                let (lows, highs) = (bytes.map(|it| isa.low(it)), bytes.map(|it| isa.high(it)));
-                for n in 0..N {
-                    let (mut low, mut high) = (isa.ints(-8 * zeros[n]), isa.ints(0));
-                    for j in 0..4 {
-                        low = isa.dot4(low, lows[j], x[n][j]);
-                        high = isa.dot4(high, highs[j], x[n][4 + j]);
-                    }
-                    let whole = isa.convert(isa.add_ints(low, high));
-                    let scale = isa.mul(scale, isa.floats(scales[n]));
-                    sums[n][vector] = isa.mul_add(whole, scale, sums[n][vector]);
+        let bytes = self.bytes.as_chunks_mut::<{ UNIT / 4 }>().0;
+        for (unit, bytes) in self.units.iter().zip(bytes) {
+            let (multipliers, weights) = unit.split_at(PANEL);
+            let multipliers = multipliers.as_chunks::<LANES>().0;
+            for (vector, (multipliers, lines)) in multipliers.iter().zip(lines(weights)).enumerate()
+            {
+                let [first, second] = isa.nibbles(multipliers);
+                for (j, line) in lines.iter().enumerate() {
+                    let line = isa.bytes(line);
+                    bytes[j][vector] = isa.store_bytes(isa.spread(isa.low(line), first));
+                    bytes[VECTORS + j][vector] =
+                        isa.store_bytes(isa.spread(isa.high(line), second));
                 }
             }
         }
-        for (to, sums) in to.iter_mut().zip(settle(sums)) {
-            let to = &mut to.as_chunks_mut().0[first..first + V];
-            to.iter_mut().zip(sums).for_each(|(to, sums)| *to = isa.store(sums));
+    }
+}
+
+/// `to += scale · sums`
+#[inline(always)]
+fn add_scaled<I: Isa>(isa: I, to: &mut Sums, sums: [I::Ints; VECTORS], scale: f32) {
+    for (to, sums) in to.as_chunks_mut().0.iter_mut().zip(sums) {
+        let sum = isa.mul_add(isa.convert(sums), isa.floats(scale), isa.load(to));
+        *to = isa.store(sum);
+    }
+}
+
+/// One row's results for a panel: scaled, with their bias.
+struct Finish<'a> {
+    sums: &'a Sums,
+    /// Little-endian; none where weights have no scale.
+    scales: Option<&'a [u8]>,
+    bias: Option<&'a [f32]>,
+    y: &'a mut [f32],
+}
+
+impl Lanes for Finish<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _isa: I) {
+        let Self { sums, scales, bias, y } = self;
+        let results = y.iter_mut().zip(sums);
+        match (scales.map(|it| it.as_chunks().0), bias) {
+            (None, None) => results.for_each(|(y, sum)| *y = *sum),
+            (None, Some(bias)) => {
+                results.zip(bias).for_each(|((y, sum), bias)| *y = sum + bias);
+            }
+            (Some(scales), None) => {
+                results
+                    .zip(scales)
+                    .for_each(|((y, sum), scale)| *y = sum * f32::from_le_bytes(*scale));
+            }
+            (Some(scales), Some(bias)) => {
+                results.zip(scales).zip(bias).for_each(|(((y, sum), scale), bias)| {
+                    *y = sum * f32::from_le_bytes(*scale) + bias;
+                });
+            }
         }
     }
 }
@@ -275,15 +511,6 @@ impl<const N: usize, const V: usize> Lanes for Q4<'_, N, V> {
 #[inline(always)]
 fn settle<T>(sums: T) -> T {
     hint::black_box(sums)
-}
-
-#[inline(always)]
-fn stored<I: Isa, const N: usize>(isa: I, sums: &[[I::Floats; VECTORS]; N]) -> [[f32; PANEL]; N] {
-    let mut stored = [[0.0; PANEL]; N];
-    for (to, sums) in stored.iter_mut().zip(sums) {
-        to.as_chunks_mut().0.iter_mut().zip(sums).for_each(|(to, sums)| *to = isa.store(*sums));
-    }
-    stored
 }
 
 /// Bytes by fours of vectors.

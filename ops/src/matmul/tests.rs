@@ -15,9 +15,9 @@ impl Run for Plain {
     }
 }
 
-/// Extents that leave a remainder everywhere, groups included.
-const PACKINGS: [(usize, usize, usize); 5] =
-    [(1, 96, 64), (1, 33, 130), (3, 40, 40), (2, 64, 65), (1, 1, 1)];
+/// Extents that leave a remainder everywhere, groups included; the last have several spans.
+const PACKINGS: [(usize, usize, usize); 7] =
+    [(1, 96, 64), (1, 33, 130), (3, 40, 40), (2, 64, 65), (1, 1, 1), (1, 600, 70), (2, 257, 64)];
 
 fn packings() -> impl Iterator<Item = Packing> {
     Format::ALL.into_iter().flat_map(|format| {
@@ -47,7 +47,7 @@ impl Case {
     fn new(packing: Packing) -> Self {
         let Packing { groups, inputs, outputs, .. } = packing;
         let weight = numbers(1, groups * inputs * outputs);
-        let packed = packing.pack(&weight, Order::OutputsInputs).unwrap();
+        let packed = packing.pack(&weight, Order::OutputsInputs, None).unwrap();
         let weight = packing.unpack(&packed, Order::OutputsInputs);
         Self { packing, weight, packed, bias: numbers(2, groups * outputs) }
     }
@@ -95,9 +95,11 @@ fn floats_agree_with_f64() {
     for packing in packings() {
         let case = Case::new(packing);
         let x = case.x(7);
+        // Each addition rounds a sum of up to about 16 by at most half of 2^-20.
+        let bound = 0.5 / f64::from(1 << 20) * (packing.inputs as f64).max(20.0);
         for (y, exact) in case.run(Activations::F32, &x).iter().zip(case.exact(&x)) {
             let off = (f64::from(*y) - exact).abs();
-            assert!(off < 1e-5, "{packing:?}: {y} for {exact}");
+            assert!(off < bound, "{packing:?}: {y} for {exact}");
         }
     }
 }
@@ -149,7 +151,7 @@ fn every_set_of_instructions_gives_the_same_bits() {
         let inputs = match case.fast() {
             Activations::F32 => Inputs::Floats(&x),
             Activations::I8 => {
-                quantised.set(&packing, &x);
+                quantised.set(&packing, &x, &Serial);
                 Inputs::Bytes(&quantised)
             }
         };
@@ -171,25 +173,55 @@ fn packing_is_undone_up_to_rounding() {
     for packing in packings() {
         let Packing { format, groups, inputs, outputs } = packing;
         let weight = numbers(5, groups * inputs * outputs);
-        let packed = packing.pack(&weight, Order::OutputsInputs).unwrap();
+        let packed = packing.pack(&weight, Order::OutputsInputs, None).unwrap();
         assert_eq!(packed.len(), packing.shape().iter().product::<usize>());
         let found = packing.unpack(&packed, Order::OutputsInputs);
-        // Half a step of the largest weight, which is below 1.3; a whole one where 4 bits cut the end
-        // of the range off.
+        // Half a step of the largest weight, which is below 1.3. Four bits may cut off what is beyond
+        // 7/8 of 3/4 of the largest, where that serves the others; on the whole they are off as much as
+        // 15 even steps are.
         let bound = match format {
             Format::Bf16 => 1.3 / 256.0,
             Format::Q8 => 1.3 / 253.0,
-            Format::Q4 => 1.3 / 7.0,
+            Format::Q4 => 1.3 * (1.0 - 0.75 * 7.0 / 8.0),
         };
+        let mut squares = 0.0;
         for (found, weight) in found.iter().zip(&weight) {
             assert!((found - weight).abs() <= bound, "{packing:?}: {found} for {weight}");
+            squares += (found - weight).powi(2);
         }
+        let rms = (squares / weight.len() as f32).sqrt();
+        assert!(rms < 2.6 / 15.0 / 12.0f32.sqrt(), "{packing:?}: {rms}");
         // What was packed once is packed again without a change.
         if format != Format::Q4 {
-            let again = packing.pack(&found, Order::OutputsInputs).unwrap();
+            let again = packing.pack(&found, Order::OutputsInputs, None).unwrap();
             assert_eq!(packing.unpack(&again, Order::OutputsInputs), found, "{packing:?}");
         }
     }
+}
+
+/// Goal: weights whose inputs are larger are kept more exactly. Method: some inputs count a hundred
+/// times as much as the others; the error that is weighted so falls, and the plain one rises.
+#[test]
+fn importance_says_which_errors_count() {
+    let packing = Packing { format: Format::Q4, groups: 2, inputs: 96, outputs: 65 };
+    let weight = numbers(8, 2 * 96 * 65);
+    let importance: Vec<f32> =
+        (0..2 * 96).map(|it| if it % 5 == 0 { 100.0 } else { 1.0 }).collect();
+    let errors = |importance_or_none: Option<&[f32]>| {
+        let packed = packing.pack(&weight, Order::OutputsInputs, importance_or_none).unwrap();
+        let found = packing.unpack(&packed, Order::OutputsInputs);
+        let mut errors = [0.0; 2];
+        for (at, (found, weight)) in found.iter().zip(&weight).enumerate() {
+            let square = f64::from(found - weight).powi(2);
+            let input = at / (96 * 65) * 96 + at % 96;
+            errors[0] += square;
+            errors[1] += square * f64::from(importance[input]);
+        }
+        errors
+    };
+    let ([plain, counted], [plain_less, counted_more]) = (errors(Some(&importance)), errors(None));
+    assert!(counted < 0.95 * counted_more, "{counted} with, {counted_more} without");
+    assert!(plain_less < plain, "{plain} with, {plain_less} without");
 }
 
 #[test]
@@ -206,8 +238,8 @@ fn both_orders_pack_the_same() {
             turned
         };
         let weight = numbers(6, groups * inputs * outputs);
-        let packed = packing.pack(&weight, Order::OutputsInputs).unwrap();
-        let turned = packing.pack(&turn(&weight), Order::InputsOutputs).unwrap();
+        let packed = packing.pack(&weight, Order::OutputsInputs, None).unwrap();
+        let turned = packing.pack(&turn(&weight), Order::InputsOutputs, None).unwrap();
         assert_eq!(turned, packed, "{packing:?}");
         let unpacked = packing.unpack(&packed, Order::OutputsInputs);
         assert_eq!(packing.unpack(&packed, Order::InputsOutputs), turn(&unpacked), "{packing:?}");
@@ -232,17 +264,18 @@ fn what_cannot_be_held_is_refused() {
     let packing = |format| Packing { format, groups: 1, inputs: 3, outputs: 2 };
     for format in Format::ALL {
         let error =
-            packing(format).pack(&[1.0, f32::NAN, 0.0, 0.0, 0.0, 0.0], Order::OutputsInputs);
+            packing(format).pack(&[1.0, f32::NAN, 0.0, 0.0, 0.0, 0.0], Order::OutputsInputs, None);
         assert!(matches!(error, Err(PackError::NotFinite { index: 1, .. })), "{error:?}");
     }
-    for format in [Format::Bf16, Format::Q4] {
-        let error =
-            packing(format).pack(&[0.0, 0.0, 0.0, f32::MAX, 0.0, 0.0], Order::OutputsInputs);
-        assert!(matches!(error, Err(PackError::TooLarge { index: 3, .. })), "{error:?}");
-    }
+    let error = packing(Format::Bf16).pack(
+        &[0.0, 0.0, 0.0, f32::MAX, 0.0, 0.0],
+        Order::OutputsInputs,
+        None,
+    );
+    assert!(matches!(error, Err(PackError::TooLarge { index: 3, .. })), "{error:?}");
     let deep =
         Packing { format: Format::Q8, groups: 1, inputs: packing::INPUTS_MAX + 1, outputs: 1 };
-    let error = deep.pack(&vec![0.0; deep.inputs], Order::OutputsInputs);
+    let error = deep.pack(&vec![0.0; deep.inputs], Order::OutputsInputs, None);
     assert_eq!(error, Err(PackError::Inputs { found: packing::INPUTS_MAX + 1 }));
 }
 
@@ -267,7 +300,7 @@ fn an_input_that_is_no_number_makes_its_row_none() {
 fn largest_inputs_do_not_overflow_the_sums() {
     let inputs = packing::INPUTS_MAX;
     let packing = Packing { format: Format::Q8, groups: 1, inputs, outputs: 1 };
-    let packed = packing.pack(&vec![1.0; inputs], Order::OutputsInputs).unwrap();
+    let packed = packing.pack(&vec![1.0; inputs], Order::OutputsInputs, None).unwrap();
     let product = MatMul { packing, packed: &packed, bias: None, activations: Activations::I8 };
     for sign in [1.0, -1.0] {
         let mut y = [0.0];
