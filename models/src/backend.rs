@@ -33,6 +33,17 @@ pub trait Backend {
         bias: Option<&Self::Tensor>,
     ) -> Self::Tensor;
 
+    /// `gelu(x · gateᵀ + gate_bias) ⊙ (x · upᵀ + up_bias)`, of two weights with their biases as for
+    /// [`Backend::linear`].
+    fn gated_linear(
+        &self,
+        x: &Self::Tensor,
+        [gate, gate_bias]: [&Self::Tensor; 2],
+        [up, up_bias]: [&Self::Tensor; 2],
+    ) -> Self::Tensor {
+        gated_in_parts(self, x, [gate, gate_bias], [up, up_bias])
+    }
+
     /// `y[n, k·o + j] = Σ_i x[n, k·o + i] · weight[k, i, j] + bias[k·o + j]` with `weight`
     /// `[K, o, o]`, `x` and `y` `[N, K·o]`.
     fn block_diagonal(
@@ -116,6 +127,17 @@ pub trait Backend {
         keys: &Self::Tensor,
         values: &Self::Tensor,
     ) -> (Self::Tensor, [Self::Tensor; 2]);
+}
+
+/// [`Backend::gated_linear`] in other operations: what it is where nothing does it at once.
+pub fn gated_in_parts<B: Backend + ?Sized>(
+    backend: &B,
+    x: &B::Tensor,
+    [gate, gate_bias]: [&B::Tensor; 2],
+    [up, up_bias]: [&B::Tensor; 2],
+) -> B::Tensor {
+    let gate = backend.gelu(&backend.linear(x, gate, Some(gate_bias)));
+    backend.mul(&gate, &backend.linear(x, up, Some(up_bias)))
 }
 
 /// What has to be known to make a parameter.

@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use aerie_ops::{
     Serial,
-    matmul::{Activations, Format, MatMul, Order, Packing, Scratch, matmul},
+    matmul::{Activations, Format, MatMul, Order, Packing, Scratch, Weights, matmul},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -55,8 +55,8 @@ fn products(criterion: &mut Criterion) {
             group.bench_function(format!("{rows}"), |bencher| {
                 bencher.iter(|| {
                     turn = (turn + 1) % copies.len();
-                    let packed = &copies[turn];
-                    let product = MatMul { packing, packed, bias: None, activations };
+                    let weights = Weights { packed: &copies[turn], bias: None };
+                    let product = MatMul { packing, weights, gated: None, activations };
                     matmul(&product, &x, &mut y, &mut scratch, &Serial);
                 });
             });

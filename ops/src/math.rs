@@ -48,6 +48,13 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp_pair(-x).exp)
 }
 
+/// The tanh form of GELU: `x/2 · (1 + tanh(u))` is `x · sigmoid(2u)`, `u = √(2/π) · (x + 0.044715·x³)`.
+#[inline(always)]
+pub(crate) fn gelu(x: f32) -> f32 {
+    const TWICE_ROOT: f32 = 2.0 * 0.797_884_6;
+    x * sigmoid(TWICE_ROOT * (0.044_715 * x * x).mul_add(x, x))
+}
+
 /// `ln(1 + exp(p))` without overflow or cancellation.
 pub(crate) fn softplus(p: f64) -> f64 {
     p.max(0.0) + (-p.abs()).exp().ln_1p()

@@ -21,11 +21,19 @@ use crate::simd::{Cut, Parallel, for_each_tile, widest};
 #[derive(Clone, Copy, Debug)]
 pub struct MatMul<'a> {
     pub packing: Packing,
+    pub weights: Weights<'a>,
+    /// Weights of a second product of the same inputs, `u`; the result is then `gelu(y) ⊙ u`.
+    pub gated: Option<Weights<'a>>,
+    pub activations: Activations,
+}
+
+/// What inputs are multiplied with.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights<'a> {
     /// As [`Packing::pack`] makes it.
     pub packed: &'a [u8],
     /// `[groups · outputs]`
     pub bias: Option<&'a [f32]>,
-    pub activations: Activations,
 }
 
 /// What a product takes its inputs as.
@@ -47,7 +55,7 @@ const ROWS: usize = 128;
 const TILE_WEIGHTS_MIN: usize = 1 << 16;
 
 /// Computes `y[n, g·o + j] = bias[g·o + j] + Σ_i x[n, g·k + i] · w[g, j, i]` for `k` inputs and `o`
-/// outputs of each group.
+/// outputs of each group; or `gelu(y) ⊙ u` with a second product `u`, GELU in its tanh form.
 ///
 /// # Shapes
 /// - `x`: `[N, groups · inputs]`; `y`: `[N, groups · outputs]`
@@ -66,11 +74,17 @@ pub fn matmul(
     scratch: &mut Scratch,
     parallel: &impl Parallel,
 ) {
-    let MatMul { packing, packed, bias, activations } = *product;
+    let MatMul { packing, weights, gated, activations } = *product;
     let Packing { format, groups, inputs, outputs } = packing;
     assert!(0 < groups && 0 < inputs && 0 < outputs, "no extent is 0");
-    assert_eq!(packed.len(), packing.shape().iter().product(), "packed has the extents' length");
-    assert!(bias.is_none_or(|it| it.len() == groups * outputs), "bias is [groups · outputs]");
+    for Weights { packed, bias } in [weights].into_iter().chain(gated) {
+        assert_eq!(
+            packed.len(),
+            packing.shape().iter().product(),
+            "packed has the extents' length"
+        );
+        assert!(bias.is_none_or(|it| it.len() == groups * outputs), "bias is [groups · outputs]");
+    }
     assert!(x.len().is_multiple_of(groups * inputs), "x is [N, groups · inputs]");
     let rows = x.len() / (groups * inputs);
     assert_eq!(y.len(), rows * groups * outputs, "y is [N, groups · outputs]");
@@ -87,11 +101,11 @@ pub fn matmul(
         1 => TILE_WEIGHTS_MIN.div_ceil(inputs * PANEL) * PANEL,
         _ => outputs,
     };
-    let cut = Cut { rows: ROWS, columns, work: rows * groups * inputs * outputs };
+    let products = 1 + usize::from(gated.is_some());
+    let cut = Cut { rows: ROWS, columns, work: rows * groups * inputs * outputs * products };
     for_each_tile(parallel, cut, y, groups * outputs, |[row, column], y| {
-        let bias = bias.map(|it| &it[column..][..y.width()]);
         let (group, column) = (column / outputs, column % outputs);
-        let tile = Product { packing, packed, group, row, column, bias, x, y };
+        let tile = Product { packing, weights, gated, group, row, column, x, y };
         match (x, format) {
             (Inputs::Floats(_), Format::Q8 | Format::Q4) => widest(Checked(tile)),
             _ => tile.run(Best),

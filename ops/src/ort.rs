@@ -30,7 +30,7 @@ use crate::{
     block_diagonal::{BlockDiagonal, block_diagonal},
     causal_conv1d::{CausalConv1d, causal_conv1d},
     local_attention::{AttentionInputs, LocalAttention, LocalAttentionDims, Rings},
-    matmul::{self, Activations, Format, MatMul, Packing, Scratch, matmul},
+    matmul::{self, Activations, Format, MatMul, Packing, Scratch, Weights, matmul},
     rg_lru::{RgLru, RgLruInputs},
     rms_norm::rms_norm,
     schema::{DOMAIN, DOMAIN_VERSION, Element, OpSchema, Port, SCHEMAS},
@@ -183,13 +183,14 @@ enum Kind {
     CausalConv1d,
     RgLru { recurrence: RgLru, constant: bool },
     LocalAttention(Box<LocalAttention>),
-    PackedMatMul { weights: Weights, activations: Activations, scratch: Scratch },
-    PackedGather { weights: Weights, rows: Vec<usize> },
+    PackedMatMul { extents: PackedExtents, activations: Activations, scratch: Scratch },
+    PackedGated { extents: PackedExtents, activations: Activations, scratch: Scratch },
+    PackedGather { extents: PackedExtents, rows: Vec<usize> },
 }
 
 /// What the attributes say of packed weights.
 #[derive(Clone, Copy)]
-struct Weights {
+struct PackedExtents {
     format: Format,
     /// Of all groups.
     inputs: usize,
@@ -224,20 +225,15 @@ impl Kind {
                 Ok(Self::LocalAttention(Box::new(attention)))
             }
             "PackedMatMul" => {
-                let weights = Weights::new(context)?;
-                let activations = match (extent(context, "activation_bits")?, weights.format) {
-                    (32, _) => Activations::F32,
-                    (8, Format::Q8 | Format::Q4) => Activations::I8,
-                    (found, _) => {
-                        return Err(Error::new(format!(
-                            "activation_bits is {found}; 32 is supported, and 8 with weights of 8 or 4"
-                        )));
-                    }
-                };
-                Ok(Self::PackedMatMul { weights, activations, scratch: Scratch::default() })
+                let (extents, activations) = packed_product(context)?;
+                Ok(Self::PackedMatMul { extents, activations, scratch: Scratch::default() })
+            }
+            "PackedGated" => {
+                let (extents, activations) = packed_product(context)?;
+                Ok(Self::PackedGated { extents, activations, scratch: Scratch::default() })
             }
             "PackedGather" => {
-                Ok(Self::PackedGather { weights: Weights::new(context)?, rows: Vec::new() })
+                Ok(Self::PackedGather { extents: PackedExtents::new(context)?, rows: Vec::new() })
             }
             name => Err(Error::new(format!("{name} has a schema but no kernel"))),
         }
@@ -257,9 +253,11 @@ impl Kind {
                 set('d', dims.head_dim);
                 set('W', dims.window);
             }
-            Self::PackedMatMul { weights, .. } | Self::PackedGather { weights, .. } => {
-                set('D', weights.inputs);
-                set('R', weights.outputs);
+            Self::PackedMatMul { extents, .. }
+            | Self::PackedGated { extents, .. }
+            | Self::PackedGather { extents, .. } => {
+                set('D', extents.inputs);
+                set('R', extents.outputs);
             }
             Self::RmsNorm { .. }
             | Self::BlockDiagonal
@@ -267,6 +265,18 @@ impl Kind {
             | Self::RgLru { .. } => {}
         }
         letters
+    }
+}
+
+/// What the attributes say of a product with packed weights.
+fn packed_product(context: &KernelContext<'_>) -> Result<(PackedExtents, Activations)> {
+    let extents = PackedExtents::new(context)?;
+    match (extent(context, "activation_bits")?, extents.format) {
+        (32, _) => Ok((extents, Activations::F32)),
+        (8, Format::Q8 | Format::Q4) => Ok((extents, Activations::I8)),
+        (found, _) => Err(Error::new(format!(
+            "activation_bits is {found}; 32 is supported, and 8 with weights of 8 or 4"
+        ))),
     }
 }
 
@@ -298,7 +308,7 @@ fn attention_dims(context: &KernelContext<'_>) -> Result<LocalAttentionDims> {
     Ok(dims)
 }
 
-impl Weights {
+impl PackedExtents {
     fn new(context: &KernelContext<'_>) -> Result<Self> {
         let bits = extent(context, "bits")?;
         let format = Format::ALL.into_iter().find(|it| it.bits() == bits);
@@ -422,14 +432,26 @@ impl Kernel for Node {
                 let rings = Rings { keys, values };
                 attention.run(&segments, &positions, inputs, rings, y, &threads);
             }
-            Kind::PackedMatMul { weights, activations, scratch } => {
-                let packing = weights.packing(&call)?;
+            Kind::PackedMatMul { extents, activations, scratch } => {
+                let packing = extents.packing(&call)?;
                 let (packed, bias) = (call.input("weight"), call.optional_input("bias"));
-                let product = MatMul { packing, packed, bias, activations: *activations };
+                let (weights, gated) = (Weights { packed, bias }, None);
+                let product = MatMul { packing, weights, gated, activations: *activations };
                 matmul(&product, call.input("x"), call.output("y")?, scratch, &threads);
             }
-            Kind::PackedGather { weights, rows } => {
-                let packing = weights.packing(&call)?;
+            Kind::PackedGated { extents, activations, scratch } => {
+                let packing = extents.packing(&call)?;
+                let weights = |[weight, bias]: [&str; 2]| Weights {
+                    packed: call.input(weight),
+                    bias: Some(call.input(bias)),
+                };
+                let (gate, up) = (weights(["gate", "gate_bias"]), weights(["up", "up_bias"]));
+                let (weights, gated) = (gate, Some(up));
+                let product = MatMul { packing, weights, gated, activations: *activations };
+                matmul(&product, call.input("x"), call.output("y")?, scratch, &threads);
+            }
+            Kind::PackedGather { extents, rows } => {
+                let packing = extents.packing(&call)?;
                 if packing.groups != 1 {
                     let message =
                         format_args!("weight has {} groups; a table has 1", packing.groups);

@@ -72,6 +72,7 @@ pub const SCHEMAS: &[OpSchema] = &[
     RG_LRU,
     LOCAL_ATTENTION,
     PACKED_MATMUL,
+    PACKED_GATED,
     PACKED_GATHER,
 ];
 
@@ -164,6 +165,22 @@ pub const PACKED_MATMUL: OpSchema = OpSchema {
     equation: "y[n, g o + j] = bias[g o + j] + sum_i x[n, g k + i] weight[g, j, i], k = D/G, o = R/G; \
                bits of a weight are 16, 8 or 4; with activation_bits 8, x is rounded to bytes with a scale \
                for each 256 inputs, with 32 it is taken as it is",
+};
+
+/// Two products as [`PACKED_MATMUL`]'s of the same inputs, joined.
+pub const PACKED_GATED: OpSchema = OpSchema {
+    name: "PackedGated",
+    version: 2,
+    inputs: &[
+        f32("x", "N D"),
+        port("gate", Element::U8, "G P B"),
+        port("up", Element::U8, "G P B"),
+        f32("gate_bias", "R"),
+        f32("up_bias", "R"),
+    ],
+    outputs: &[f32("y", "N R")],
+    attributes: PACKED_MATMUL.attributes,
+    equation: "y = gelu(x gate + gate_bias) * (x up + up_bias), GELU in its tanh form",
 };
 
 /// The weights are laid out as for [`PACKED_MATMUL`], in one group whose outputs are the table's rows.

@@ -4,7 +4,8 @@
 use std::cell::RefCell;
 
 use aerie_models::{
-    AttentionDims, Backend, Carry, ModelConfig, ParameterSpec, Path, Precision, TensorSpec, decoder,
+    AttentionDims, Backend, Carry, ModelConfig, ParameterSpec, Path, Precision, TensorSpec,
+    backend::gated_in_parts, decoder,
 };
 use aerie_ops::{
     matmul::Format,
@@ -216,13 +217,21 @@ impl Emitter {
 
     /// A product with packed weights, if they are to be packed.
     fn packed_product(&self, x: &Edge, weight: &Edge, bias: Option<&Edge>) -> Option<Edge> {
-        let format = packed::format(self.precision)?;
-        let mut attributes = self.pack(format, weight);
-        let activation_bits = if format == Format::Bf16 { 32 } else { 8 };
-        attributes.push(("activation_bits", Attribute::Int(activation_bits)));
+        let attributes = self.packed_attributes(&[weight])?;
         let inputs: Vec<&Edge> = [x, weight].into_iter().chain(bias).collect();
         let [y] = self.kernel(&schema::PACKED_MATMUL, weight.place(), &inputs, attributes);
         Some(y)
+    }
+
+    /// Has the weights of a product packed, if they are to be, all in one way; gives the attributes
+    /// that say how.
+    fn packed_attributes(&self, weights: &[&Edge]) -> Option<Vec<(&'static str, Attribute)>> {
+        let format = packed::format(self.precision)?;
+        let packed = weights.iter().map(|weight| self.pack(format, weight));
+        let mut attributes = packed.last()?;
+        let activation_bits = if format == Format::Bf16 { 32 } else { 8 };
+        attributes.push(("activation_bits", Attribute::Int(activation_bits)));
+        Some(attributes)
     }
 
     /// Has `weight` packed; gives the attributes that say how.
@@ -284,6 +293,21 @@ impl Backend for Emitter {
         let op = Op::standard("Gemm").with("transB", Attribute::Int(1));
         let inputs: Vec<&Edge> = [x, weight].into_iter().chain(bias).collect();
         self.op(weight.place(), op, &inputs)
+    }
+
+    fn gated_linear(
+        &self,
+        x: &Edge,
+        [gate, gate_bias]: [&Edge; 2],
+        [up, up_bias]: [&Edge; 2],
+    ) -> Edge {
+        if let Some(attributes) = self.packed_attributes(&[gate, up]) {
+            let inputs = [x, gate, up, gate_bias, up_bias];
+            let place = parent(parent(up.place()));
+            let [y] = self.kernel(&schema::PACKED_GATED, place, &inputs, attributes);
+            return y;
+        }
+        gated_in_parts(self, x, [gate, gate_bias], [up, up_bias])
     }
 
     fn block_diagonal(&self, x: &Edge, weight: &Edge, bias: &Edge) -> Edge {

@@ -24,13 +24,16 @@ pub fn gated_mlp<B: Backend>(
         bias: true,
         std: (2.0 * f64::from(width)).sqrt().recip(),
     };
-    let gate = backend.gelu(&inward.apply(backend, &path.child("gate_proj"), x));
-    let up = inward.apply(backend, &path.child("up_proj"), x);
+    let [gate, up] = ["gate_proj", "up_proj"].map(|name| {
+        let path = path.child(name);
+        [inward.weight(backend, &path), inward.bias(backend, &path)]
+    });
+    let inner = backend.gated_linear(x, gate.each_ref(), up.each_ref());
     let outward = Linear {
         inputs: mlp_width,
         outputs: width,
         bias: true,
         std: residual_std(config, mlp_width),
     };
-    outward.apply(backend, &path.child("down_proj"), &backend.mul(&gate, &up))
+    outward.apply(backend, &path.child("down_proj"), &inner)
 }

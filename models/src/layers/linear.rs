@@ -18,16 +18,22 @@ pub struct Linear {
 impl Linear {
     /// `x · Wᵀ + b` with `weight` `[out, in]` and `bias` `[out]` below `path`.
     pub fn apply<B: Backend>(self, backend: &B, path: &Path, x: &B::Tensor) -> B::Tensor {
-        let weight = backend.parameter(
-            &path.child("weight"),
-            ParameterSpec {
-                shape: vec![u64::from(self.outputs), u64::from(self.inputs)],
-                init: Init::Normal { std: self.std },
-                decay: true,
-            },
-        );
-        let bias = self.bias.then(|| backend.parameter(&path.child("bias"), vector(self.outputs)));
+        let weight = self.weight(backend, path);
+        let bias = self.bias.then(|| self.bias(backend, path));
         backend.linear(x, &weight, bias.as_ref())
+    }
+
+    pub(crate) fn weight<B: Backend>(self, backend: &B, path: &Path) -> B::Tensor {
+        let spec = ParameterSpec {
+            shape: vec![u64::from(self.outputs), u64::from(self.inputs)],
+            init: Init::Normal { std: self.std },
+            decay: true,
+        };
+        backend.parameter(&path.child("weight"), spec)
+    }
+
+    pub(crate) fn bias<B: Backend>(self, backend: &B, path: &Path) -> B::Tensor {
+        backend.parameter(&path.child("bias"), vector(self.outputs))
     }
 }
 

@@ -22,6 +22,23 @@ fn sigmoid_keeps_its_bound_against_f64() {
     assert!(worst < 3e-7, "sigmoid is off by {worst:e}");
 }
 
+/// Of the result where it is larger than an eighth, and an eighth of it else: near 0 and far below, the
+/// equation itself cancels.
+#[test]
+fn gelu_keeps_its_bound_against_f64() {
+    let exact = |x: f32| {
+        let x = f64::from(x);
+        let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+        x / 2.0 * (1.0 + u.tanh())
+    };
+    for x in sweep(-40.0, 40.0, 400_000) {
+        let (found, exact) = (f64::from(gelu(x)), exact(x));
+        assert!((found - exact).abs() < 6e-7 * exact.abs().max(0.125), "gelu({x}) is {found:e}");
+    }
+    assert!(gelu(f32::NAN).is_nan());
+    assert_eq!(gelu(0.0), 0.0);
+}
+
 #[test]
 fn beyond_their_range_functions_stay_at_its_end() {
     assert_eq!(exp_pair(f32::NEG_INFINITY).exp, exp_pair(-87.0).exp);

@@ -4,7 +4,9 @@ use std::{cell::RefCell, hint};
 
 use crate::{
     isa::{self, Isa, LANES, Lanes, Line, abreast},
+    math::gelu,
     matmul::{
+        Weights,
         activations::{Quantised, SPAN_WORDS, Span},
         packing::{Format, PANEL, Packing, SCALES_BYTES, UNIT, UNIT_BYTES},
     },
@@ -19,14 +21,13 @@ const VECTORS: usize = PANEL / LANES;
 /// A tile of a product: some rows by some panels of one group.
 pub(super) struct Product<'a> {
     pub(super) packing: Packing,
-    pub(super) packed: &'a [u8],
+    pub(super) weights: Weights<'a>,
+    pub(super) gated: Option<Weights<'a>>,
     pub(super) group: usize,
     /// First row of the tile.
     pub(super) row: usize,
     /// First output of the tile within the group; a multiple of [`PANEL`].
     pub(super) column: usize,
-    /// Of the tile's outputs.
-    pub(super) bias: Option<&'a [f32]>,
     pub(super) x: Inputs<'a>,
     pub(super) y: Tile<'a>,
 }
@@ -41,8 +42,9 @@ pub(super) enum Inputs<'a> {
 /// What a thread needs for a tile.
 #[derive(Default)]
 struct Desk {
-    /// Results of the tile's rows for one panel, before the outputs' scales.
-    sums: Vec<Sums>,
+    /// Results of the tile's rows for one panel, before the outputs' scales; and those of the second
+    /// product.
+    sums: [Vec<Sums>; 2],
     /// 4-bit weights of a span, spread out to bytes.
     bytes: Vec<[Line; VECTORS]>,
 }
@@ -61,25 +63,41 @@ thread_local! {
 impl Product<'_> {
     /// Computes the tile with `run`, which runs a kernel with some set of instructions.
     pub(super) fn run(mut self, run: impl Run) {
-        DESK.with_borrow_mut(|desk| {
-            desk.sums.resize(desk.sums.len().max(self.y.rows()), [0.0; PANEL]);
-            desk.bytes.resize(SPAN_WORDS, [[0; LINE]; VECTORS]);
+        DESK.with_borrow_mut(|Desk { sums: [sums, gated], bytes }| {
+            bytes.resize(SPAN_WORDS, [[0; LINE]; VECTORS]);
             for column in (0..self.y.width()).step_by(PANEL) {
-                let panel = self.packing.panel(self.packed, self.group, self.column + column);
-                match self.x {
-                    Inputs::Floats(x) => self.floats(run, panel, x, &mut desk.sums),
-                    Inputs::Bytes(x) => self.bytes(run, panel, x, desk),
+                self.panel(run, &self.weights, column, sums, bytes);
+                if let Some(weights) = &self.gated {
+                    self.panel(run, weights, column, gated, bytes);
                 }
-                self.finish(run, panel, column, &desk.sums);
+                self.finish(run, column, [sums, gated]);
             }
         });
+    }
+
+    /// All rows by the panel that begins at `column` of the tile.
+    fn panel(
+        &self,
+        run: impl Run,
+        weights: &Weights<'_>,
+        column: usize,
+        sums: &mut Vec<Sums>,
+        bytes: &mut [[Line; VECTORS]],
+    ) {
+        sums.resize(sums.len().max(self.y.rows()), [0.0; PANEL]);
+        let sums = &mut sums[..self.y.rows()];
+        let panel = self.packing.panel(weights.packed, self.group, self.column + column);
+        match self.x {
+            Inputs::Floats(x) => self.floats(run, panel, x, sums),
+            Inputs::Bytes(x) => self.bytes(run, panel, x, sums, bytes),
+        }
     }
 
     /// All rows by one panel of bf16.
     fn floats(&self, run: impl Run, panel: &[u8], x: &[f32], sums: &mut [Sums]) {
         // What the weights are unpacked to takes registers too.
         let rows_max = run.run(RowsMax).min(4);
-        for (tile, sums) in sums[..self.y.rows()].chunks_mut(rows_max).enumerate() {
+        for (tile, sums) in sums.chunks_mut(rows_max).enumerate() {
             let row = |n| floats(x, &self.packing, self.input_row(tile * rows_max + n));
             match sums {
                 [a] => run.run(Bf16 { panel, x: [0].map(row), sums: [a] }),
@@ -95,9 +113,14 @@ impl Product<'_> {
 
     /// All rows by one panel of 8 or 4 bits, a span of inputs after the other: its weights stay in the
     /// first cache while rows pass.
-    fn bytes(&self, run: impl Run, panel: &[u8], x: &Quantised, desk: &mut Desk) {
-        let Desk { sums, bytes } = desk;
-        let sums = &mut sums[..self.y.rows()];
+    fn bytes(
+        &self,
+        run: impl Run,
+        panel: &[u8],
+        x: &Quantised,
+        sums: &mut [Sums],
+        bytes: &mut [[Line; VECTORS]],
+    ) {
         sums.as_flattened_mut().fill(0.0);
         let weights = &panel[SCALES_BYTES..];
         let span_bytes = self.packing.span_bytes();
@@ -107,27 +130,36 @@ impl Product<'_> {
             let next = &panel[SCALES_BYTES + span * span_bytes + weights.len()..];
             let next = &next[..next.len().min(span_bytes)];
             if self.packing.format == Format::Q8 {
-                multiply(run, Weights::Bytes(lines(weights)), x, sums, next);
+                multiply(run, Form::Bytes(lines(weights)), x, sums, next);
             } else if let [sums] = sums {
                 run.run(Row { units, x: x.row(0), sums, next });
             } else if sums.len() <= NIBBLE_ROWS_MAX {
-                multiply(run, Weights::Nibbles(units), x, sums, next);
+                multiply(run, Form::Nibbles(units), x, sums, next);
             } else {
                 let bytes = &mut bytes[..units.len() * UNIT / 4];
                 run.run(Spread { units, bytes });
-                multiply(run, Weights::Bytes(bytes), x, sums, next);
+                multiply(run, Form::Bytes(bytes), x, sums, next);
             }
         }
     }
 
-    /// Writes one panel's results.
-    fn finish(&mut self, run: impl Run, panel: &[u8], column: usize, sums: &[Sums]) {
+    /// Writes the results of the panel that begins at `column`.
+    fn finish(&mut self, run: impl Run, column: usize, [sums, gated]: [&[Sums]; 2]) {
         let width = PANEL.min(self.y.width() - column);
-        let scales = (self.packing.format != Format::Bf16).then_some(&panel[..SCALES_BYTES]);
-        let bias = self.bias.map(|it| &it[column..][..width]);
-        for (row, sums) in sums[..self.y.rows()].iter().enumerate() {
+        let Self { packing, group, weights, .. } = *self;
+        let first = self.column + column;
+        let bias = group * packing.outputs + first..group * packing.outputs + first + width;
+        let ends = [Some(weights), self.gated].map(|weights| {
+            let Weights { packed, bias: whole } = weights?;
+            let panel = packing.panel(packed, group, first);
+            let scales = (packing.format != Format::Bf16).then(|| &panel[..SCALES_BYTES]);
+            Some(End { scales, bias: whole.map(|it| &it[bias.clone()]) })
+        });
+        for row in 0..self.y.rows() {
             let y = &mut self.y.row_mut(row)[column..][..width];
-            run.run(Finish { sums, scales, bias, y });
+            let [results, gated] = [(sums, ends[0]), (gated, ends[1])]
+                .map(|(sums, end)| end.map(|end| Results { sums: &sums[row], end }));
+            run.run(Finish { results: results.expect("there is a first"), gated, y });
         }
     }
 
@@ -154,14 +186,14 @@ impl<'a> Rows<'a> {
 
 /// Weights of a span of a panel.
 #[derive(Clone, Copy)]
-enum Weights<'a> {
+enum Form<'a> {
     Bytes(&'a [[Line; VECTORS]]),
     Nibbles(&'a [[u8; UNIT_BYTES]]),
 }
 
 /// All rows by a span of one panel: as few tiles of rows as there can be, as alike as there can be.
 /// Meanwhile `next` comes closer.
-fn multiply(run: impl Run, weights: Weights<'_>, x: &Rows<'_>, sums: &mut [Sums], next: &[u8]) {
+fn multiply(run: impl Run, weights: Form<'_>, x: &Rows<'_>, sums: &mut [Sums], next: &[u8]) {
     let rows = sums.len();
     let tiles = rows.div_ceil(run.run(RowsMax));
     let each = rows.div_ceil(tiles);
@@ -194,10 +226,10 @@ struct Tiles<'a> {
 }
 
 impl Tiles<'_> {
-    fn multiply<const N: usize>(self, run: impl Run, weights: Weights<'_>) {
+    fn multiply<const N: usize>(self, run: impl Run, weights: Form<'_>) {
         match weights {
-            Weights::Bytes(weights) => run.run(Bytes::<N> { weights, tiles: self }),
-            Weights::Nibbles(units) => run.run(Nibbles::<N> { units, tiles: self }),
+            Form::Bytes(weights) => run.run(Bytes::<N> { weights, tiles: self }),
+            Form::Nibbles(units) => run.run(Nibbles::<N> { units, tiles: self }),
         }
     }
 }
@@ -471,12 +503,48 @@ fn add_scaled<I: Isa>(isa: I, to: &mut Sums, sums: [I::Ints; VECTORS], scale: f3
     }
 }
 
-/// One row's results for a panel: scaled, with their bias.
-struct Finish<'a> {
-    sums: &'a Sums,
+/// What follows the sums of a panel.
+#[derive(Clone, Copy)]
+struct End<'a> {
     /// Little-endian; none where weights have no scale.
     scales: Option<&'a [u8]>,
     bias: Option<&'a [f32]>,
+}
+
+/// One row's results for a panel.
+#[derive(Clone, Copy)]
+struct Results<'a> {
+    sums: &'a Sums,
+    end: End<'a>,
+}
+
+impl Results<'_> {
+    /// With their scales and their bias.
+    #[inline(always)]
+    fn write(self, y: &mut [f32]) {
+        let results = y.iter_mut().zip(self.sums);
+        match (self.end.scales.map(|it| it.as_chunks().0), self.end.bias) {
+            (None, None) => results.for_each(|(y, sum)| *y = *sum),
+            (None, Some(bias)) => {
+                results.zip(bias).for_each(|((y, sum), bias)| *y = sum + bias);
+            }
+            (Some(scales), None) => {
+                let results = results.zip(scales);
+                results.for_each(|((y, sum), scale)| *y = sum * f32::from_le_bytes(*scale));
+            }
+            (Some(scales), Some(bias)) => {
+                results.zip(scales).zip(bias).for_each(|(((y, sum), scale), bias)| {
+                    *y = sum * f32::from_le_bytes(*scale) + bias;
+                });
+            }
+        }
+    }
+}
+
+/// Writes one row's results for a panel.
+struct Finish<'a> {
+    results: Results<'a>,
+    gated: Option<Results<'a>>,
     y: &'a mut [f32],
 }
 
@@ -485,23 +553,12 @@ impl Lanes for Finish<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, _isa: I) {
-        let Self { sums, scales, bias, y } = self;
-        let results = y.iter_mut().zip(sums);
-        match (scales.map(|it| it.as_chunks().0), bias) {
-            (None, None) => results.for_each(|(y, sum)| *y = *sum),
-            (None, Some(bias)) => {
-                results.zip(bias).for_each(|((y, sum), bias)| *y = sum + bias);
-            }
-            (Some(scales), None) => {
-                results
-                    .zip(scales)
-                    .for_each(|((y, sum), scale)| *y = sum * f32::from_le_bytes(*scale));
-            }
-            (Some(scales), Some(bias)) => {
-                results.zip(scales).zip(bias).for_each(|(((y, sum), scale), bias)| {
-                    *y = sum * f32::from_le_bytes(*scale) + bias;
-                });
-            }
+        let Self { results, gated, y } = self;
+        results.write(y);
+        if let Some(gated) = gated {
+            let mut u = [0.0; PANEL];
+            gated.write(&mut u[..y.len()]);
+            y.iter_mut().zip(u).for_each(|(y, u)| *y = gelu(*y) * u);
         }
     }
 }
@@ -526,17 +583,21 @@ pub(super) struct Checked<'a>(pub(super) Product<'a>);
 impl Loops for Checked<'_> {
     #[inline(always)]
     fn run(self) {
-        let Product { packing, packed, group, row: first, column, bias, x, mut y } = self.0;
+        let Product { packing, weights, gated, group, row: first, column, x, mut y } = self.0;
         let Inputs::Floats(x) = x else { panic!("checking takes floats") };
         for row in 0..y.rows() {
             let x = floats(x, &packing, (first + row) * packing.groups + group);
-            for (output, y) in y.row_mut(row).iter_mut().enumerate() {
-                let panel = packing.panel(packed, group, column + output);
+            let one = |Weights { packed, bias }: Weights<'_>, output: usize| {
+                let panel = packing.panel(packed, group, output);
                 let products = x.iter().enumerate();
                 let sum = products.fold(0.0f32, |sum, (input, x)| {
-                    x.mul_add(packing.element(panel, column + output, input), sum)
+                    x.mul_add(packing.element(panel, output, input), sum)
                 });
-                *y = sum + bias.map_or(0.0, |bias| bias[output]);
+                sum + bias.map_or(0.0, |bias| bias[group * packing.outputs + output])
+            };
+            for (output, y) in (column..).zip(y.row_mut(row)) {
+                let result = one(weights, output);
+                *y = gated.map_or(result, |gated| gelu(result) * one(gated, output));
             }
         }
     }

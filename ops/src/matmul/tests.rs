@@ -3,6 +3,7 @@ use super::*;
 use crate::{
     Serial,
     isa::{Lanes, Portable},
+    math::gelu,
 };
 
 /// Runs kernels with what every machine has.
@@ -59,14 +60,14 @@ impl Case {
     fn run(&self, activations: Activations, x: &[f32]) -> Vec<f32> {
         let Packing { groups, inputs, outputs, .. } = self.packing;
         let mut y = vec![f32::NAN; x.len() / (groups * inputs) * groups * outputs];
-        let product = MatMul {
-            packing: self.packing,
-            packed: &self.packed,
-            bias: Some(&self.bias),
-            activations,
-        };
+        let (packing, weights) = (self.packing, self.weights());
+        let product = MatMul { packing, weights, gated: None, activations };
         matmul(&product, x, &mut y, &mut Scratch::default(), &Serial);
         y
+    }
+
+    fn weights(&self) -> Weights<'_> {
+        Weights { packed: &self.packed, bias: Some(&self.bias) }
     }
 
     /// The fastest way there is for the format.
@@ -159,12 +160,31 @@ fn every_set_of_instructions_gives_the_same_bits() {
         let mut y = vec![0.0; 9 * width];
         let cut = Cut { rows: 9, columns: packing.outputs, work: 0 };
         for_each_tile(&Serial, cut, &mut y, width, |[row, column], y| {
-            let bias = Some(&case.bias[column..][..packing.outputs]);
-            let (group, packed) = (column / packing.outputs, &*case.packed);
-            let tile = Product { packing, packed, group, row, column: 0, bias, x: inputs, y };
-            tile.run(Plain);
+            let (group, weights) = (column / packing.outputs, case.weights());
+            let gated = None;
+            Product { packing, weights, gated, group, row, column: 0, x: inputs, y }.run(Plain);
         });
         assert_eq!(y, expected, "{packing:?}");
+    }
+}
+
+/// Goal: a gated product is what two products and what joins them are, on every set of instructions.
+/// Method: compare with the two, joined here; bits, as GELU is one function.
+#[test]
+fn gated_products_are_two_products_joined() {
+    for packing in packings() {
+        let case = Case::new(packing);
+        let other = Case { bias: numbers(7, case.bias.len()), ..Case::new(packing) };
+        let x = case.x(14);
+        for activations in [case.fast(), Activations::F32] {
+            let [a, b] = [&case, &other].map(|it| it.run(activations, &x));
+            let joined: Vec<f32> = a.iter().zip(&b).map(|(a, b)| gelu(*a) * b).collect();
+            let mut y = vec![f32::NAN; a.len()];
+            let (weights, gated) = (case.weights(), Some(other.weights()));
+            let product = MatMul { packing, weights, gated, activations };
+            matmul(&product, &x, &mut y, &mut Scratch::default(), &Serial);
+            assert_eq!(y, joined, "{packing:?} with {activations:?}");
+        }
     }
 }
 
@@ -301,7 +321,8 @@ fn largest_inputs_do_not_overflow_the_sums() {
     let inputs = packing::INPUTS_MAX;
     let packing = Packing { format: Format::Q8, groups: 1, inputs, outputs: 1 };
     let packed = packing.pack(&vec![1.0; inputs], Order::OutputsInputs, None).unwrap();
-    let product = MatMul { packing, packed: &packed, bias: None, activations: Activations::I8 };
+    let weights = Weights { packed: &packed, bias: None };
+    let product = MatMul { packing, weights, gated: None, activations: Activations::I8 };
     for sign in [1.0, -1.0] {
         let mut y = [0.0];
         matmul(&product, &vec![sign; inputs], &mut y, &mut Scratch::default(), &Serial);
