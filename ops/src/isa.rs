@@ -314,13 +314,14 @@ impl Isa for Avx512 {
         sums: &mut [i32; 4],
     ) {
         unsafe {
-            let scale = _mm512_set1_ps(scale);
-            for (x, words) in x.as_chunks::<LANES>().0.iter().zip(words.as_chunks_mut::<4>().0) {
-                let x = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr()), scale);
-                let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x));
-                _mm_storeu_si128(words.as_mut_ptr().cast(), bytes);
-            }
-            let bytes = _mm512_loadu_si512(words.as_ptr().cast());
+            let quarter = |quarter: usize| {
+                let x = _mm512_loadu_ps(x[quarter * LANES..].as_ptr());
+                _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(scale))))
+            };
+            let half = |a, b| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b);
+            let [low, high] = [half(quarter(0), quarter(1)), half(quarter(2), quarter(3))];
+            let bytes = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
+            _mm512_storeu_si512(words.as_mut_ptr().cast(), bytes);
             // Of each word; then of the four words of a block, which are a quarter of the register.
             let ones = _mm512_set1_epi8(1);
             let fours = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, bytes);

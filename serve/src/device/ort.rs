@@ -184,8 +184,9 @@ impl fmt::Debug for OrtDevice {
     }
 }
 
-/// Threads on the device's cores, our operators, and nothing that spins: the cores are shared with
-/// the threads that serve sockets.
+/// Threads on the device's cores, and our operators. Threads wait for each other spinning, as a step
+/// has hundreds of parts of a few microseconds; between steps nothing spins, since the cores are shared
+/// with the threads that serve sockets.
 fn options(builder: SessionBuilder, spec: &DeviceSpec) -> Result<SessionBuilder, LoadError> {
     let plain = |error: ort::Error<_>| ort::Error::new(error.to_string());
     let cores = match spec.cores {
@@ -199,7 +200,9 @@ fn options(builder: SessionBuilder, spec: &DeviceSpec) -> Result<SessionBuilder,
         .map_err(plain)?
         .with_inter_threads(1)
         .map_err(plain)?
-        .with_intra_op_spinning(false)
+        .with_intra_op_spinning(true)
+        .map_err(plain)?
+        .with_config_entry("session.force_spinning_stop", "1")
         .map_err(plain)?;
     if spec.cores.is_some() && 1 < cores.len() {
         // The thread that runs the step is one of the pool and pins itself; ONNX Runtime counts
