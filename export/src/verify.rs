@@ -7,8 +7,6 @@ mod report;
 mod tests;
 
 use std::{
-    borrow::Cow,
-    collections::BTreeMap,
     env, fs, io,
     ops::RangeInclusive,
     path::{Path, PathBuf},
@@ -16,13 +14,8 @@ use std::{
 };
 
 use aerie_models::{
-    BundleError, Carry, Manifest, ModelConfig, Precision, TensorSpec,
+    BundleError, Manifest, ModelConfig, Precision,
     bundle::{MODEL_FILE, TOKENIZER_FILE},
-};
-use ort::{
-    environment::Environment,
-    session::{Session, SessionInputValue},
-    value::{DynValue, Tensor},
 };
 use rand::{Rng, seq::SliceRandom};
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -30,7 +23,8 @@ use thiserror::Error;
 
 use crate::{
     emit::{EmitError, parse_tokenizer},
-    onnx::{self, Limits, Target, WeightsError, WriteError, emitter::state_name, weights::Drawn},
+    onnx::{self, Limits, Target, WeightsError, WriteError, weights::Drawn},
+    runtime::{Runtime, RuntimeError, Segment, StepGraph},
     verify::report::{Answer, Reading, Report},
 };
 
@@ -68,10 +62,11 @@ pub struct Args {
 /// # Errors
 /// See [`VerifyError`].
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let environment = environment(args.onnxruntime.as_deref())?;
+    // One thread, so that the order of sums within the runtime's own products is fixed.
+    let runtime = Runtime::load(args.onnxruntime.as_deref(), 1)?;
     let model = Model::open(&args.bundle)?;
     let tokens = model.tokens(args)?;
-    let report = verify(&environment, &model, &tokens, args)?;
+    let report = verify(&runtime, &model, &tokens, args)?;
     io::Write::write_all(&mut io::stdout(), report.to_string().as_bytes())?;
     if report.passes() { Ok(()) } else { Err(VerifyError::Beyond.into()) }
 }
@@ -81,17 +76,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 pub enum VerifyError {
     #[error("a reading is beyond the tolerance")]
     Beyond,
-    #[error(
-        "ONNX Runtime: {}: there is no such library; `make` fetches one, --onnxruntime names another",
-        path.display()
-    )]
-    NoRuntime { path: PathBuf },
-    #[error("ONNX Runtime: {0}")]
-    LoadRuntime(String),
-    #[error("ONNX Runtime: {0}")]
-    Runtime(#[from] ort::Error),
-    #[error("the graph has no output {name}")]
-    NoOutput { name: String },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("{}: {found} tokens; at least 1 is needed", path.display())]
@@ -104,6 +88,8 @@ pub enum VerifyError {
     #[cfg(feature = "torch")]
     #[error("libtorch: {0}")]
     Torch(#[from] crate::torch::parameters::ParametersError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
     #[error(transparent)]
@@ -120,8 +106,6 @@ const TOLERANCE: f64 = 1e-5;
 const TOLERANCE_BYTES: f64 = 0.05;
 /// Most logits kept of a reading: 1 GiB.
 const LOGITS_MAX: u64 = 1 << 27;
-/// Where `make` puts ONNX Runtime, from the root of the repository.
-const RUNTIME: &str = ".deps/onnxruntime/libonnxruntime.so";
 
 /// A bundle, opened.
 struct Model {
@@ -178,7 +162,7 @@ impl Model {
 
 /// Runs `tokens` through every reading.
 fn verify(
-    environment: &Environment,
+    runtime: &Runtime,
     model: &Model,
     tokens: &[u32],
     args: &Args,
@@ -191,8 +175,7 @@ fn verify(
     let scratch = Scratch::new()?;
     let portable = onnx::emit(config, Target::Portable, Precision::F32);
     onnx::write(portable, "portable", &model.weights, Limits::default(), &scratch.path)?;
-    let mut portable =
-        StepGraph::open(environment, &scratch.path.join(MODEL_FILE), config, Target::Portable)?;
+    let mut portable = runtime.open(&scratch.path.join(MODEL_FILE), config, Target::Portable)?;
     let mut readings = Vec::new();
     #[cfg(feature = "torch")]
     readings.push(torch(model, tokens)?);
@@ -200,12 +183,12 @@ fn verify(
 
     let file = model.dir.join(MODEL_FILE);
     if model.manifest.ops.is_empty() {
-        let mut graph = StepGraph::open(environment, &file, config, Target::Portable)?;
+        let mut graph = runtime.open(&file, config, Target::Portable)?;
         readings.push(graph.one_by_one("the bundle's graph, one by one", tokens)?);
         return Ok(Report::new(readings, tolerance));
     }
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
-    let mut graph = StepGraph::open(environment, &file, config, Target::Ragged)?;
+    let mut graph = runtime.open(&file, config, Target::Ragged)?;
     readings.push(graph.one_by_one("ragged graph, one by one", tokens)?);
     // Some chunks within the window, some beyond.
     let chunk = 1..=2 * config.window as usize;
@@ -219,6 +202,8 @@ fn verify(
 /// What libtorch computes of it, in f64.
 #[cfg(feature = "torch")]
 fn torch(model: &Model, tokens: &[u32]) -> Result<Reading, VerifyError> {
+    use std::collections::BTreeMap;
+
     use crate::{checkpoint::Values, onnx::Weights, torch::reference};
 
     let mut tensors = BTreeMap::new();
@@ -234,91 +219,11 @@ fn torch(model: &Model, tokens: &[u32]) -> Result<Reading, VerifyError> {
     Ok(Reading { name: "libtorch in f64, one by one".to_owned(), ragged: false, answers })
 }
 
-/// A graph with the state of its sessions.
-struct StepGraph {
-    session: Session,
-    target: Target,
-    layout: Vec<TensorSpec>,
-    /// By the name of the input; none before the first step.
-    state: BTreeMap<String, DynValue>,
-}
-
-/// The next tokens of one session.
-#[derive(Clone, Copy, Debug)]
-struct Segment<'a> {
-    lane: u32,
-    position: usize,
-    tokens: &'a [u32],
-}
-
 impl StepGraph {
-    fn open(
-        environment: &Environment,
-        file: &Path,
-        config: &ModelConfig,
-        target: Target,
-    ) -> Result<Self, VerifyError> {
-        let recover = |error: ort::Error<_>| ort::Error::new(error.to_string());
-        let mut builder = Session::builder(environment)?.with_intra_threads(1).map_err(recover)?;
-        if target == Target::Ragged {
-            builder = builder.with_operators(aerie_ops::ort::domain()?).map_err(recover)?;
-        }
-        let session = builder.commit_from_file(file)?;
-        let layout = Carry::layout(config).fields().cloned().collect();
-        Ok(Self { session, target, layout, state: BTreeMap::new() })
-    }
-
-    /// Voids all sessions: `lanes` rows of what no computation may let through.
-    fn reset(&mut self, lanes: usize) -> Result<(), VerifyError> {
-        for spec in &self.layout {
-            let row = usize::try_from(spec.elements()).expect("a row is in memory");
-            let shape: Vec<usize> = [lanes as u64]
-                .iter()
-                .chain(&spec.shape)
-                .map(|&extent| usize::try_from(extent).expect("a row is in memory"))
-                .collect();
-            let void = Tensor::from_array((shape, vec![f32::NAN; lanes * row]))?;
-            self.state.insert(state_name(spec), void.into_dyn());
-        }
-        Ok(())
-    }
-
     /// Advances the sessions that `segments` names; gives the logits after each segment.
-    fn step(&mut self, segments: &[Segment<'_>]) -> Result<Vec<Vec<f64>>, VerifyError> {
-        let tokens: Vec<i64> =
-            segments.iter().flat_map(|it| it.tokens).copied().map(i64::from).collect();
-        let positions: Vec<i64> = segments.iter().map(|it| it.position as i64).collect();
-        let fresh: Vec<bool> = segments.iter().map(|it| it.position == 0).collect();
-        let mut inputs: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = vec![
-            ("tokens".into(), Tensor::from_array(([tokens.len()], tokens))?.into()),
-            ("positions".into(), Tensor::from_array(([positions.len()], positions))?.into()),
-            ("fresh".into(), Tensor::from_array(([fresh.len()], fresh))?.into()),
-        ];
-        if self.target == Target::Ragged {
-            let mut bounds = vec![0i32];
-            for segment in segments {
-                let tokens = i32::try_from(segment.tokens.len()).expect("tokens fit a step");
-                bounds.push(bounds.last().copied().unwrap_or_default() + tokens);
-            }
-            let lanes: Vec<i32> = segments.iter().map(|it| it.lane.cast_signed()).collect();
-            inputs.push(("segments".into(), Tensor::from_array(([bounds.len()], bounds))?.into()));
-            inputs.push(("lanes".into(), Tensor::from_array(([lanes.len()], lanes))?.into()));
-        }
-        for (name, value) in std::mem::take(&mut self.state) {
-            inputs.push((name.into(), value.into()));
-        }
-
-        let mut outputs = self.session.run(inputs)?;
-        for spec in &self.layout {
-            let name = state_name(spec);
-            let next = format!("{name}.next");
-            let value = outputs.remove(&next).ok_or(VerifyError::NoOutput { name: next })?;
-            self.state.insert(name, value);
-        }
-        let logits = outputs
-            .get("logits")
-            .ok_or_else(|| VerifyError::NoOutput { name: "logits".to_owned() })?;
-        let (_, logits) = logits.try_extract_tensor::<f32>()?;
+    fn logits(&mut self, segments: &[Segment<'_>]) -> Result<Vec<Vec<f64>>, VerifyError> {
+        let outputs = self.step(segments)?;
+        let logits = outputs.floats("logits")?;
         let vocab = logits.len() / segments.len();
         Ok(logits.chunks(vocab).map(|row| row.iter().copied().map(f64::from).collect()).collect())
     }
@@ -341,12 +246,12 @@ impl StepGraph {
         while position < tokens.len() {
             let end = tokens.len().min(position + rng.random_range(chunk.clone()));
             let segment = Segment { lane: 0, position, tokens: &tokens[position..end] };
-            for logits in self.step(&[segment])? {
+            for logits in self.logits(&[segment])? {
                 answers.push(Answer { position: end - 1, logits });
             }
             position = end;
         }
-        Ok(Reading { name: name.to_owned(), ragged: self.target == Target::Ragged, answers })
+        Ok(Reading { name: name.to_owned(), ragged: self.is_ragged(), answers })
     }
 
     /// Runs three sessions with the same tokens, each with its own lane and its own chunks; they
@@ -379,7 +284,7 @@ impl StepGraph {
                     Segment { lane, position, tokens: &tokens[position..end] }
                 })
                 .collect();
-            let logits = self.step(&segments)?;
+            let logits = self.logits(&segments)?;
             for ((session, segment), logits) in sessions.iter_mut().zip(&segments).zip(logits) {
                 session.1 += segment.tokens.len();
                 answers.push(Answer { position: session.1 - 1, logits });
@@ -411,18 +316,4 @@ impl Drop for Scratch {
         // Best effort: it lies where the system clears up.
         let _ = fs::remove_dir_all(&self.path);
     }
-}
-
-/// Loads ONNX Runtime.
-fn environment(library: Option<&Path>) -> Result<Environment, VerifyError> {
-    let path = match library {
-        Some(path) => path.to_owned(),
-        None => env::var_os("ORT_DYLIB_PATH").map_or_else(|| RUNTIME.into(), PathBuf::from),
-    };
-    if !path.exists() {
-        return Err(VerifyError::NoRuntime { path });
-    }
-    let builder =
-        ort::init_from(&path).map_err(|error| VerifyError::LoadRuntime(error.to_string()))?;
-    Ok(builder.with_telemetry(false).build()?)
 }

@@ -1,13 +1,12 @@
 //! All readings of small models agree; where ONNX Runtime is missing, the tests say so and skip.
 
-use std::sync::OnceLock;
-
 use aerie_models::Precision;
 
 use super::*;
 use crate::{
     emit::{Options, Source, emit},
     onnx::{tests::Jittered, weights::Random},
+    runtime::shared,
 };
 
 #[test]
@@ -60,23 +59,13 @@ fn report(
     precision: Precision,
     tolerance: Option<f64>,
 ) -> Option<Report> {
-    // A process may have one environment only.
-    static ENVIRONMENT: OnceLock<Option<Environment>> = OnceLock::new();
-    let environment = ENVIRONMENT.get_or_init(|| match environment(None) {
-        Ok(environment) => Some(environment),
-        Err(VerifyError::NoRuntime { .. }) => None,
-        Err(error) => panic!("{error}"),
-    });
-    let Some(environment) = environment else {
-        eprintln!("skipped: there is no ONNX Runtime; `make` fetches it");
-        return None;
-    };
+    let runtime = shared()?;
     let dir = tempfile::tempdir().unwrap();
     let bundle = bundle(dir.path(), preset, target, precision);
     let args = args(&bundle, tolerance);
     let model = Model::open(&bundle).unwrap();
     let tokens = model.tokens(&args).unwrap();
-    Some(verify(environment, &model, &tokens, &args).unwrap())
+    Some(verify(runtime, &model, &tokens, &args).unwrap())
 }
 
 fn bundle(dir: &Path, preset: &str, target: Target, precision: Precision) -> PathBuf {

@@ -23,7 +23,7 @@ const DOORS: &[(&str, &[&str])] = &[
     (
         "ort",
         &[
-            "export/src/verify.rs",
+            "export/src/runtime.rs",
             "ops/src/ort.rs",
             "serve/src/device/",
             "tests/src/conformance/runtime.rs",
