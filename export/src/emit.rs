@@ -4,7 +4,7 @@ pub(crate) mod staging;
 mod tokenizer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use std::{
 
 use aerie_models::{
     BundleError, Carry, Manifest, ModelConfig, Precision, Provenance,
-    bundle::{self, FORMAT, Kind, MANIFEST_FILE, TOKENIZER_FILE},
+    bundle::{self, FORMAT, Kind, MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE},
     presets,
 };
 #[cfg(test)]
@@ -28,8 +28,9 @@ use crate::{
     emit::staging::Staging,
     onnx::{
         self, Limits, Target, Weights, WeightsError, WriteError,
-        weights::{Checkpoint, Random},
+        weights::{Checkpoint, Drawn, Random},
     },
+    progress::Counted,
 };
 
 /// Writes a bundle that can be served
@@ -70,7 +71,7 @@ pub struct Output {
     #[arg(long)]
     name: Option<String>,
     /// How matrices are stored; with q8 and q4, inputs of products are rounded to 8 bits
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = precision_parser())]
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = precision_parser(Precision::ALL))]
     precision: Precision,
     /// Use standard ONNX operators only: one token per run, state in and out by value
     #[arg(long)]
@@ -85,20 +86,33 @@ impl Output {
     ///
     /// # Errors
     /// See [`EmitError`].
-    pub(crate) fn write(&self, source: &Source) -> Result<(), EmitError> {
-        let name = self.name.as_deref().or_else(|| self.out.file_name().and_then(|it| it.to_str()));
-        let name = name.ok_or_else(|| EmitError::Name { found: String::new() })?.to_owned();
+    pub(crate) fn write(&self, source: Source) -> Result<(), EmitError> {
         let target = if self.portable { Target::Portable } else { Target::Ragged };
+        let name = name(self.name.as_deref(), &self.out)?;
         let options = Options { name, target, precision: self.precision, force: self.force };
-        let manifest = emit(source, &options, &self.out)?;
-        eprintln!(
-            "{}: {} files, fingerprint {}",
-            self.out.display(),
-            manifest.files.len() + 1,
-            &blake3::Hash::from_bytes(manifest.fingerprint()).to_hex()[..16]
-        );
-        Ok(())
+        let staging = options.stage(&self.out)?;
+        write(source, &options, staging)
     }
+}
+
+/// What clients are to call a model: `name`, or what its folder is called.
+pub(crate) fn name(name: Option<&str>, out: &Path) -> Result<String, EmitError> {
+    let name = name.or_else(|| out.file_name().and_then(|it| it.to_str()));
+    Ok(name.ok_or_else(|| EmitError::Name { found: String::new() })?.to_owned())
+}
+
+/// Fills `staging` with `source` before somebody's eyes, and says what there is now.
+pub(crate) fn write(source: Source, options: &Options, staging: Staging) -> Result<(), EmitError> {
+    let out = staging.out().to_owned();
+    let weights = Box::new(Counted::new(source.weights, &source.config));
+    let manifest = fill(&Source { weights, ..source }, options, staging)?;
+    eprintln!(
+        "{}: {} files, fingerprint {}",
+        out.display(),
+        manifest.files.len() + 1,
+        &blake3::Hash::from_bytes(manifest.fingerprint()).to_hex()[..16]
+    );
+    Ok(())
 }
 
 /// Runs the command.
@@ -111,7 +125,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         (None, Some(preset)) => Source::random(preset, args.seed)?,
         (None, None) => unreachable!("clap asks for one of the two"),
     };
-    Ok(args.output.write(&source)?)
+    Ok(args.output.write(source)?)
 }
 
 /// A model that can be emitted.
@@ -152,6 +166,16 @@ pub enum EmitError {
     Preset { found: String, known: String },
     #[error("--portable with --precision {found}: standard operators take f32 and f16 here")]
     PortablePrecision { found: &'static str },
+    #[error(
+        "{}: manifest field `precision` is {found}; f32, f16 or bf16 is expected: what was rounded \
+         once is not to be rounded again", path.display()
+    )]
+    Quantised { path: PathBuf, found: &'static str },
+    #[error(
+        "{}: manifest field `ops` is empty: this bundle is portable, but one with the operators of \
+         the domain `aerie` is expected", path.display()
+    )]
+    Portable { path: PathBuf },
     #[error("{}: the run has no checkpoint yet", path.display())]
     NoCheckpoint { path: PathBuf },
     #[error("{}: {message}", path.display())]
@@ -211,6 +235,30 @@ impl Source {
         })
     }
 
+    /// The model of the bundle in `dir`, whose weights nobody has rounded to fewer than 16 bits.
+    ///
+    /// # Errors
+    /// If the bundle cannot be read, or is not one of those.
+    pub fn bundle(dir: &Path) -> Result<Self, EmitError> {
+        let manifest =
+            Manifest::open(dir, |op| aerie_ops::schema::schema(op).map(|it| it.version))?;
+        let path = dir.to_owned();
+        if matches!(manifest.precision, Precision::Q8 | Precision::Q4) {
+            return Err(EmitError::Quantised { path, found: manifest.precision.name() });
+        }
+        if manifest.ops.is_empty() {
+            return Err(EmitError::Portable { path });
+        }
+        let path = dir.join(TOKENIZER_FILE);
+        let tokenizer = fs::read(&path).map_err(io_error(&path))?;
+        Ok(Self {
+            weights: Box::new(Drawn::open(&dir.join(MODEL_FILE), &manifest.model)?),
+            config: manifest.model,
+            tokenizer,
+            provenance: Provenance { tool: tool(), ..manifest.provenance },
+        })
+    }
+
     /// The model called `preset` with the weights that training would begin with.
     ///
     /// # Errors
@@ -239,16 +287,31 @@ impl Source {
 /// # Errors
 /// See [`EmitError`].
 pub fn emit(source: &Source, options: &Options, out: &Path) -> Result<Manifest, EmitError> {
+    fill(source, options, options.stage(out)?)
+}
+
+impl Options {
+    /// Makes the folder that is to become the bundle at `out`.
+    ///
+    /// # Errors
+    /// If there can be no such bundle, or no such folder.
+    pub(crate) fn stage(&self, out: &Path) -> Result<Staging, EmitError> {
+        let plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
+        let name = &self.name;
+        if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.chars().all(plain) {
+            return Err(EmitError::Name { found: name.clone() });
+        }
+        if !self.target.has(self.precision) {
+            return Err(EmitError::PortablePrecision { found: self.precision.name() });
+        }
+        Staging::new(out, self.force)
+    }
+}
+
+/// Fills the folder that was made for the bundle, and puts it in its place.
+fn fill(source: &Source, options: &Options, staging: Staging) -> Result<Manifest, EmitError> {
     let Source { config, weights, tokenizer, provenance } = source;
-    let plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
     let name = &options.name;
-    if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.chars().all(plain) {
-        return Err(EmitError::Name { found: name.clone() });
-    }
-    if !options.target.has(options.precision) {
-        return Err(EmitError::PortablePrecision { found: options.precision.name() });
-    }
-    let staging = Staging::new(out, options.force)?;
     let graph = onnx::emit(config, options.target, options.precision);
     let ops = graph.ops().iter().map(|(&op, &version)| (op.to_owned(), version)).collect();
     let mut written =
@@ -290,8 +353,11 @@ pub(crate) fn tool() -> String {
     concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).to_owned()
 }
 
-fn precision_parser() -> impl TypedValueParser<Value = Precision> {
-    PossibleValuesParser::new(Precision::ALL.map(Precision::name)).map(|name| {
+/// Takes the name of a precision, one of `known`.
+pub(crate) fn precision_parser<const N: usize>(
+    known: [Precision; N],
+) -> impl TypedValueParser<Value = Precision> {
+    PossibleValuesParser::new(known.map(Precision::name)).map(|name| {
         let named = Precision::ALL.into_iter().find(|it| it.name() == name);
         named.expect("one of the possible values")
     })

@@ -7,7 +7,6 @@
 mod google;
 mod hugging_face;
 mod pickle;
-mod progress;
 mod sentencepiece;
 mod tensors;
 mod tokenizer;
@@ -30,7 +29,7 @@ pub use sentencepiece::SentencePieceError;
 
 use crate::{
     emit::{self, EmitError, Source},
-    import::{hugging_face::CONFIG_FILE, progress::Counted, tensors::Tensors},
+    import::{hugging_face::CONFIG_FILE, tensors::Tensors},
     onnx::WeightsError,
 };
 
@@ -87,9 +86,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for warning in &imported.warnings {
         eprintln!("warning: {warning}");
     }
-    let mut source = imported.source;
-    source.weights = Box::new(Counted::new(source.weights, &source.config));
-    Ok(args.output.write(&source)?)
+    Ok(args.output.write(imported.source)?)
 }
 
 impl Args {

@@ -9,6 +9,7 @@ pub mod import;
 pub mod inspect;
 pub mod onnx;
 pub mod plot;
+mod progress;
 pub mod runtime;
 #[cfg(feature = "torch")]
 pub mod torch;

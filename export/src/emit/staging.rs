@@ -36,6 +36,11 @@ impl Staging {
         &self.path
     }
 
+    /// What the folder is to become.
+    pub(crate) fn out(&self) -> &Path {
+        &self.out
+    }
+
     /// Writes a file of the folder.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<(), EmitError> {
         let path = self.path.join(name);
@@ -45,6 +50,17 @@ impl Staging {
             file.sync_all()
         };
         write().map_err(io_error(&path))
+    }
+
+    /// Makes a folder within, for what is gone before [`Staging::commit`].
+    pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, EmitError> {
+        let path = self.path.join(name);
+        fs::create_dir(&path).map_err(io_error(&path))?;
+        Ok(path)
+    }
+
+    pub(crate) fn remove_folder(&self, name: &str) -> Result<(), EmitError> {
+        remove(&self.path.join(name))
     }
 
     /// Puts the folder in its place.

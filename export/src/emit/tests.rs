@@ -165,7 +165,7 @@ fn options() -> Options {
 }
 
 /// A run with one checkpoint of `tiny`, which says that it is what `change` makes of that.
-fn write_run(dir: &Path, change: impl FnOnce(&mut ModelConfig)) -> RunDir {
+pub(crate) fn write_run(dir: &Path, change: impl FnOnce(&mut ModelConfig)) -> RunDir {
     let source = tiny();
     let mut model = source.config.clone();
     assert_eq!(model.a_init, AInit::Paper);

@@ -32,6 +32,12 @@ pub trait Weights: std::fmt::Debug {
     /// # Errors
     /// If they cannot be read.
     fn load(&self, name: &str, spec: &ParameterSpec) -> Result<Vec<f32>, WeightsError>;
+
+    /// Mean squares of the inputs that the matrix called `name` is multiplied by, `[groups · inputs]`:
+    /// how much an error in each column matters. None if nobody has looked.
+    fn importance(&self, _name: &str) -> Option<&[f32]> {
+        None
+    }
 }
 
 /// Why parameters cannot be had.
