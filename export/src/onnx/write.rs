@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use crate::onnx::{
     graph::{Constant, Elements, Graph},
+    packed,
     proto::{self, DataLocation, DataType, Entry, OperatorSet},
     weights::{Weights, WeightsError},
 };
@@ -138,7 +139,8 @@ impl Constant {
             Elements::Parameter(spec) => spec,
             Elements::Packed(spec, packing, order) => {
                 let values = weights.load(&self.name, spec)?;
-                return packing.pack(&values, *order, None).map_err(|source| {
+                let importance = weights.importance(&self.name);
+                return packed::pack(*packing, &values, *order, importance).map_err(|source| {
                     let name = self.name.clone();
                     WriteError::Pack { name, source }
                 });
