@@ -3,5 +3,6 @@
 
 pub mod batches;
 pub mod corpus;
+pub mod sessions;
 pub mod text;
 pub mod tokenizer;
