@@ -63,6 +63,9 @@ impl Target {
     }
 }
 
+/// Place of the nodes that choose each segment's last row.
+pub(crate) const LAST_ROWS: &str = "last_rows";
+
 /// What the graph calls the input that holds a field of the carry.
 pub fn state_name(spec: &TensorSpec) -> String {
     format!("state.{}", spec.path)
@@ -360,7 +363,7 @@ impl Backend for Emitter {
         let Some(Packing { segments, .. }) = &self.step.packing else {
             return x.clone();
         };
-        let place = "last_rows";
+        let place = LAST_ROWS;
         let bounds = [&self.i64s(&[1]), &self.i64s(&[i64::MAX])];
         let ends = self.standard(place, "Slice", &[segments, bounds[0], bounds[1]]);
         let one = self.i32s(&[1]);

@@ -1,5 +1,6 @@
 //! The reading that draws: a model as an ONNX graph, with our operators or with the standard's alone.
 
+pub(crate) mod edit;
 pub mod emitter;
 pub mod graph;
 mod packed;
@@ -12,6 +13,7 @@ pub mod write;
 #[cfg(test)]
 pub(crate) mod tests;
 
+pub use edit::EditError;
 pub use emitter::{Target, emit};
 pub use graph::Graph;
 pub use weights::{Weights, WeightsError};
