@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 #[cfg(feature = "torch")]
 use crate::torch::{eval, sample, train};
-use crate::{data::tokenizer, emit, import, inspect, plot, verify};
+use crate::{data::tokenizer, emit, import, inspect, plot, quantize, verify};
 
 /// Trains the models that Aerie serves, and writes them as bundles.
 #[derive(Debug, Parser)]
@@ -15,7 +15,11 @@ From text to a bundle:
   aerie-export tokenizer --text tales.train.txt --vocab 4096 --out tokenizer.json
   aerie-export train --run runs/tales --preset tales --tokenizer tokenizer.json \\
       --text tales.train.txt --valid tales.valid.txt --documents headings
-  aerie-export sample --run runs/tales --prompt 'Once upon a time'"
+  aerie-export sample --run runs/tales --prompt 'Once upon a time'
+  aerie-export emit --run runs/tales --precision f16 --out models/bundles/tales
+
+To fewer bits:
+  aerie-export quantize models/bundles/tales --precision q4 --out /tmp/tales-q4"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -34,6 +38,7 @@ enum Command {
     Plot(plot::Args),
     Emit(emit::Args),
     Import(import::Args),
+    Quantize(quantize::Args),
     Verify(verify::Args),
     Inspect(inspect::Args),
 }
@@ -55,6 +60,7 @@ impl Cli {
             Command::Plot(args) => plot::run(args),
             Command::Emit(args) => emit::run(args),
             Command::Import(args) => import::run(args),
+            Command::Quantize(args) => quantize::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Inspect(args) => inspect::run(args),
         }

@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod onnx;
 pub mod plot;
 mod progress;
+pub mod quantize;
 pub mod runtime;
 #[cfg(feature = "torch")]
 pub mod torch;
