@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 #[cfg(feature = "torch")]
 use crate::torch::{eval, sample, train};
-use crate::{data::tokenizer, emit, import, inspect, plot, quantize, verify};
+use crate::{compare, data::tokenizer, emit, import, inspect, plot, quantize, verify};
 
 /// Trains the models that Aerie serves, and writes them as bundles.
 #[derive(Debug, Parser)]
@@ -18,8 +18,9 @@ From text to a bundle:
   aerie-export sample --run runs/tales --prompt 'Once upon a time'
   aerie-export emit --run runs/tales --precision f16 --out models/bundles/tales
 
-To fewer bits:
-  aerie-export quantize models/bundles/tales --precision q4 --out /tmp/tales-q4"
+To fewer bits, and what that costs:
+  aerie-export quantize models/bundles/tales --precision q4 --out /tmp/tales-q4
+  aerie-export compare models/bundles/tales /tmp/tales-q4 --text tales.valid.txt"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -39,6 +40,7 @@ enum Command {
     Emit(emit::Args),
     Import(import::Args),
     Quantize(quantize::Args),
+    Compare(compare::Args),
     Verify(verify::Args),
     Inspect(inspect::Args),
 }
@@ -61,6 +63,7 @@ impl Cli {
             Command::Emit(args) => emit::run(args),
             Command::Import(args) => import::run(args),
             Command::Quantize(args) => quantize::run(args),
+            Command::Compare(args) => compare::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Inspect(args) => inspect::run(args),
         }

@@ -1,5 +1,6 @@
 //! Writes a bundle: the graph of a trained or of a random model, its tokenizer and its manifest.
 
+pub(crate) mod scratch;
 pub(crate) mod staging;
 mod tokenizer;
 

@@ -3,6 +3,7 @@
 
 pub mod checkpoint;
 pub mod cli;
+pub mod compare;
 pub mod data;
 pub mod emit;
 pub mod import;

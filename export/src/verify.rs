@@ -7,10 +7,9 @@ mod report;
 mod tests;
 
 use std::{
-    env, fs, io,
+    fs, io,
     ops::RangeInclusive,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
 };
 
 use aerie_models::{
@@ -22,7 +21,7 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use thiserror::Error;
 
 use crate::{
-    emit::{EmitError, parse_tokenizer},
+    emit::{EmitError, parse_tokenizer, scratch::Scratch},
     onnx::{self, Limits, Target, WeightsError, WriteError, weights::Drawn},
     runtime::{Runtime, RuntimeError, Segment, StepGraph},
     verify::report::{Answer, Reading, Report},
@@ -174,8 +173,8 @@ fn verify(
     });
     let scratch = Scratch::new()?;
     let portable = onnx::emit(config, Target::Portable, Precision::F32);
-    onnx::write(portable, "portable", &model.weights, Limits::default(), &scratch.path)?;
-    let mut portable = runtime.open(&scratch.path.join(MODEL_FILE), config, Target::Portable)?;
+    onnx::write(portable, "portable", &model.weights, Limits::default(), scratch.path())?;
+    let mut portable = runtime.open(&scratch.path().join(MODEL_FILE), config, Target::Portable)?;
     let mut readings = Vec::new();
     #[cfg(feature = "torch")]
     readings.push(torch(model, tokens)?);
@@ -290,30 +289,5 @@ impl StepGraph {
                 answers.push(Answer { position: session.1 - 1, logits });
             }
         }
-    }
-}
-
-/// A folder that goes when the command ends.
-struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    fn new() -> Result<Self, VerifyError> {
-        static MADE: AtomicU32 = AtomicU32::new(0);
-        let made = MADE.fetch_add(1, Ordering::Relaxed);
-        let name = format!("aerie-export-verify-{}-{made}", std::process::id());
-        let path = env::temp_dir().join(name);
-        match fs::create_dir(&path) {
-            Ok(()) => Ok(Self { path }),
-            Err(source) => Err(VerifyError::Io { path, source }),
-        }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Best effort: it lies where the system clears up.
-        let _ = fs::remove_dir_all(&self.path);
     }
 }
