@@ -232,6 +232,7 @@ impl Source {
                 data: data.map_or_else(|| text.unwrap_or_default(), str::to_owned),
                 steps: Some(progress.step),
                 tokens: Some(progress.tokens),
+                calibration: None,
             },
         })
     }
@@ -278,6 +279,7 @@ impl Source {
                 data: format!("none: preset {preset} with random weights of seed {seed}"),
                 steps: Some(0),
                 tokens: Some(0),
+                calibration: None,
             },
         })
     }

@@ -203,7 +203,7 @@ pub fn import(request: &Request<'_>) -> Result<Imported, ImportError> {
     let from = fs::canonicalize(request.from).map_err(io_error(request.from))?;
     let from = from.file_name().map(|it| it.to_string_lossy()).unwrap_or_default();
     let data = request.data.map_or_else(|| format!("unknown: imported {from}"), str::to_owned);
-    let provenance = Provenance { tool: emit::tool(), data, steps: None, tokens: None };
+    let provenance = Provenance { tool: emit::tool(), data, ..Provenance::default() };
     let source = Source { config, weights: Box::new(weights), tokenizer, provenance };
     Ok(Imported { source, warnings })
 }

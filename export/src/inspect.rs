@@ -135,7 +135,11 @@ impl Bundle {
         writeln!(f, "  trained on    {}", provenance.data)?;
         let count = |it: Option<u64>| it.map_or_else(|| "unknown".to_owned(), grouped);
         let (steps, tokens) = (count(provenance.steps), count(provenance.tokens));
-        writeln!(f, "  trained for   {steps} steps, {tokens} tokens")
+        writeln!(f, "  trained for   {steps} steps, {tokens} tokens")?;
+        match &provenance.calibration {
+            Some(text) => writeln!(f, "  calibrated by {text}"),
+            None => Ok(()),
+        }
     }
 
     fn fmt_files(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -10,7 +10,7 @@ mod tests;
 
 use std::path::PathBuf;
 
-use aerie_models::{Precision, bundle::TOKENIZER_FILE};
+use aerie_models::{Precision, Provenance, bundle::TOKENIZER_FILE};
 use thiserror::Error;
 
 use crate::{
@@ -165,6 +165,11 @@ fn calibrated(
             importance
         }
     };
-    let weights = Box::new(Calibrated { weights: source.weights, importance });
-    Ok(Source { weights, ..source })
+    let tokens: usize = sessions.iter().map(|it| it.ids.len()).sum();
+    let calibration = Some(format!("{tokens} tokens of {}", text.name()));
+    Ok(Source {
+        weights: Box::new(Calibrated { weights: source.weights, importance }),
+        provenance: Provenance { calibration, ..source.provenance },
+        ..source
+    })
 }

@@ -108,6 +108,9 @@ pub struct Provenance {
     /// Tokens seen in training; none if nobody here knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
+    /// Text by which the scales of weights were chosen, in words; none if by the weights alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
 }
 
 /// Why a bundle is refused.

@@ -91,7 +91,9 @@ fn training_is_quantised_too() {
     let mut line = vec!["--run", run.path().to_str().unwrap(), "--precision", "q4"];
     line.extend(["--out", out.to_str().unwrap(), "--calibrate", text.to_str().unwrap()]);
     quantize(&args(&line), || Ok(runtime.clone())).unwrap();
-    assert_eq!(open(&out).provenance.steps, Some(20));
+    let Provenance { steps, calibration, .. } = open(&out).provenance;
+    assert_eq!(steps, Some(20));
+    assert_eq!(calibration.as_deref(), Some("4001 tokens of 4000.txt"));
     let names =
         fs::read_dir(&out).unwrap().map(|it| it.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = names.collect();
