@@ -74,8 +74,9 @@ pub(crate) trait Isa: Copy {
     fn word(self, x: &i32) -> Self::Bytes;
     /// `sums[l] + Σ_i x[i] · w[4l + i]` for `w` in 0..=15 and the bytes of a word `x`.
     fn dot4(self, sums: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
-    /// `sums[l] + Σ_i x[i] · (w[4l + i] - 128 + DOT8_ZERO)`; no byte of the word `x` is -128.
-    fn dot8(self, sums: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
+    /// `sums[l] + Σ_i x[i] · (w[4l + i] - 128 + DOT8_ZERO)` for each of four vectors of sums and weights
+    /// and the bytes of one word `x`, of which none is -128.
+    fn dot8(self, sums: [Self::Ints; 4], w: [Self::Bytes; 4], x: &i32) -> [Self::Ints; 4];
     /// Each integer rounded to nearest, ties to even.
     fn convert(self, ints: Self::Ints) -> Self::Floats;
 
@@ -164,21 +165,31 @@ impl Avx512 {
     }
 }
 
-/// Four bytes in every lane.
+/// [`Isa::dot8`] as it is to be: left to themselves, compilers bring words of many rows into registers
+/// before they use the first, and have none left for the sums.
 #[cfg(target_arch = "x86_64")]
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn word_avx512(x: &i32) -> __m512i {
-    let mut word;
-    // Left to itself, the compiler gathers words of several rows in a register first.
-    // SAFETY: it reads four bytes that `x` refers to, and writes nothing.
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dot8_avx512(mut sums: [__m512i; 4], w: [__m512i; 4], x: &i32) -> [__m512i; 4] {
+    let [a, b, c, d] = &mut sums;
+    let _word: __m512i;
+    // SAFETY: it reads the four bytes that `x` refers to, and writes nothing.
     unsafe {
         asm!(
-            "vpbroadcastd {}, dword ptr [{}]", out(zmm_reg) word, in(reg) x,
+            "vpbroadcastd {x}, dword ptr [{word}]",
+            "vpdpbusd {a}, {wa}, {x}",
+            "vpdpbusd {b}, {wb}, {x}",
+            "vpdpbusd {c}, {wc}, {x}",
+            "vpdpbusd {d}, {wd}, {x}",
+            x = out(zmm_reg) _word, word = in(reg) x,
+            a = inout(zmm_reg) *a, b = inout(zmm_reg) *b,
+            c = inout(zmm_reg) *c, d = inout(zmm_reg) *d,
+            wa = in(zmm_reg) w[0], wb = in(zmm_reg) w[1],
+            wc = in(zmm_reg) w[2], wd = in(zmm_reg) w[3],
             options(pure, readonly, nostack, preserves_flags)
         );
     }
-    word
+    sums
 }
 
 // SAFETY of all `unsafe` below: only `avx512` makes an `Avx512`, where the machine has the features.
@@ -257,7 +268,7 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     fn word(self, x: &i32) -> __m512i {
-        unsafe { word_avx512(x) }
+        self.ints(*x)
     }
 
     #[inline(always)]
@@ -266,8 +277,8 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn dot8(self, sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
-        self.dot4(sums, w, x)
+    fn dot8(self, sums: [__m512i; 4], w: [__m512i; 4], x: &i32) -> [__m512i; 4] {
+        unsafe { dot8_avx512(sums, w, x) }
     }
 
     #[inline(always)]
@@ -444,13 +455,19 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn dot8(self, sums: [__m256i; 2], w: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
+    fn dot8(self, mut sums: [[__m256i; 2]; 4], w: [[__m256i; 2]; 4], x: &i32) -> [[__m256i; 2]; 4] {
         // |w| · (x with the sign of w): no sum of two leaves 16 bits, as 2 · 128 · 127 does not.
-        let dot = |sums, w, x| unsafe {
+        let x = unsafe { _mm256_set1_epi32(*x) };
+        let dot = |sums, w| unsafe {
             let w = _mm256_xor_si256(w, _mm256_set1_epi8(i8::MIN));
             dot_avx2(sums, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
         };
-        [dot(sums[0], w[0], x[0]), dot(sums[1], w[1], x[1])]
+        for vector in 0..4 {
+            for half in 0..2 {
+                sums[vector][half] = dot(sums[vector][half], w[vector][half]);
+            }
+        }
+        sums
     }
 
     #[inline(always)]
@@ -572,10 +589,13 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn dot8(self, mut sums: [i32; LANES], w: Line, x: Line) -> [i32; LANES] {
-        for (at, (w, x)) in w.into_iter().zip(x).enumerate() {
-            let product = (i32::from(w) - 128) * i32::from(x.cast_signed());
-            sums[at / 4] = sums[at / 4].wrapping_add(product);
+    fn dot8(self, mut sums: [[i32; LANES]; 4], w: [Line; 4], x: &i32) -> [[i32; LANES]; 4] {
+        let x = x.to_le_bytes().map(u8::cast_signed);
+        for (sums, w) in sums.iter_mut().zip(&w) {
+            for (at, w) in w.iter().enumerate() {
+                let product = (i32::from(*w) - 128) * i32::from(x[at % 4]);
+                sums[at / 4] = sums[at / 4].wrapping_add(product);
+            }
         }
         sums
     }

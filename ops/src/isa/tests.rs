@@ -15,14 +15,19 @@ impl Lanes for Everything<'_> {
         let sum: i32 = self.x.iter().map(|&it| i32::from(it)).sum();
         let w = isa.bytes(self.w);
         let [low, high] = [isa.low(w), isa.high(w)];
-        let x = isa.word(&i32::from_le_bytes(self.x.map(i8::cast_unsigned)));
+        let word = i32::from_le_bytes(self.x.map(i8::cast_unsigned));
+        let x = isa.word(&word);
         let [first, second] = isa.nibbles(self.w.last_chunk().unwrap());
         let spread = isa.spread(high, first);
+        let zero = isa.ints(-I::DOT8_ZERO * sum);
+        let [a, b, c, d] = isa.dot8([zero; 4], [w, spread, high, w], &word);
         let ints = [
             isa.dot4(isa.ints(-7), low, x),
             isa.dot4(isa.ints(1 << 20), high, x),
-            isa.dot8(isa.ints(-I::DOT8_ZERO * sum), w, x),
-            isa.dot8(isa.ints(-I::DOT8_ZERO * sum), spread, x),
+            a,
+            b,
+            c,
+            d,
             isa.add_ints(isa.ints(i32::MAX), isa.ints(-3)),
             isa.mul_ints(isa.dot4(isa.ints(0), low, x), second),
         ];
@@ -69,7 +74,7 @@ fn every_set_of_instructions_gives_the_same_bits() {
             found
         };
         let plain = run(&|it| it.run(Portable));
-        assert_eq!(plain.len(), 11 * LANES + 64 + LANES + 4);
+        assert_eq!(plain.len(), 13 * LANES + 64 + LANES + 4);
         assert_eq!(run(&|it| best(it)), plain);
         #[cfg(target_arch = "x86_64")]
         if Avx2::detected() {
@@ -86,8 +91,9 @@ fn dot8_is_what_it_says() {
     let dot = |lane: usize| -> i32 {
         (0..4).map(|i| (i32::from(w[4 * lane + i]) - 128) * i32::from(x[i])).sum()
     };
-    let word = Portable.word(&i32::from_le_bytes(x.map(i8::cast_unsigned)));
-    assert_eq!(Portable.dot8([5; LANES], w, word), std::array::from_fn(|lane| 5 + dot(lane)));
+    let word = i32::from_le_bytes(x.map(i8::cast_unsigned));
+    let expected = std::array::from_fn(|lane| 5 + dot(lane));
+    assert_eq!(Portable.dot8([[5; LANES]; 4], [w; 4], &word), [expected; 4]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Inputs of a product as bytes, quantised while it runs.
 
 use crate::{
-    isa::{Isa, Lanes, QUANTISED, best},
+    isa::{Isa, LANES, Lanes, QUANTISED, best},
     matmul::packing::{BLOCK, Packing},
     simd::{Cut, Parallel, for_each_tile},
 };
@@ -15,29 +15,22 @@ const SPAN_BLOCKS: usize = SPAN / BLOCK;
 
 /// Rows of bytes, with a scale for each span.
 ///
-/// A row of the product becomes one for each group. It is kept in words of 32 bits, so that it is cut
-/// among threads as the results are:
-///
-/// | words | |
-/// |---|---|
-/// | `depth / 4` | the bytes by fours, padded with 0 |
-/// | `depth / 16` | the sum of each block's bytes |
-/// | spans | the sum of each span's bytes |
-/// | spans | the bits of each span's scale: an input is its scale times its byte |
+/// It is `[groups, spans, rows]` of [`Span`]: the spans that meet the same weights lie side by side.
 #[derive(Debug, Default)]
 pub(super) struct Quantised {
-    /// Inputs of a row with their padding.
-    depth: usize,
-    words: Vec<i32>,
+    rows: usize,
+    spans: usize,
+    data: Vec<Span>,
 }
 
-/// One span of a row.
+/// One span of a row: inputs are the scale times their bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Span<'a> {
-    /// Bytes by fours.
-    pub(super) words: &'a [i32],
+#[repr(align(64))]
+pub(super) struct Span {
+    /// Bytes by fours, padded with 0.
+    pub(super) words: [i32; SPAN_WORDS],
     /// Sum of each block's bytes.
-    pub(super) blocks: &'a [i32],
+    pub(super) blocks: [i32; SPAN_BLOCKS],
     /// Of all bytes.
     pub(super) sum: i32,
     pub(super) scale: f32,
@@ -49,81 +42,64 @@ impl Quantised {
     /// A span that holds an infinity or a NaN gets NaN as its scale, and so has every result that it
     /// reaches.
     pub(super) fn set(&mut self, packing: &Packing, x: &[f32], parallel: &impl Parallel) {
-        let inputs = packing.inputs;
-        self.depth = inputs.next_multiple_of(QUANTISED);
-        let width = self.width();
-        self.words.resize(x.len() / inputs * width, 0);
-        // A row costs about as much as eight multiply-adds for each input.
-        let cut = Cut { rows: ROWS, columns: width, work: 8 * x.len() };
-        let depth = self.depth;
-        for_each_tile(parallel, cut, &mut self.words, width, |[row, _], mut tile| {
-            for n in 0..tile.rows() {
-                let x = &x[(row + n) * inputs..][..inputs];
-                best(Row { x, depth, words: tile.row_mut(n) });
+        let Packing { groups, inputs, .. } = *packing;
+        self.rows = x.len() / (groups * inputs);
+        self.spans = inputs.div_ceil(SPAN);
+        let (rows, spans) = (self.rows, self.spans);
+        let len = groups * spans * rows;
+        self.data.resize(self.data.len().max(len), Span::ZERO);
+        // An input costs about as much as eight multiply-adds.
+        let cut = Cut { rows: groups * spans, columns: ROWS, work: 8 * x.len() };
+        for_each_tile(parallel, cut, &mut self.data[..len], rows, |[_, row], mut tile| {
+            for place in 0..tile.rows() {
+                let (group, span) = (place / spans, place % spans);
+                let inputs = span * SPAN..inputs.min(span * SPAN + SPAN);
+                for (row, span) in (row..).zip(tile.row_mut(place)) {
+                    let x = &x[(row * groups + group) * packing.inputs..][inputs.clone()];
+                    best(Quantise { x, span });
+                }
             }
         });
     }
 
-    /// Words of a row.
-    fn width(&self) -> usize {
-        self.depth / 4 + self.depth / BLOCK + 2 * self.spans()
+    /// Span `span` of each row of `group`.
+    pub(super) fn rows(&self, group: usize, span: usize) -> &[Span] {
+        &self.data[(group * self.spans + span) * self.rows..][..self.rows]
     }
+}
 
-    fn spans(&self) -> usize {
-        self.depth.div_ceil(SPAN)
-    }
-
-    /// Span `span` of row `row`; rows are counted group by group.
-    #[inline(always)]
-    pub(super) fn span(&self, row: usize, span: usize) -> Span<'_> {
-        let row = &self.words[row * self.width()..][..self.width()];
-        let (words, rest) = row.split_at(self.depth / 4);
-        let (blocks, rest) = rest.split_at(self.depth / BLOCK);
-        let (sums, scales) = rest.split_at(self.spans());
-        Span {
-            words: &words[span * SPAN_WORDS..(span * SPAN_WORDS + SPAN_WORDS).min(words.len())],
-            blocks: &blocks
-                [span * SPAN_BLOCKS..(span * SPAN_BLOCKS + SPAN_BLOCKS).min(blocks.len())],
-            sum: sums[span],
-            scale: f32::from_bits(scales[span].cast_unsigned()),
-        }
-    }
+impl Span {
+    const ZERO: Self =
+        Self { words: [0; SPAN_WORDS], blocks: [0; SPAN_BLOCKS], sum: 0, scale: 0.0 };
 }
 
 /// Rows that a thread quantises at a time.
 const ROWS: usize = 8;
 
-struct Row<'a> {
+struct Quantise<'a> {
     x: &'a [f32],
-    depth: usize,
-    words: &'a mut [i32],
+    span: &'a mut Span,
 }
 
-impl Lanes for Row<'_> {
+impl Lanes for Quantise<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { x, depth, words } = self;
-        let (words, rest) = words.split_at_mut(depth / 4);
-        let (blocks, rest) = rest.split_at_mut(depth / BLOCK);
-        let (sums, scales) = rest.split_at_mut(depth.div_ceil(SPAN));
-        let spans = words.chunks_mut(SPAN_WORDS).zip(blocks.chunks_mut(SPAN_BLOCKS));
-        let totals = sums.iter_mut().zip(scales);
-        for (((words, blocks), (sum, scale)), x) in spans.zip(totals).zip(x.chunks(SPAN)) {
-            let max = largest(x);
-            let inverse = if max < TINY { 0.0 } else { 127.0 / max };
-            let found = if max.is_finite() { max / 127.0 } else { f32::NAN };
-            *scale = found.to_bits().cast_signed();
-            let (whole, rest) = x.as_chunks();
-            let mut last = [0.0; QUANTISED];
-            last[..rest.len()].copy_from_slice(rest);
-            let to = words.as_chunks_mut().0.iter_mut().zip(blocks.as_chunks_mut().0);
-            for ((words, blocks), x) in to.zip(whole.iter().chain([&last])) {
-                isa.quantise(x, inverse, words, blocks);
-            }
-            *sum = blocks.iter().sum();
+        let Self { x, span } = self;
+        let max = largest(x);
+        let inverse = if max < TINY { 0.0 } else { 127.0 / max };
+        span.scale = if max.is_finite() { max / 127.0 } else { f32::NAN };
+        let (whole, rest) = x.as_chunks();
+        let mut last = [0.0; QUANTISED];
+        last[..rest.len()].copy_from_slice(rest);
+        let x = whole.iter().chain((!rest.is_empty()).then_some(&last));
+        let words = span.words.as_chunks_mut::<LANES>().0;
+        let places = words.iter_mut().zip(span.blocks.as_chunks_mut().0);
+        for ((words, blocks), x) in places.zip(x.chain(std::iter::repeat(&[0.0; QUANTISED]))) {
+            isa.quantise(x, inverse, words, blocks);
         }
+        span.sum = span.blocks.iter().sum();
     }
 }
 

@@ -53,6 +53,10 @@ struct Desk {
 /// have them spread out before.
 const NIBBLE_ROWS_MAX: usize = 12;
 
+/// Words of inputs between two looks ahead.
+const TURN: usize = UNIT / 4;
+/// What they are multiplied with.
+type Turn = [[Line; VECTORS]; TURN];
 /// A row's results for one panel.
 type Sums = [f32; PANEL];
 
@@ -126,19 +130,20 @@ impl Product<'_> {
         let span_bytes = self.packing.span_bytes();
         for (span, weights) in weights.chunks(span_bytes).enumerate() {
             let units = weights.as_chunks().0;
-            let x = &Rows { x, first: self.input_row(0), step: self.packing.groups, span };
+            let x = &x.rows(self.group, span)[self.row..][..sums.len()];
             let next = &panel[SCALES_BYTES + span * span_bytes + weights.len()..];
             let next = &next[..next.len().min(span_bytes)];
             if self.packing.format == Format::Q8 {
-                multiply(run, Form::Bytes(lines(weights)), x, sums, next);
+                multiply(run, Form::Bytes(turns(lines(weights))), x, sums, next);
             } else if let [sums] = sums {
-                run.run(Row { units, x: x.row(0), sums, next });
+                let ahead = Ahead::new(next, units.len());
+                run.run(Row { units, x: &x[0], sums, ahead });
             } else if sums.len() <= NIBBLE_ROWS_MAX {
                 multiply(run, Form::Nibbles(units), x, sums, next);
             } else {
                 let bytes = &mut bytes[..units.len() * UNIT / 4];
                 run.run(Spread { units, bytes });
-                multiply(run, Form::Bytes(bytes), x, sums, next);
+                multiply(run, Form::Bytes(turns(bytes)), x, sums, next);
             }
         }
     }
@@ -169,39 +174,29 @@ impl Product<'_> {
     }
 }
 
-/// One span of some rows of inputs.
-struct Rows<'a> {
-    x: &'a Quantised,
-    first: usize,
-    step: usize,
-    span: usize,
-}
-
-impl<'a> Rows<'a> {
-    #[inline(always)]
-    fn row(&self, row: usize) -> Span<'a> {
-        self.x.span(self.first + row * self.step, self.span)
-    }
-}
-
 /// Weights of a span of a panel.
 #[derive(Clone, Copy)]
 enum Form<'a> {
-    Bytes(&'a [[Line; VECTORS]]),
+    Bytes(&'a [Turn]),
     Nibbles(&'a [[u8; UNIT_BYTES]]),
 }
 
 /// All rows by a span of one panel: as few tiles of rows as there can be, as alike as there can be.
 /// Meanwhile `next` comes closer.
-fn multiply(run: impl Run, weights: Form<'_>, x: &Rows<'_>, sums: &mut [Sums], next: &[u8]) {
+fn multiply(run: impl Run, weights: Form<'_>, x: &[Span], sums: &mut [Sums], next: &[u8]) {
     let rows = sums.len();
     let tiles = rows.div_ceil(run.run(RowsMax));
     let each = rows.div_ceil(tiles);
     let large = rows + tiles - tiles * each;
+    let turns = match weights {
+        Form::Bytes(turns) => turns.len(),
+        Form::Nibbles(units) => units.len(),
+    };
+    let mut ahead = Ahead::new(next, tiles * turns);
     let (large, small) = sums.split_at_mut(each * large);
-    let after = large.len();
-    for (each, row, sums, next) in [(each, 0, large, next), (each - 1, after, small, &[])] {
-        let tiles = Tiles { x, row, next, sums };
+    let (x, x_small) = x.split_at(large.len());
+    for (each, x, sums) in [(each, x, large), (each - 1, x_small, small)] {
+        let tiles = Tiles { x, sums, ahead: &mut ahead };
         match each {
             1 => tiles.multiply::<1>(run, weights),
             2 => tiles.multiply::<2>(run, weights),
@@ -214,18 +209,35 @@ fn multiply(run: impl Run, weights: Form<'_>, x: &Rows<'_>, sums: &mut [Sums], n
     }
 }
 
-/// Tiles of as many rows each.
-struct Tiles<'a> {
-    x: &'a Rows<'a>,
-    /// First of the rows.
-    row: usize,
-    /// As many as there are rows.
-    sums: &'a mut [Sums],
-    /// Weights that come next.
-    next: &'a [u8],
+/// Weights that will be needed next, brought closer bit by bit while others are multiplied.
+struct Ahead<'a> {
+    rest: &'a [u8],
+    /// Bytes of a turn.
+    each: usize,
 }
 
-impl Tiles<'_> {
+impl<'a> Ahead<'a> {
+    fn new(rest: &'a [u8], turns: usize) -> Self {
+        Self { rest, each: rest.len().div_ceil(turns).next_multiple_of(LINE) }
+    }
+
+    #[inline(always)]
+    fn turn(&mut self, isa: impl Isa) {
+        let (now, rest) = self.rest.split_at(self.each.min(self.rest.len()));
+        isa.fetch(now);
+        self.rest = rest;
+    }
+}
+
+/// Tiles of as many rows each.
+struct Tiles<'a, 'n> {
+    x: &'a [Span],
+    /// Of the rows.
+    sums: &'a mut [Sums],
+    ahead: &'a mut Ahead<'n>,
+}
+
+impl Tiles<'_, '_> {
     fn multiply<const N: usize>(self, run: impl Run, weights: Form<'_>) {
         match weights {
             Form::Bytes(weights) => run.run(Bytes::<N> { weights, tiles: self }),
@@ -313,30 +325,28 @@ fn bf16_pair<I: Isa, const N: usize>(
 
 /// Tiles of `N` rows by a span of a panel of 8 bits: sums of products of bytes, exact; then scaled and
 /// added.
-struct Bytes<'a, const N: usize> {
-    weights: &'a [[Line; VECTORS]],
-    tiles: Tiles<'a>,
+struct Bytes<'a, 'n, const N: usize> {
+    weights: &'a [Turn],
+    tiles: Tiles<'a, 'n>,
 }
 
-impl<const N: usize> Lanes for Bytes<'_, N> {
+impl<const N: usize> Lanes for Bytes<'_, '_, N> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Self { weights, tiles } = self;
-        let mut next = tiles.next.chunks(size_of_val(&weights[0]));
-        for (tile, to) in tiles.sums.as_chunks_mut::<N>().0.iter_mut().enumerate() {
-            let (words, scales, mut sums) =
-                start::<I, N>(isa, tiles.x, tiles.row + tile * N, weights.len());
-            for (lines, words) in weights.iter().zip(abreast(words, weights.len())) {
-                isa.fetch(next.next().unwrap_or_default());
-                let weights = lines.each_ref().map(|line| isa.bytes(line));
-                sums = dot(isa, sums, weights, words);
+        let tiles_x = tiles.x.as_chunks::<N>().0;
+        for (x, to) in tiles_x.iter().zip(tiles.sums.as_chunks_mut::<N>().0) {
+            let mut sums = start(isa, x);
+            for (at, turn) in weights.iter().enumerate() {
+                tiles.ahead.turn(isa);
+                for (step, lines) in turn.iter().enumerate() {
+                    let weights = lines.each_ref().map(|line| isa.bytes(line));
+                    sums = dot(isa, sums, weights, x, at * TURN + step);
+                }
             }
-            let sums = settle(sums);
-            for n in 0..N {
-                add_scaled(isa, &mut to[n], sums[n], scales[n]);
-            }
+            finish(isa, to, sums, x);
         }
     }
 }
@@ -345,10 +355,9 @@ impl<const N: usize> Lanes for Bytes<'_, N> {
 /// multiplier, which takes the fewest instructions for each weight.
 struct Row<'a> {
     units: &'a [[u8; UNIT_BYTES]],
-    x: Span<'a>,
+    x: &'a Span,
     sums: &'a mut Sums,
-    /// Weights that come next.
-    next: &'a [u8],
+    ahead: Ahead<'a>,
 }
 
 impl Lanes for Row<'_> {
@@ -356,13 +365,12 @@ impl Lanes for Row<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Self { units, x, sums: to, next } = self;
+        let Self { units, x, sums: to, mut ahead } = self;
         let words = x.words.as_chunks::<4>().0.as_chunks::<2>().0;
         let blocks = x.blocks.as_chunks::<2>().0;
-        let mut next = next.chunks(UNIT_BYTES);
         let mut sums = [isa.ints(0); VECTORS];
         for ((unit, words), blocks) in units.iter().zip(words).zip(blocks) {
-            isa.fetch(next.next().unwrap_or_default());
+            ahead.turn(isa);
             let (multipliers, weights) = unit.split_at(PANEL);
             let multipliers = multipliers.as_chunks::<LANES>().0;
             let lines = lines(weights);
@@ -386,25 +394,23 @@ impl Lanes for Row<'_> {
 
 /// Tiles of `N` rows by a span of a panel of 4 bits, which are spread out to bytes as they come: the
 /// same sums.
-struct Nibbles<'a, const N: usize> {
+struct Nibbles<'a, 'n, const N: usize> {
     units: &'a [[u8; UNIT_BYTES]],
-    tiles: Tiles<'a>,
+    tiles: Tiles<'a, 'n>,
 }
 
-impl<const N: usize> Lanes for Nibbles<'_, N> {
+impl<const N: usize> Lanes for Nibbles<'_, '_, N> {
     type Output = ();
 
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "columns of an array of arrays")]
     fn run<I: Isa>(self, isa: I) {
         let Self { units, tiles } = self;
-        let mut next = tiles.next.chunks(UNIT_BYTES);
-        let words_len = units.len() * UNIT / 4;
-        for (tile, to) in tiles.sums.as_chunks_mut::<N>().0.iter_mut().enumerate() {
-            let (words, scales, mut sums) =
-                start::<I, N>(isa, tiles.x, tiles.row + tile * N, words_len);
-            let words = words.map(|it| it.as_chunks::<{ UNIT / 4 }>().0);
-            for (unit, words) in units.iter().zip(abreast(words, units.len())) {
-                isa.fetch(next.next().unwrap_or_default());
+        let tiles_x = tiles.x.as_chunks::<N>().0;
+        for (x, to) in tiles_x.iter().zip(tiles.sums.as_chunks_mut::<N>().0) {
+            let mut sums = start(isa, x);
+            for (at, unit) in units.iter().enumerate() {
+                tiles.ahead.turn(isa);
                 let (multipliers, weights) = unit.split_at(PANEL);
                 let multipliers = multipliers.as_chunks::<LANES>().0;
                 let lines = lines(weights);
@@ -416,53 +422,52 @@ impl<const N: usize> Lanes for Nibbles<'_, N> {
                         low[vector] = isa.spread(isa.low(line), first);
                         high[vector] = isa.spread(isa.high(line), second);
                     }
-                    sums = dot(isa, sums, low, words.map(|it| &it[j]));
-                    sums = dot(isa, sums, high, words.map(|it| &it[4 + j]));
+                    sums = dot(isa, sums, low, x, at * TURN + j);
+                    sums = dot(isa, sums, high, x, at * TURN + 4 + j);
                 }
             }
-            let sums = settle(sums);
-            for n in 0..N {
-                add_scaled(isa, &mut to[n], sums[n], scales[n]);
-            }
+            finish(isa, to, sums, x);
         }
     }
 }
 
-/// What a tile of rows from `row` on begins with: `len` words of bytes, scales, and sums.
+/// What the sums of a tile begin with.
 #[inline(always)]
-fn start<'x, I: Isa, const N: usize>(
-    isa: I,
-    x: &Rows<'x>,
-    row: usize,
-    len: usize,
-) -> ([&'x [i32]; N], [f32; N], [[I::Ints; VECTORS]; N]) {
-    let mut words: [&[i32]; N] = [&[]; N];
-    let mut scales = [0.0; N];
+fn start<I: Isa, const N: usize>(isa: I, x: &[Span; N]) -> [[I::Ints; VECTORS]; N] {
     let mut sums = [[isa.ints(0); VECTORS]; N];
     // A loop, as a closure might be left to be called.
     for n in 0..N {
-        let span = x.row(row + n);
-        (words[n], scales[n]) = (&span.words[..len], span.scale);
-        sums[n] = [isa.ints(span.sum.wrapping_mul(-I::DOT8_ZERO)); VECTORS];
+        sums[n] = [isa.ints(x[n].sum.wrapping_mul(-I::DOT8_ZERO)); VECTORS];
     }
-    (words, scales, sums)
+    sums
 }
 
-/// Adds the products of four inputs of each row.
+/// Adds the products of one word of each row.
 #[inline(always)]
 fn dot<I: Isa, const N: usize>(
     isa: I,
     mut sums: [[I::Ints; VECTORS]; N],
     weights: [I::Bytes; VECTORS],
-    words: [&i32; N],
+    x: &[Span; N],
+    word: usize,
 ) -> [[I::Ints; VECTORS]; N] {
     for n in 0..N {
-        let word = isa.word(words[n]);
-        for vector in 0..VECTORS {
-            sums[n][vector] = isa.dot8(sums[n][vector], weights[vector], word);
-        }
+        sums[n] = isa.dot8(sums[n], weights, &x[n].words[word]);
     }
     sums
+}
+
+/// Adds a tile's sums to its results.
+#[inline(always)]
+fn finish<I: Isa, const N: usize>(
+    isa: I,
+    to: &mut [Sums; N],
+    sums: [[I::Ints; VECTORS]; N],
+    x: &[Span; N],
+) {
+    for n in 0..N {
+        add_scaled(isa, &mut to[n], sums[n], x[n].scale);
+    }
 }
 
 /// Spreads units of a panel of 4 bits out to the bytes of an 8-bit one.
@@ -568,6 +573,12 @@ impl Lanes for Finish<'_> {
 #[inline(always)]
 fn settle<T>(sums: T) -> T {
     hint::black_box(sums)
+}
+
+/// By turns; there are whole ones, as weights are padded.
+#[inline(always)]
+fn turns(lines: &[[Line; VECTORS]]) -> &[Turn] {
+    lines.as_chunks().0
 }
 
 /// Bytes by fours of vectors.
