@@ -20,6 +20,7 @@ pub mod rope;
 pub mod schema;
 pub mod segments;
 pub mod shape;
+pub mod softmax;
 
 mod isa;
 mod math;

@@ -6,6 +6,8 @@ mod tests;
 
 use std::cmp::Ordering;
 
+use aerie_ops::softmax::{self, BLOCK, argmax};
+
 /// How a token is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
@@ -20,7 +22,11 @@ pub struct Sampling {
 /// Draws tokens; holds the scratch memory for one vocabulary.
 #[derive(Debug)]
 pub struct Sampler {
-    /// Kept from draw to draw, so that none allocates.
+    /// Proportional to the probabilities, one for each token. As all scratch memory, kept from draw to
+    /// draw, so that none allocates.
+    weights: Vec<f32>,
+    /// Sums of each [`BLOCK`] of weights.
+    sums: Vec<f64>,
     candidates: Vec<Candidate>,
 }
 
@@ -47,30 +53,50 @@ impl Sampling {
 impl Sampler {
     /// A sampler for `vocab` tokens.
     pub fn new(vocab: u32) -> Self {
-        Self { candidates: Vec::with_capacity(vocab as usize) }
+        let vocab = vocab as usize;
+        Self {
+            weights: Vec::with_capacity(vocab),
+            sums: Vec::with_capacity(vocab.div_ceil(BLOCK)),
+            candidates: Vec::with_capacity(vocab),
+        }
     }
 
     /// Draws a token; none if no logit is finite. Logits that are not a number are never drawn.
     ///
     /// # Numerics
-    /// Weights and their sums are f64, added in descending order of the logits, so that the result
-    /// does not depend on how the vocabulary is laid out; ties go to the lower token.
+    /// Weights are f32; their sums are f64, in the order of the tokens, or in descending order of the
+    /// logits where not all are kept; then ties go to the lower token.
     pub fn draw(&mut self, sampling: Sampling, logits: &[f32], draw: Draw) -> Option<u32> {
         let (best, top) = argmax(logits)?;
-        if sampling.temperature == 0.0 || sampling.top_k == 1 {
-            return Some(best);
+        let scale = 1.0 / sampling.temperature;
+        if !scale.is_finite() || sampling.top_k == 1 {
+            return Some(token(best));
         }
-        let scale = 1.0 / f64::from(sampling.temperature);
+        self.weights.resize(logits.len(), 0.0);
+        self.sums.resize(logits.len().div_ceil(BLOCK), 0.0);
+        softmax::weights(logits, top, scale, &mut self.weights, &mut self.sums);
+        let total = self.sums.iter().sum();
+        if sampling.top_k == 0 && 1.0 <= sampling.top_p {
+            return Some(self.among_all(unit(draw) * total).unwrap_or(token(best)));
+        }
+
+        // What is below an even share of what may be cut off is never needed to reach the rest.
+        let negligible = match sampling.top_k {
+            0 => (1.0 - f64::from(sampling.top_p)) * total / logits.len() as f64,
+            _ => 0.0,
+        };
         self.candidates.clear();
-        self.candidates.extend((0..).zip(logits).filter(|(_, logit)| logit.is_finite()).map(
-            |(token, &logit)| Candidate {
-                token,
-                logit,
-                weight: ((f64::from(logit) - f64::from(top)) * scale).exp(),
-            },
-        ));
-        self.keep_top_k(sampling.top_k);
-        let total = self.keep_top_p(sampling.top_p);
+        self.candidates.extend(
+            (0..)
+                .zip(logits.iter().zip(&self.weights))
+                .map(|(token, (&logit, &weight))| Candidate { token, logit, weight: weight.into() })
+                .filter(|it| it.logit.is_finite() && negligible <= it.weight),
+        );
+        let total = match sampling.top_k {
+            0 => total,
+            top_k => self.keep_top_k(top_k),
+        };
+        let total = self.keep_top_p(sampling.top_p, total);
 
         let mut left = unit(draw) * total;
         for candidate in &self.candidates {
@@ -83,20 +109,43 @@ impl Sampler {
         self.candidates.last().map(|candidate| candidate.token)
     }
 
-    fn keep_top_k(&mut self, top_k: u32) {
+    /// The token at which the weights before it and its own exceed `left`; none if rounding has left a
+    /// sliver beyond the last.
+    fn among_all(&self, mut left: f64) -> Option<u32> {
+        let within = |sum: &f64| {
+            left -= sum;
+            left < 0.0
+        };
+        let block = self.sums.iter().position(within)?;
+        left += self.sums[block];
+        let first = block * BLOCK;
+        let weights = &self.weights[first..self.weights.len().min(first + BLOCK)];
+        let mut last = None;
+        for (at, &weight) in weights.iter().enumerate().filter(|(_, weight)| 0.0 < **weight) {
+            last = Some(token(first + at));
+            left -= f64::from(weight);
+            if left < 0.0 {
+                break;
+            }
+        }
+        last
+    }
+
+    /// Returns the weight left.
+    fn keep_top_k(&mut self, top_k: u32) -> f64 {
         let k = top_k as usize;
-        if 0 < k && k < self.candidates.len() {
+        if k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(k - 1, descending);
             self.candidates.truncate(k);
         }
+        self.candidates.iter().map(|candidate| candidate.weight).sum()
     }
 
-    /// Cuts to the smallest set that reaches `top_p` of the weight; returns the weight left.
-    fn keep_top_p(&mut self, top_p: f32) -> f64 {
+    /// Cuts to the smallest set that reaches `top_p` of `total`; returns the weight left.
+    fn keep_top_p(&mut self, top_p: f32, total: f64) -> f64 {
         if 1.0 <= top_p {
-            return self.candidates.iter().map(|candidate| candidate.weight).sum();
+            return total;
         }
-        let total: f64 = self.candidates.iter().map(|candidate| candidate.weight).sum();
         let wanted = f64::from(top_p) * total;
         // Most often a handful of tokens suffices: sorted is a prefix, grown until it reaches.
         let mut sorted = 0;
@@ -123,15 +172,8 @@ impl Sampler {
     }
 }
 
-/// The lowest of the tokens with the highest logit, and that logit.
-fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
-    let mut best = None;
-    for (token, &logit) in (0..).zip(logits) {
-        if logit.is_finite() && best.is_none_or(|(_, top)| top < logit) {
-            best = Some((token, logit));
-        }
-    }
-    best
+fn token(place: usize) -> u32 {
+    u32::try_from(place).expect("a vocabulary is counted by u32")
 }
 
 /// Higher logits first, then lower tokens.
