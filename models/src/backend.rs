@@ -33,6 +33,17 @@ pub trait Backend {
         bias: Option<&Self::Tensor>,
     ) -> Self::Tensor;
 
+    /// [`Backend::linear`] with something that follows it.
+    fn linear_then(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::Tensor,
+        bias: Option<&Self::Tensor>,
+        then: Then,
+    ) -> Self::Tensor {
+        then_in_parts(self, &self.linear(x, weight, bias), then)
+    }
+
     /// `gelu(x · gateᵀ + gate_bias) ⊙ (x · upᵀ + up_bias)`, of two weights with their biases as for
     /// [`Backend::linear`].
     fn gated_linear(
@@ -127,6 +138,22 @@ pub trait Backend {
         keys: &Self::Tensor,
         values: &Self::Tensor,
     ) -> (Self::Tensor, [Self::Tensor; 2]);
+}
+
+/// What follows a product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Then {
+    Gelu,
+    /// `c · tanh(y / c)`
+    SoftCap(f32),
+}
+
+/// What follows a product in other operations.
+pub fn then_in_parts<B: Backend + ?Sized>(backend: &B, y: &B::Tensor, then: Then) -> B::Tensor {
+    match then {
+        Then::Gelu => backend.gelu(y),
+        Then::SoftCap(cap) => backend.scale(&backend.tanh(&backend.scale(y, cap.recip())), cap),
+    }
 }
 
 /// [`Backend::gated_linear`] in other operations: what it is where nothing does it at once.

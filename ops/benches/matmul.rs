@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use aerie_ops::{
     Serial,
-    matmul::{Activations, Format, MatMul, Order, Packing, Scratch, Weights, matmul},
+    matmul::{Activations, Format, MatMul, Order, Packing, Scratch, Then, Weights, matmul},
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -56,7 +56,7 @@ fn products(criterion: &mut Criterion) {
                 bencher.iter(|| {
                     turn = (turn + 1) % copies.len();
                     let weights = Weights { packed: &copies[turn], bias: None };
-                    let product = MatMul { packing, weights, gated: None, activations };
+                    let product = MatMul { packing, weights, then: Then::Nothing, activations };
                     matmul(&product, &x, &mut y, &mut scratch, &Serial);
                 });
             });

@@ -55,6 +55,13 @@ pub(crate) fn gelu(x: f32) -> f32 {
     x * sigmoid(TWICE_ROOT * (0.044_715 * x * x).mul_add(x, x))
 }
 
+/// `c · tanh(x / c)`, by `tanh(y) = expm1(2y) / (expm1(2y) + 2)`.
+#[inline(always)]
+pub(crate) fn soft_cap(x: f32, cap: f32) -> f32 {
+    let Exp { expm1, .. } = exp_pair(2.0 * x / cap);
+    cap * (expm1 / (expm1 + 2.0))
+}
+
 /// `ln(1 + exp(p))` without overflow or cancellation.
 pub(crate) fn softplus(p: f64) -> f64 {
     p.max(0.0) + (-p.abs()).exp().ln_1p()

@@ -22,9 +22,30 @@ use crate::simd::{Cut, Parallel, for_each_tile, widest};
 pub struct MatMul<'a> {
     pub packing: Packing,
     pub weights: Weights<'a>,
-    /// Weights of a second product of the same inputs, `u`; the result is then `gelu(y) ⊙ u`.
-    pub gated: Option<Weights<'a>>,
+    pub then: Then<'a>,
     pub activations: Activations,
+}
+
+/// What a product's results become.
+#[derive(Clone, Copy, Debug)]
+pub enum Then<'a> {
+    Nothing,
+    /// `gelu(y)`, in its tanh form.
+    Gelu,
+    /// `c · tanh(y / c)`
+    SoftCap(f32),
+    /// `gelu(y) ⊙ u`, with a second product `u` of the same inputs.
+    GeluTimes(Weights<'a>),
+}
+
+impl<'a> Then<'a> {
+    /// Weights of the second product.
+    fn second(self) -> Option<Weights<'a>> {
+        match self {
+            Self::GeluTimes(weights) => Some(weights),
+            Self::Nothing | Self::Gelu | Self::SoftCap(_) => None,
+        }
+    }
 }
 
 /// What inputs are multiplied with.
@@ -55,7 +76,7 @@ const ROWS: usize = 128;
 const TILE_WEIGHTS_MIN: usize = 1 << 16;
 
 /// Computes `y[n, g·o + j] = bias[g·o + j] + Σ_i x[n, g·k + i] · w[g, j, i]` for `k` inputs and `o`
-/// outputs of each group; or `gelu(y) ⊙ u` with a second product `u`, GELU in its tanh form.
+/// outputs of each group, and then what [`Then`] says.
 ///
 /// # Shapes
 /// - `x`: `[N, groups · inputs]`; `y`: `[N, groups · outputs]`
@@ -74,10 +95,10 @@ pub fn matmul(
     scratch: &mut Scratch,
     parallel: &impl Parallel,
 ) {
-    let MatMul { packing, weights, gated, activations } = *product;
+    let MatMul { packing, weights, then, activations } = *product;
     let Packing { format, groups, inputs, outputs } = packing;
     assert!(0 < groups && 0 < inputs && 0 < outputs, "no extent is 0");
-    for Weights { packed, bias } in [weights].into_iter().chain(gated) {
+    for Weights { packed, bias } in [weights].into_iter().chain(then.second()) {
         assert_eq!(
             packed.len(),
             packing.shape().iter().product(),
@@ -101,11 +122,11 @@ pub fn matmul(
         1 => TILE_WEIGHTS_MIN.div_ceil(inputs * PANEL) * PANEL,
         _ => outputs,
     };
-    let products = 1 + usize::from(gated.is_some());
+    let products = 1 + usize::from(then.second().is_some());
     let cut = Cut { rows: ROWS, columns, work: rows * groups * inputs * outputs * products };
     for_each_tile(parallel, cut, y, groups * outputs, |[row, column], y| {
         let (group, column) = (column / outputs, column % outputs);
-        let tile = Product { packing, weights, gated, group, row, column, x, y };
+        let tile = Product { packing, weights, then, group, row, column, x, y };
         match (x, format) {
             (Inputs::Floats(_), Format::Q8 | Format::Q4) => widest(Checked(tile)),
             _ => tile.run(Best),

@@ -30,7 +30,7 @@ use crate::{
     block_diagonal::{BlockDiagonal, block_diagonal},
     causal_conv1d::{CausalConv1d, causal_conv1d},
     local_attention::{AttentionInputs, LocalAttention, LocalAttentionDims, Rings},
-    matmul::{self, Activations, Format, MatMul, Packing, Scratch, Weights, matmul},
+    matmul::{self, Activations, Format, MatMul, Packing, Scratch, Then, Weights, matmul},
     rg_lru::{RgLru, RgLruInputs},
     rms_norm::rms_norm,
     schema::{DOMAIN, DOMAIN_VERSION, Element, OpSchema, Port, SCHEMAS},
@@ -178,14 +178,31 @@ fn invalid(schema: &OpSchema, message: impl fmt::Display) -> Error {
 
 /// A kernel with its attributes and memory.
 enum Kind {
-    RmsNorm { epsilon: f32 },
+    RmsNorm {
+        epsilon: f32,
+    },
     BlockDiagonal,
     CausalConv1d,
-    RgLru { recurrence: RgLru, constant: bool },
+    RgLru {
+        recurrence: RgLru,
+        constant: bool,
+    },
     LocalAttention(Box<LocalAttention>),
-    PackedMatMul { extents: PackedExtents, activations: Activations, scratch: Scratch },
-    PackedGated { extents: PackedExtents, activations: Activations, scratch: Scratch },
-    PackedGather { extents: PackedExtents, rows: Vec<usize> },
+    PackedMatMul {
+        extents: PackedExtents,
+        activations: Activations,
+        then: Then<'static>,
+        scratch: Scratch,
+    },
+    PackedGated {
+        extents: PackedExtents,
+        activations: Activations,
+        scratch: Scratch,
+    },
+    PackedGather {
+        extents: PackedExtents,
+        rows: Vec<usize>,
+    },
 }
 
 /// What the attributes say of packed weights.
@@ -226,7 +243,8 @@ impl Kind {
             }
             "PackedMatMul" => {
                 let (extents, activations) = packed_product(context)?;
-                Ok(Self::PackedMatMul { extents, activations, scratch: Scratch::default() })
+                let then = follows(context)?;
+                Ok(Self::PackedMatMul { extents, activations, then, scratch: Scratch::default() })
             }
             "PackedGated" => {
                 let (extents, activations) = packed_product(context)?;
@@ -276,6 +294,21 @@ fn packed_product(context: &KernelContext<'_>) -> Result<(PackedExtents, Activat
         (8, Format::Q8 | Format::Q4) => Ok((extents, Activations::I8)),
         (found, _) => Err(Error::new(format!(
             "activation_bits is {found}; 32 is supported, and 8 with weights of 8 or 4"
+        ))),
+    }
+}
+
+/// What the attributes say of what follows a product.
+fn follows(context: &KernelContext<'_>) -> Result<Then<'static>> {
+    let gelu = extent(context, "gelu")?;
+    let soft_cap: f32 = context.get("soft_cap").ok_or_else(|| missing("soft_cap"))?;
+    match gelu {
+        0 if soft_cap == 0.0 => Ok(Then::Nothing),
+        0 if soft_cap.is_finite() && 0.0 < soft_cap => Ok(Then::SoftCap(soft_cap)),
+        1 if soft_cap == 0.0 => Ok(Then::Gelu),
+        _ => Err(Error::new(format!(
+            "gelu is {gelu} and soft_cap {soft_cap}; gelu is 0 or 1, soft_cap finite and not negative, \
+             and not both are set"
         ))),
     }
 }
@@ -432,11 +465,11 @@ impl Kernel for Node {
                 let rings = Rings { keys, values };
                 attention.run(&segments, &positions, inputs, rings, y, &threads);
             }
-            Kind::PackedMatMul { extents, activations, scratch } => {
+            Kind::PackedMatMul { extents, activations, then, scratch } => {
                 let packing = extents.packing(&call)?;
                 let (packed, bias) = (call.input("weight"), call.optional_input("bias"));
-                let (weights, gated) = (Weights { packed, bias }, None);
-                let product = MatMul { packing, weights, gated, activations: *activations };
+                let weights = Weights { packed, bias };
+                let product = MatMul { packing, weights, then: *then, activations: *activations };
                 matmul(&product, call.input("x"), call.output("y")?, scratch, &threads);
             }
             Kind::PackedGated { extents, activations, scratch } => {
@@ -446,8 +479,8 @@ impl Kernel for Node {
                     bias: Some(call.input(bias)),
                 };
                 let (gate, up) = (weights(["gate", "gate_bias"]), weights(["up", "up_bias"]));
-                let (weights, gated) = (gate, Some(up));
-                let product = MatMul { packing, weights, gated, activations: *activations };
+                let (weights, then) = (gate, Then::GeluTimes(up));
+                let product = MatMul { packing, weights, then, activations: *activations };
                 matmul(&product, call.input("x"), call.output("y")?, scratch, &threads);
             }
             Kind::PackedGather { extents, rows } => {

@@ -161,10 +161,18 @@ pub const PACKED_MATMUL: OpSchema = OpSchema {
         Port { optional: true, ..f32("bias", "R") },
     ],
     outputs: &[f32("y", "N R")],
-    attributes: &[int("bits"), int("inputs"), int("outputs"), int("activation_bits")],
+    attributes: &[
+        int("bits"),
+        int("inputs"),
+        int("outputs"),
+        int("activation_bits"),
+        int("gelu"),
+        float("soft_cap"),
+    ],
     equation: "y[n, g o + j] = bias[g o + j] + sum_i x[n, g k + i] weight[g, j, i], k = D/G, o = R/G; \
                bits of a weight are 16, 8 or 4; with activation_bits 8, x is rounded to bytes with a scale \
-               for each 256 inputs, with 32 it is taken as it is",
+               for each 256 inputs, with 32 it is taken as it is; with gelu 1 it ends with GELU in its tanh form, with a \
+               soft_cap c that is not 0 with c tanh(y / c)",
 };
 
 /// Two products as [`PACKED_MATMUL`]'s of the same inputs, joined.
@@ -179,7 +187,7 @@ pub const PACKED_GATED: OpSchema = OpSchema {
         f32("up_bias", "R"),
     ],
     outputs: &[f32("y", "N R")],
-    attributes: PACKED_MATMUL.attributes,
+    attributes: &[int("bits"), int("inputs"), int("outputs"), int("activation_bits")],
     equation: "y = gelu(x gate + gate_bias) * (x up + up_bias), GELU in its tanh form",
 };
 

@@ -55,7 +55,7 @@ pub(crate) fn keep_every_row(graph: &mut proto::Graph) -> Result<(), EditError> 
 
 /// Whether products round their inputs to bytes.
 pub(crate) fn rounds_inputs(graph: &proto::Graph) -> bool {
-    let products = graph.node.iter().filter(|it| is_ours(it, schema::PACKED_MATMUL.name));
+    let products = graph.node.iter().filter(|it| 0 < weights(it).len());
     let mut attributes = products.flat_map(|it| &it.attribute);
     attributes.any(|it| it.name == "activation_bits" && it.i != Some(32))
 }
@@ -78,13 +78,14 @@ pub(crate) fn collect_squares(
         .collect();
     let mut outputs = BTreeMap::new();
     let mut sums = Vec::new();
-    for product in graph.node.iter().filter(|it| is_product(it)) {
-        let weight = product.input[1].as_str();
-        let weight = casts.get(weight).copied().unwrap_or(weight);
-        if constants.contains(weight) {
-            let name = format!("{weight}.squares");
-            sums.push(sum_of_squares(&product.input[0], &name));
-            outputs.insert(weight.to_owned(), name);
+    for product in &graph.node {
+        for weight in weights(product) {
+            let weight = casts.get(weight.as_str()).copied().unwrap_or(weight);
+            if constants.contains(weight) {
+                let name = format!("{weight}.squares");
+                sums.push(sum_of_squares(&product.input[0], &name));
+                outputs.insert(weight.to_owned(), name);
+            }
         }
     }
     graph.output.retain(|it| it.name != LOGITS);
@@ -101,11 +102,18 @@ pub(crate) fn collect_squares(
     Ok(outputs)
 }
 
-/// Whether `node` multiplies its first input by its second, a weight.
-fn is_product(node: &proto::Node) -> bool {
+/// The weights that `node` multiplies its first input by, if it is a product.
+fn weights(node: &proto::Node) -> &[String] {
     let ours = [schema::BLOCK_DIAGONAL.name, schema::PACKED_MATMUL.name];
     let is_gemm = node.domain.is_empty() && node.op_type == "Gemm";
-    2 <= node.input.len() && (is_gemm || ours.iter().any(|name| is_ours(node, name)))
+    let end = if is_gemm || ours.iter().any(|name| is_ours(node, name)) {
+        2
+    } else if is_ours(node, schema::PACKED_GATED.name) {
+        3
+    } else {
+        1
+    };
+    node.input.get(1..end).unwrap_or_default()
 }
 
 fn is_ours(node: &proto::Node, name: &str) -> bool {

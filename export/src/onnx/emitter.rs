@@ -5,7 +5,8 @@ use std::cell::RefCell;
 
 use aerie_models::{
     AttentionDims, Backend, Carry, ModelConfig, ParameterSpec, Path, Precision, TensorSpec,
-    backend::gated_in_parts, decoder,
+    backend::{Then, gated_in_parts, then_in_parts},
+    decoder,
 };
 use aerie_ops::{
     matmul::Format,
@@ -219,8 +220,21 @@ impl Emitter {
     }
 
     /// A product with packed weights, if they are to be packed.
-    fn packed_product(&self, x: &Edge, weight: &Edge, bias: Option<&Edge>) -> Option<Edge> {
-        let attributes = self.packed_attributes(&[weight])?;
+    fn packed_product(
+        &self,
+        x: &Edge,
+        weight: &Edge,
+        bias: Option<&Edge>,
+        then: Option<Then>,
+    ) -> Option<Edge> {
+        let mut attributes = self.packed_attributes(&[weight])?;
+        let (gelu, soft_cap) = match then {
+            None => (0, 0.0),
+            Some(Then::Gelu) => (1, 0.0),
+            Some(Then::SoftCap(cap)) => (0, cap),
+        };
+        attributes.push(("gelu", Attribute::Int(gelu)));
+        attributes.push(("soft_cap", Attribute::Float(soft_cap)));
         let inputs: Vec<&Edge> = [x, weight].into_iter().chain(bias).collect();
         let [y] = self.kernel(&schema::PACKED_MATMUL, weight.place(), &inputs, attributes);
         Some(y)
@@ -288,7 +302,7 @@ impl Backend for Emitter {
     }
 
     fn linear(&self, x: &Edge, weight: &Edge, bias: Option<&Edge>) -> Edge {
-        if let Some(y) = self.packed_product(x, weight, bias) {
+        if let Some(y) = self.packed_product(x, weight, bias, None) {
             return y;
         }
         // As fast as MatMul on the transpose, and the weight stays as the checkpoint has it: so one
@@ -296,6 +310,11 @@ impl Backend for Emitter {
         let op = Op::standard("Gemm").with("transB", Attribute::Int(1));
         let inputs: Vec<&Edge> = [x, weight].into_iter().chain(bias).collect();
         self.op(weight.place(), op, &inputs)
+    }
+
+    fn linear_then(&self, x: &Edge, weight: &Edge, bias: Option<&Edge>, then: Then) -> Edge {
+        self.packed_product(x, weight, bias, Some(then))
+            .unwrap_or_else(|| then_in_parts(self, &self.linear(x, weight, bias), then))
     }
 
     fn gated_linear(
@@ -314,7 +333,7 @@ impl Backend for Emitter {
     }
 
     fn block_diagonal(&self, x: &Edge, weight: &Edge, bias: &Edge) -> Edge {
-        if let Some(y) = self.packed_product(x, weight, Some(bias)) {
+        if let Some(y) = self.packed_product(x, weight, Some(bias), None) {
             return y;
         }
         match self.target {

@@ -1,7 +1,7 @@
 //! The token table, read on the way in and on the way out.
 
 use crate::{
-    backend::{Backend, Init, ParameterSpec},
+    backend::{Backend, Init, ParameterSpec, Then},
     config::ModelConfig,
     layers::linear::fan_in_std,
     path::Path,
@@ -29,10 +29,10 @@ pub fn unembed<B: Backend>(
     path: &Path,
     x: &B::Tensor,
 ) -> B::Tensor {
-    let logits = backend.linear(x, &table(config, backend, path), None);
+    let table = table(config, backend, path);
     match config.logits_soft_cap {
-        Some(cap) => backend.scale(&backend.tanh(&backend.scale(&logits, cap.recip())), cap),
-        None => logits,
+        Some(cap) => backend.linear_then(x, &table, None, Then::SoftCap(cap)),
+        None => backend.linear(x, &table, None),
     }
 }
 

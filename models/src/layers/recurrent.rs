@@ -1,7 +1,7 @@
 //! The recurrent block: convolution and RG-LRU on one branch, GELU on the other (Griffin §2.3).
 
 use crate::{
-    backend::Backend,
+    backend::{Backend, Then},
     carry::BlockCarry,
     config::ModelConfig,
     layers::{
@@ -23,7 +23,9 @@ pub fn recurrent_block<B: Backend>(
     let (width, recurrence_width) = (config.width, config.recurrence_width);
     let inward =
         Linear { inputs: width, outputs: recurrence_width, bias: true, std: fan_in_std(width) };
-    let y = backend.gelu(&inward.apply(backend, &path.child("linear_y"), x));
+    let linear_y = path.child("linear_y");
+    let (weight, bias) = (inward.weight(backend, &linear_y), inward.bias(backend, &linear_y));
+    let y = backend.linear_then(x, &weight, Some(&bias), Then::Gelu);
     let u = inward.apply(backend, &path.child("linear_x"), x);
     let (c, conv) = conv1d(config, backend, &path.child("conv_1d"), &u, conv);
     let (h, lru) = rg_lru(config, backend, &path.child("rg_lru"), &c, lru);

@@ -40,6 +40,19 @@ fn gelu_keeps_its_bound_against_f64() {
 }
 
 #[test]
+fn soft_cap_keeps_its_bound_against_f64() {
+    for cap in [30.0f32, 2.5] {
+        let exact = |x: f32| f64::from(cap) * (f64::from(x) / f64::from(cap)).tanh();
+        let sweeps = sweep(-50.0, 50.0, 200_000).chain(sweep(-0.1, 0.1, 10_000));
+        let worst = sweeps.map(|x| relative(soft_cap(x, cap), exact(x))).fold(0.0, f64::max);
+        assert!(worst < 6e-7, "soft_cap of {cap} is off by {worst:e}");
+        assert_eq!(soft_cap(f32::INFINITY, cap), cap);
+        assert_eq!(soft_cap(f32::NEG_INFINITY, cap), -cap);
+        assert!(soft_cap(f32::NAN, cap).is_nan());
+    }
+}
+
+#[test]
 fn beyond_their_range_functions_stay_at_its_end() {
     assert_eq!(exp_pair(f32::NEG_INFINITY).exp, exp_pair(-87.0).exp);
     assert_eq!(exp_pair(f32::INFINITY).exp, exp_pair(88.0).exp);

@@ -4,9 +4,9 @@ use std::{cell::RefCell, hint};
 
 use crate::{
     isa::{self, Isa, LANES, Lanes, Line, abreast},
-    math::gelu,
+    math::{gelu, soft_cap},
     matmul::{
-        Weights,
+        Then, Weights,
         activations::{Quantised, SPAN_WORDS, Span},
         packing::{Format, PANEL, Packing, SCALES_BYTES, UNIT, UNIT_BYTES},
     },
@@ -22,7 +22,7 @@ const VECTORS: usize = PANEL / LANES;
 pub(super) struct Product<'a> {
     pub(super) packing: Packing,
     pub(super) weights: Weights<'a>,
-    pub(super) gated: Option<Weights<'a>>,
+    pub(super) then: Then<'a>,
     pub(super) group: usize,
     /// First row of the tile.
     pub(super) row: usize,
@@ -67,14 +67,14 @@ thread_local! {
 impl Product<'_> {
     /// Computes the tile with `run`, which runs a kernel with some set of instructions.
     pub(super) fn run(mut self, run: impl Run) {
-        DESK.with_borrow_mut(|Desk { sums: [sums, gated], bytes }| {
+        DESK.with_borrow_mut(|Desk { sums: [sums, second], bytes }| {
             bytes.resize(SPAN_WORDS, [[0; LINE]; VECTORS]);
             for column in (0..self.y.width()).step_by(PANEL) {
                 self.panel(run, &self.weights, column, sums, bytes);
-                if let Some(weights) = &self.gated {
-                    self.panel(run, weights, column, gated, bytes);
+                if let Some(weights) = &self.then.second() {
+                    self.panel(run, weights, column, second, bytes);
                 }
-                self.finish(run, column, [sums, gated]);
+                self.finish(run, column, [sums, second]);
             }
         });
     }
@@ -149,12 +149,12 @@ impl Product<'_> {
     }
 
     /// Writes the results of the panel that begins at `column`.
-    fn finish(&mut self, run: impl Run, column: usize, [sums, gated]: [&[Sums]; 2]) {
+    fn finish(&mut self, run: impl Run, column: usize, [sums, second]: [&[Sums]; 2]) {
         let width = PANEL.min(self.y.width() - column);
         let Self { packing, group, weights, .. } = *self;
         let first = self.column + column;
         let bias = group * packing.outputs + first..group * packing.outputs + first + width;
-        let ends = [Some(weights), self.gated].map(|weights| {
+        let ends = [Some(weights), self.then.second()].map(|weights| {
             let Weights { packed, bias: whole } = weights?;
             let panel = packing.panel(packed, group, first);
             let scales = (packing.format != Format::Bf16).then(|| &panel[..SCALES_BYTES]);
@@ -162,9 +162,10 @@ impl Product<'_> {
         });
         for row in 0..self.y.rows() {
             let y = &mut self.y.row_mut(row)[column..][..width];
-            let [results, gated] = [(sums, ends[0]), (gated, ends[1])]
+            let [results, second] = [(sums, ends[0]), (second, ends[1])]
                 .map(|(sums, end)| end.map(|end| Results { sums: &sums[row], end }));
-            run.run(Finish { results: results.expect("there is a first"), gated, y });
+            let results = results.expect("there is a first");
+            run.run(Finish { results, second, then: self.then, y });
         }
     }
 
@@ -549,7 +550,8 @@ impl Results<'_> {
 /// Writes one row's results for a panel.
 struct Finish<'a> {
     results: Results<'a>,
-    gated: Option<Results<'a>>,
+    second: Option<Results<'a>>,
+    then: Then<'a>,
     y: &'a mut [f32],
 }
 
@@ -558,12 +560,17 @@ impl Lanes for Finish<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, _isa: I) {
-        let Self { results, gated, y } = self;
+        let Self { results, second, then, y } = self;
         results.write(y);
-        if let Some(gated) = gated {
-            let mut u = [0.0; PANEL];
-            gated.write(&mut u[..y.len()]);
-            y.iter_mut().zip(u).for_each(|(y, u)| *y = gelu(*y) * u);
+        match then {
+            Then::Nothing => {}
+            Then::Gelu => y.iter_mut().for_each(|y| *y = gelu(*y)),
+            Then::SoftCap(cap) => y.iter_mut().for_each(|y| *y = soft_cap(*y, cap)),
+            Then::GeluTimes(_) => {
+                let mut u = [0.0; PANEL];
+                second.expect("there is a second product").write(&mut u[..y.len()]);
+                y.iter_mut().zip(u).for_each(|(y, u)| *y = gelu(*y) * u);
+            }
         }
     }
 }
@@ -594,7 +601,7 @@ pub(super) struct Checked<'a>(pub(super) Product<'a>);
 impl Loops for Checked<'_> {
     #[inline(always)]
     fn run(self) {
-        let Product { packing, weights, gated, group, row: first, column, x, mut y } = self.0;
+        let Product { packing, weights, then, group, row: first, column, x, mut y } = self.0;
         let Inputs::Floats(x) = x else { panic!("checking takes floats") };
         for row in 0..y.rows() {
             let x = floats(x, &packing, (first + row) * packing.groups + group);
@@ -608,7 +615,12 @@ impl Loops for Checked<'_> {
             };
             for (output, y) in (column..).zip(y.row_mut(row)) {
                 let result = one(weights, output);
-                *y = gated.map_or(result, |gated| gelu(result) * one(gated, output));
+                *y = match then {
+                    Then::Nothing => result,
+                    Then::Gelu => gelu(result),
+                    Then::SoftCap(cap) => soft_cap(result, cap),
+                    Then::GeluTimes(weights) => gelu(result) * one(weights, output),
+                };
             }
         }
     }

@@ -3,7 +3,7 @@ use super::*;
 use crate::{
     Serial,
     isa::{Lanes, Portable},
-    math::gelu,
+    math::{gelu, soft_cap},
 };
 
 /// Runs kernels with what every machine has.
@@ -61,7 +61,7 @@ impl Case {
         let Packing { groups, inputs, outputs, .. } = self.packing;
         let mut y = vec![f32::NAN; x.len() / (groups * inputs) * groups * outputs];
         let (packing, weights) = (self.packing, self.weights());
-        let product = MatMul { packing, weights, gated: None, activations };
+        let product = MatMul { packing, weights, then: Then::Nothing, activations };
         matmul(&product, x, &mut y, &mut Scratch::default(), &Serial);
         y
     }
@@ -161,17 +161,17 @@ fn every_set_of_instructions_gives_the_same_bits() {
         let cut = Cut { rows: 9, columns: packing.outputs, work: 0 };
         for_each_tile(&Serial, cut, &mut y, width, |[row, column], y| {
             let (group, weights) = (column / packing.outputs, case.weights());
-            let gated = None;
-            Product { packing, weights, gated, group, row, column: 0, x: inputs, y }.run(Plain);
+            let then = Then::Nothing;
+            Product { packing, weights, then, group, row, column: 0, x: inputs, y }.run(Plain);
         });
         assert_eq!(y, expected, "{packing:?}");
     }
 }
 
-/// Goal: a gated product is what two products and what joins them are, on every set of instructions.
-/// Method: compare with the two, joined here; bits, as GELU is one function.
+/// Goal: what follows a product is what it would be by itself. Method: compare with plain products, which
+/// are finished here; bits, as the functions are the same.
 #[test]
-fn gated_products_are_two_products_joined() {
+fn what_follows_a_product_is_what_it_would_be_by_itself() {
     for packing in packings() {
         let case = Case::new(packing);
         let other = Case { bias: numbers(7, case.bias.len()), ..Case::new(packing) };
@@ -180,10 +180,14 @@ fn gated_products_are_two_products_joined() {
             let [a, b] = [&case, &other].map(|it| it.run(activations, &x));
             let joined: Vec<f32> = a.iter().zip(&b).map(|(a, b)| gelu(*a) * b).collect();
             let mut y = vec![f32::NAN; a.len()];
-            let (weights, gated) = (case.weights(), Some(other.weights()));
-            let product = MatMul { packing, weights, gated, activations };
-            matmul(&product, &x, &mut y, &mut Scratch::default(), &Serial);
-            assert_eq!(y, joined, "{packing:?} with {activations:?}");
+            let mut check = |then, expected: &[f32]| {
+                let product = MatMul { packing, weights: case.weights(), then, activations };
+                matmul(&product, &x, &mut y, &mut Scratch::default(), &Serial);
+                assert_eq!(y, expected, "{packing:?} with {activations:?}");
+            };
+            check(Then::GeluTimes(other.weights()), &joined);
+            check(Then::Gelu, &a.iter().map(|it| gelu(*it)).collect::<Vec<_>>());
+            check(Then::SoftCap(3.0), &a.iter().map(|it| soft_cap(*it, 3.0)).collect::<Vec<_>>());
         }
     }
 }
@@ -322,7 +326,7 @@ fn largest_inputs_do_not_overflow_the_sums() {
     let packing = Packing { format: Format::Q8, groups: 1, inputs, outputs: 1 };
     let packed = packing.pack(&vec![1.0; inputs], Order::OutputsInputs, None).unwrap();
     let weights = Weights { packed: &packed, bias: None };
-    let product = MatMul { packing, weights, gated: None, activations: Activations::I8 };
+    let product = MatMul { packing, weights, then: Then::Nothing, activations: Activations::I8 };
     for sign in [1.0, -1.0] {
         let mut y = [0.0];
         matmul(&product, &vec![sign; inputs], &mut y, &mut Scratch::default(), &Serial);
