@@ -176,6 +176,7 @@ fn weighted_errors(
 }
 
 /// Mean squares of `embed · scale / rms ⊙ (1 + weight)` over all tokens, damped.
+#[expect(clippy::cast_possible_truncation, reason = "a mean is kept as f32")]
 fn normalised_embeddings(source: &Source, sessions: &[Session]) -> Vec<f32> {
     let parameters = census::parameters(&source.config);
     let load = |name: &str| {
