@@ -11,8 +11,11 @@ mod tests;
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::{asm, x86_64::*};
+use std::marker::PhantomData;
 
 use half::bf16;
+
+use crate::math::{PARTIALS, fold};
 
 /// Lanes of [`Isa::Ints`] and [`Isa::Floats`].
 pub(crate) const LANES: usize = 16;
@@ -48,6 +51,8 @@ pub(crate) trait Isa: Copy {
 
     /// What [`Isa::dot8`] leaves to be subtracted for each unit of the sum of `x`.
     const DOT8_ZERO: i32;
+    /// Whether twenty sums fit in registers beside what is being added to them.
+    const WIDE: bool;
     /// Rows of a product whose sums fit in registers beside four vectors of weights.
     const ROWS: usize;
 
@@ -87,6 +92,8 @@ pub(crate) trait Isa: Copy {
     fn bf16_pairs(self, bytes: Self::Bytes) -> [Self::Floats; 2];
     /// `a · b + c`, rounded once.
     fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// Lane `l` is all lanes of `sums[l]`, added up as [`fold`] does.
+    fn folds(self, sums: [Self::Floats; LANES]) -> Self::Floats;
 
     /// Writes `x · scale`, of at most 127, as bytes by fours, rounded to nearest, ties to even, and the
     /// sum of each sixteen.
@@ -201,6 +208,7 @@ impl Isa for Avx512 {
     type Floats = __m512;
 
     const DOT8_ZERO: i32 = 128;
+    const WIDE: bool = true;
     const ROWS: usize = 6;
 
     #[inline(always)]
@@ -342,6 +350,52 @@ impl Isa for Avx512 {
             _mm_storeu_si128(sums.as_mut_ptr().cast(), _mm512_castsi512_si128(first_of_each));
         }
     }
+
+    #[inline(always)]
+    fn folds(self, sums: [__m512; LANES]) -> __m512 {
+        // Each step adds halves of two vectors, whose sums then share one: first of all lanes, then
+        // of eights, fours and twos. Which vectors meet is what leaves lane `l` with `sums[l]`.
+        let mut fours = [self.floats(0.0); 4];
+        for (l, fours) in fours.iter_mut().enumerate() {
+            let a = unsafe { eights(sums[l], sums[l + 4]) };
+            let b = unsafe { eights(sums[l + 8], sums[l + 12]) };
+            let low = unsafe { _mm512_shuffle_f32x4::<0x88>(a, b) };
+            *fours = unsafe { _mm512_add_ps(low, _mm512_shuffle_f32x4::<0xDD>(a, b)) };
+        }
+        unsafe {
+            let (a, b) = (twos(fours[0], fours[1]), twos(fours[2], fours[3]));
+            _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xDD>(a, b))
+        }
+    }
+}
+
+/// Sums of the halves of `a`, then of `b`.
+///
+/// # Safety
+/// The machine has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn eights(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: by contract.
+    unsafe {
+        let low = _mm512_shuffle_f32x4::<0x44>(a, b);
+        _mm512_add_ps(low, _mm512_shuffle_f32x4::<0xEE>(a, b))
+    }
+}
+
+/// In each four lanes, sums of the halves of `a`'s four, then of `b`'s.
+///
+/// # Safety
+/// The machine has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn twos(a: __m512, b: __m512) -> __m512 {
+    // SAFETY: by contract.
+    unsafe {
+        let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+        let low = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+        _mm512_add_ps(low, _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)))
+    }
 }
 
 /// AVX2 with FMA and F16C: Haswell, Zen and later. A vector of sixteen lanes is two registers.
@@ -381,6 +435,7 @@ impl Isa for Avx2 {
     type Floats = [__m256; 2];
 
     const DOT8_ZERO: i32 = 0;
+    const WIDE: bool = false;
     const ROWS: usize = 1;
 
     #[inline(always)]
@@ -511,6 +566,42 @@ impl Isa for Avx2 {
     fn mul_add(self, a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
         unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
+
+    #[inline(always)]
+    fn folds(self, sums: [[__m256; 2]; LANES]) -> [__m256; 2] {
+        // As with AVX-512, for eight sums at a time.
+        let mut fours = [unsafe { _mm256_setzero_ps() }; LANES / 2];
+        for (l, fours) in fours.iter_mut().enumerate() {
+            let l = l / 4 * 8 + l % 4;
+            let a = unsafe { _mm256_add_ps(sums[l][0], sums[l][1]) };
+            let b = unsafe { _mm256_add_ps(sums[l + 4][0], sums[l + 4][1]) };
+            let low = unsafe { _mm256_permute2f128_ps::<0x20>(a, b) };
+            *fours = unsafe { _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(a, b)) };
+        }
+        let mut folds = [unsafe { _mm256_setzero_ps() }; 2];
+        for (folds, fours) in folds.iter_mut().zip(fours.chunks_exact(4)) {
+            let a = unsafe { twos_avx2(fours[0], fours[1]) };
+            let b = unsafe { twos_avx2(fours[2], fours[3]) };
+            let low = unsafe { _mm256_shuffle_ps::<0x88>(a, b) };
+            *folds = unsafe { _mm256_add_ps(low, _mm256_shuffle_ps::<0xDD>(a, b)) };
+        }
+        folds
+    }
+}
+
+/// As [`twos`].
+///
+/// # Safety
+/// The machine has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn twos_avx2(a: __m256, b: __m256) -> __m256 {
+    // SAFETY: by contract.
+    unsafe {
+        let (a, b) = (_mm256_castps_pd(a), _mm256_castps_pd(b));
+        let low = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+        _mm256_add_ps(low, _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)))
+    }
 }
 
 /// What every machine has.
@@ -523,6 +614,7 @@ impl Isa for Portable {
     type Floats = [f32; LANES];
 
     const DOT8_ZERO: i32 = 0;
+    const WIDE: bool = false;
     const ROWS: usize = 1;
 
     #[inline(always)]
@@ -633,6 +725,11 @@ impl Isa for Portable {
     fn mul_add(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
         std::array::from_fn(|lane| a[lane].mul_add(b[lane], c[lane]))
     }
+
+    #[inline(always)]
+    fn folds(self, sums: [[f32; LANES]; LANES]) -> [f32; LANES] {
+        sums.map(fold)
+    }
 }
 
 /// The two halves of an array.
@@ -642,4 +739,61 @@ fn halves<T, const N: usize, const HALF: usize>(from: &[T; N]) -> [&[T; HALF]; 2
     const { assert!(N == 2 * HALF) };
     let (a, b) = from.split_at(HALF);
     [a, b].map(|it| it.first_chunk().expect("half of the array"))
+}
+
+const _: () = assert!(LANES == PARTIALS, "`Isa::folds` adds up the partial sums of a vector");
+
+/// Walks `N` rows of a matrix side by side, `C` columns at a time; see [`rows_abreast`].
+pub(crate) struct RowsAbreast<'a, const N: usize, const C: usize> {
+    at: *const [f32; C],
+    stride: usize,
+    left: usize,
+    data: PhantomData<&'a [f32]>,
+}
+
+/// Walks the first `width` columns of `N` rows that begin `stride` apart, without a check for each
+/// element.
+///
+/// # Panics
+/// If `data` does not hold them, or `width` is not a multiple of `C`.
+#[inline(always)]
+pub(crate) fn rows_abreast<const N: usize, const C: usize>(
+    data: &[f32],
+    stride: usize,
+    width: usize,
+) -> RowsAbreast<'_, N, C> {
+    const { assert!(0 < N && 0 < C) };
+    assert!((N - 1).saturating_mul(stride).saturating_add(width) <= data.len(), "N rows");
+    assert!(width.is_multiple_of(C), "whole columns");
+    RowsAbreast { at: data.as_ptr().cast(), stride, left: width / C, data: PhantomData }
+}
+
+impl<'a, const N: usize, const C: usize> Iterator for RowsAbreast<'a, N, C> {
+    type Item = [&'a [f32; C]; N];
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        // Not `map`: what a closure becomes is not always part of the loop.
+        let mut items = [&[0.0; C]; N];
+        for (n, item) in items.iter_mut().enumerate() {
+            // SAFETY: `rows_abreast` has checked that row `n` has as many columns as are left.
+            *item = unsafe { &*self.at.cast::<f32>().add(n * self.stride).cast() };
+        }
+        self.at = self.at.wrapping_add(1);
+        Some(items)
+    }
+}
+
+/// Asks for `data` to be in the second-level cache soon. For reading at the pace of memory while
+/// doing much with each line, which the machine's own guesses do not manage.
+#[inline(always)]
+pub(crate) fn prefetch(data: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in data.chunks(LANES) {
+        // SAFETY: every x86-64 has the instruction, and it changes nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = data;
 }

@@ -33,8 +33,10 @@ impl Lanes for Everything<'_> {
         ];
         let pairs = isa.bf16_pairs(w);
         let [a, b, c] = [pairs[0], isa.floats(-1.7), isa.convert(ints[1])];
+        let sums = std::array::from_fn(|l| isa.mul_add(pairs[l % 2], isa.floats(l as f32), a));
         let floats = [isa.mul_add(a, b, c), isa.floats(0.1), isa.load(&isa.store(c))];
         let all = ints.map(|it| isa.convert(it)).into_iter().chain(floats).chain(pairs);
+        let all = all.chain([isa.folds(sums)]);
         self.found.extend(all.flat_map(|it| isa.store(it)).map(|it| {
             // Which NaN comes out is nobody's promise.
             if it.is_nan() { f32::NAN.to_bits() } else { it.to_bits() }
@@ -74,7 +76,7 @@ fn every_set_of_instructions_gives_the_same_bits() {
             found
         };
         let plain = run(&|it| it.run(Portable));
-        assert_eq!(plain.len(), 13 * LANES + 64 + LANES + 4);
+        assert_eq!(plain.len(), 14 * LANES + 64 + LANES + 4);
         assert_eq!(run(&|it| best(it)), plain);
         #[cfg(target_arch = "x86_64")]
         if Avx2::detected() {
@@ -108,4 +110,21 @@ fn quantising_rounds_to_nearest_even() {
     assert_eq!(bytes[..6], [0, 2, 0, -2, 127, -127]);
     assert_eq!(bytes[63], 2);
     assert_eq!(sums, [0, 0, 0, 2]);
+}
+
+/// Each lane has its own sum, added halves first: bits, not only values.
+#[test]
+fn folds_is_fold_in_every_lane() {
+    struct Folds([[f32; LANES]; LANES]);
+    impl Lanes for Folds {
+        type Output = [f32; LANES];
+
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) -> [f32; LANES] {
+            isa.store(isa.folds(self.0.map(|it| isa.load(&it))))
+        }
+    }
+    let sums: [[f32; LANES]; LANES] =
+        std::array::from_fn(|l| std::array::from_fn(|i| ((l * LANES + i) as f32 * 0.7).sin()));
+    assert_eq!(best(Folds(sums)), sums.map(fold));
 }
