@@ -1,5 +1,6 @@
 //! Sixteen lanes at a time, in the instructions that compilers do not find by themselves: dot products
-//! of bytes, and half-precision conversions. Kernels are written once against [`Isa`], as safe code.
+//! of bytes, half-precision conversions, sums across lanes, and chains of arithmetic that are to
+//! advance side by side. Kernels are written once against [`Isa`], as safe code.
 //!
 //! Integer sums are exact and float operations are the same sequence everywhere, so every set of
 //! instructions gives the same bits.

@@ -1,16 +1,20 @@
-//! Local multi-query attention over a ring of the last `W + 1` keys of each lane.
+//! Local multi-query attention over a ring of the last `W + 1` keys of each lane: what a step is, and
+//! how it is cut. The arithmetic is in `products`.
 
+mod products;
 #[cfg(test)]
 mod tests;
 
-use std::{array, cell::RefCell};
+use std::{cell::RefCell, ops::Range};
 
 use crate::{
-    math::{PARTIALS, exp_pair, fold},
+    isa::best,
     rope::{Rope, rotate},
     segments::{Positions, Segments},
     simd::{Buffers, Cut, Loops, Parallel, Tile, for_each_segment, for_each_tile, widest},
 };
+
+use products::{Keys, Means, Run, Scores, Softmax};
 
 /// Extents of local multi-query attention.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,10 +34,13 @@ pub struct LocalAttentionDims {
 pub struct LocalAttention {
     dims: LocalAttentionDims,
     rope: Rope,
-    /// Rotated and scaled queries of every head, then the rotated key: `[N, (H+1)·d]`.
-    rotated: Vec<f32>,
-    /// Cosines, then sines, of one token.
-    turn: Vec<f32>,
+    /// Rotated and scaled queries, `[N·H, padded d]`.
+    queries: Vec<f32>,
+    /// For each token its rotated key, then the cosines and sines of its position:
+    /// `[N, d + rotary_dims]`.
+    keys: Vec<f32>,
+    /// Weights of a step of few tokens, `[N·H, keys]`; see [`FEW_TOKENS`].
+    weights: Vec<f32>,
 }
 
 /// Inputs of a step: `q` is `[N, H·d]`, `k` and `v` are `[N, d]`.
@@ -52,12 +59,18 @@ pub struct Rings<'a> {
     pub values: &'a mut [f32],
 }
 
-/// Heads that share one reading of a key.
-const HEADS: usize = 4;
-/// Queries of a tile.
-const ROWS: usize = 8;
-/// Channels whose sums stay in registers: two vectors of [`PARTIALS`].
-const CHANNELS: usize = 2 * PARTIALS;
+/// Queries, each head counted, that share one reading of the keys. At `W` = 2048 their weights are
+/// a third of a second-level cache.
+const ROWS: usize = 40;
+/// Tokens of a step below which tiles of whole queries would leave threads without work. From here on
+/// a step has at least as many tiles.
+const FEW_TOKENS: usize = 4;
+/// Ranges of keys, and of channels, that each query of a step of few tokens is cut into.
+const PARTS: usize = 4;
+/// Tokens whose rotation is one tile.
+const ROTATED: usize = 16;
+/// About what a sine and a cosine cost, in multiply-adds.
+const TURN: usize = 64;
 
 impl LocalAttention {
     /// # Panics
@@ -66,7 +79,7 @@ impl LocalAttention {
         assert!(0 < dims.heads && 0 < dims.head_dim, "heads and head_dim are at least 1");
         assert!(dims.rotary_dims <= dims.head_dim, "rotary_dims is part of head_dim");
         let rope = Rope::new(dims.rotary_dims);
-        Self { dims, turn: vec![0.0; dims.rotary_dims], rope, rotated: Vec::new() }
+        Self { dims, rope, queries: Vec::new(), keys: Vec::new(), weights: Vec::new() }
     }
 
     pub fn dims(&self) -> LocalAttentionDims {
@@ -83,9 +96,20 @@ impl LocalAttention {
     /// - `y`: `[N, H·d]`
     ///
     /// # Numerics
-    /// f32, angles in f64. For each query and head, scores are taken by ascending position, their
-    /// exponentials added in 16 partial sums, and values added in that same order: nothing depends
-    /// on where the session was cut or where in the ring a key lies.
+    /// f32, angles in f64. What a query and head get is made of
+    /// - scores: products with a key in 16 partial sums over `d`, folded; a score is a function of
+    ///   its query and its key alone;
+    /// - weights: exponentials of the distance from the greatest of the scores, whose sum is taken in
+    ///   16 partial sums by the distance from the oldest key seen, folded; what is less than e⁻⁸⁰ of
+    ///   the greatest is 0;
+    /// - the mean: for each channel one chain of fused multiply-adds over the keys seen, from the
+    ///   oldest to the newest.
+    ///
+    /// Neither tiles, blocks of keys nor parts of a query appear in this: sums of a score are never
+    /// cut, and a chain may be put down and taken up between any two keys, because it is a single
+    /// f32 then. Keys that a tile reads for the sake of another query are never multiplied into a
+    /// query's own chains, not even by 0. So nothing depends on where the session was cut, where in
+    /// the ring a key lies, who else is in the step, or who computes.
     ///
     /// # Panics
     /// If a slice does not have the length that the others ask for.
@@ -108,70 +132,65 @@ impl LocalAttention {
         assert_eq!(rings.keys.len(), ring_len, "keys is [lanes, W+1, d]");
         assert_eq!(rings.values.len(), ring_len, "values is [lanes, W+1, d]");
 
-        self.rotate(segments, positions, inputs);
-        self.attend(segments, positions, inputs.v, &rings, y, parallel);
-        self.keep(segments, positions, inputs.v, rings);
+        self.rotate_keys(segments, positions, inputs.k, parallel);
+        self.rotate_queries(inputs.q, parallel);
+        let step = Step {
+            dims: self.dims,
+            segments,
+            positions,
+            queries: &self.queries,
+            keys: &self.keys,
+            v: inputs.v,
+            rings: &rings,
+        };
+        if tokens < FEW_TOKENS {
+            step.attend_by_parts(&mut self.weights, y, parallel);
+        } else {
+            step.attend(y, parallel);
+        }
+        self.keep(segments, positions, inputs.v, rings, parallel);
     }
 
-    /// Fills `rotated`.
-    fn rotate(
+    /// Fills `keys`.
+    fn rotate_keys(
         &mut self,
         segments: &Segments<'_>,
         positions: &Positions<'_>,
-        inputs: AttentionInputs<'_>,
-    ) {
-        let LocalAttentionDims { heads, head_dim, .. } = self.dims;
-        let stride = (heads + 1) * head_dim;
-        self.rotated.resize(segments.tokens() * stride, 0.0);
-        for segment in 0..segments.count() {
-            let range = segments.range(segment);
-            for (token, position) in range.zip(positions.start(segment)..) {
-                let (cos, sin) = self.turn.split_at_mut(self.rope.pairs());
-                self.rope.turn(position, cos, sin);
-                let (queries, key) =
-                    self.rotated[token * stride..][..stride].split_at_mut(heads * head_dim);
-                queries.copy_from_slice(&inputs.q[token * heads * head_dim..][..heads * head_dim]);
-                key.copy_from_slice(&inputs.k[token * head_dim..][..head_dim]);
-                widest(Rotate { queries, key, cos, sin });
-            }
-        }
-    }
-
-    /// Fills `y`.
-    fn attend(
-        &self,
-        segments: &Segments<'_>,
-        positions: &Positions<'_>,
-        v: &[f32],
-        rings: &Rings<'_>,
-        y: &mut [f32],
+        k: &[f32],
         parallel: &impl Parallel,
     ) {
-        let LocalAttentionDims { heads, head_dim, window, .. } = self.dims;
-        let width = heads * head_dim;
-        let cut = Cut {
-            rows: ROWS,
-            columns: HEADS * head_dim,
-            work: 2 * segments.tokens() * width * window,
-        };
-        let session = |segment: usize| {
-            let (range, lane) = (segments.range(segment), segments.lane(segment));
-            let stride = (heads + 1) * head_dim;
-            let ring = lane * (window + 1) * head_dim..(lane + 1) * (window + 1) * head_dim;
-            Session {
-                dims: self.dims,
-                start: positions.start(segment),
-                first: range.start,
-                rotated: &self.rotated[range.start * stride..range.end * stride],
-                v: &v[range.start * head_dim..range.end * head_dim],
-                ring_keys: &rings.keys[ring.clone()],
-                ring_values: &rings.values[ring],
+        let LocalAttentionDims { head_dim, rotary_dims, .. } = self.dims;
+        let (width, pairs, rope) = (head_dim + rotary_dims, self.rope.pairs(), &self.rope);
+        self.keys.resize(segments.tokens() * width, 0.0);
+        let work = segments.tokens() * pairs * TURN;
+        let cut = Cut { rows: ROTATED, columns: width, work };
+        for_each_tile(parallel, cut, &mut self.keys, width, |[first, _], mut tile| {
+            for row in 0..tile.rows() {
+                let token = first + row;
+                let (key, turn) = tile.row_mut(row).split_at_mut(head_dim);
+                let (cos, sin) = turn.split_at_mut(pairs);
+                rope.turn(position_of(token, segments, positions), cos, sin);
+                key.copy_from_slice(&k[token * head_dim..][..head_dim]);
+                widest(Rotate { head: key, cos, sin, scale: 1.0 });
             }
-        };
-        for_each_tile(parallel, cut, y, width, |[row, column], mut y| {
-            for n in 0..y.rows() {
-                let session = session(segments.of_token(row + n));
-                session.attend(row + n, column / head_dim, y.row_mut(n));
+        });
+    }
+
+    /// Fills `queries`.
+    fn rotate_queries(&mut self, q: &[f32], parallel: &impl Parallel) {
+        let LocalAttentionDims { heads, head_dim, rotary_dims, .. } = self.dims;
+        let (keys, pairs) = (&self.keys, self.rope.pairs());
+        let scale = (head_dim as f32).sqrt().recip();
+        let width = products::padded(head_dim);
+        self.queries.resize(q.len() / head_dim * width, 0.0);
+        let cut = Cut { rows: ROTATED * heads, columns: width, work: 2 * q.len() };
+        for_each_tile(parallel, cut, &mut self.queries, width, |[first, _], mut tile| {
+            for row in 0..tile.rows() {
+                let key = (first + row) / heads * (head_dim + rotary_dims);
+                let (cos, sin) = keys[key + head_dim..][..rotary_dims].split_at(pairs);
+                let head = &mut tile.row_mut(row)[..head_dim];
+                head.copy_from_slice(&q[(first + row) * head_dim..][..head_dim]);
+                widest(Rotate { head, cos, sin, scale });
             }
         });
     }
@@ -183,11 +202,13 @@ impl LocalAttention {
         positions: &Positions<'_>,
         v: &[f32],
         rings: Rings<'_>,
+        parallel: &impl Parallel,
     ) {
-        let LocalAttentionDims { heads, head_dim, window, .. } = self.dims;
-        let stride = (heads + 1) * head_dim;
+        let LocalAttentionDims { head_dim, window, rotary_dims, .. } = self.dims;
         let slots = window + 1;
-        let cut = Cut { rows: 1, columns: head_dim, work: 0 };
+        let fresh = (0..segments.count()).filter(|&segment| segments.fresh(segment)).count();
+        let work = (segments.tokens() + fresh * slots) * head_dim / 4;
+        let cut = Cut { rows: 1, columns: head_dim, work };
         let buffers = Buffers {
             tokens: [],
             states: [rings.keys, rings.values],
@@ -207,12 +228,30 @@ impl LocalAttention {
                 let position = positions.start(segment) + skipped as u64;
                 for (token, position) in range.skip(skipped).zip(position..) {
                     let slot = slot_of(position, slots);
-                    let key = &self.rotated[token * stride + heads * head_dim..][..head_dim];
+                    let key = &self.keys[token * (head_dim + rotary_dims)..][..head_dim];
                     keys.row_mut(slot).copy_from_slice(key);
                     values.row_mut(slot).copy_from_slice(&v[token * head_dim..][..head_dim]);
                 }
             };
-        for_each_segment(&crate::Serial, cut, segments, buffers, body);
+        for_each_segment(parallel, cut, segments, buffers, body);
+    }
+}
+
+/// Rotates a head, then scales it.
+struct Rotate<'a> {
+    head: &'a mut [f32],
+    cos: &'a [f32],
+    sin: &'a [f32],
+    scale: f32,
+}
+
+impl Loops for Rotate<'_> {
+    #[inline(always)]
+    fn run(self) {
+        rotate(self.head, self.cos, self.sin);
+        for x in self.head {
+            *x *= self.scale;
+        }
     }
 }
 
@@ -221,228 +260,193 @@ fn slot_of(position: u64, slots: usize) -> usize {
     usize::try_from(position % slots as u64).expect("a remainder is below its divisor")
 }
 
-/// Rotates one token's queries and key.
-struct Rotate<'a> {
-    queries: &'a mut [f32],
-    key: &'a mut [f32],
-    cos: &'a [f32],
-    sin: &'a [f32],
+fn position_of(token: usize, segments: &Segments<'_>, positions: &Positions<'_>) -> u64 {
+    let segment = segments.of_token(token);
+    positions.start(segment) + (token - segments.range(segment).start) as u64
 }
 
-impl Loops for Rotate<'_> {
-    #[inline(always)]
-    fn run(self) {
-        let scale = (self.key.len() as f32).sqrt().recip();
-        for query in self.queries.chunks_exact_mut(self.key.len()) {
-            rotate(query, self.cos, self.sin);
-            for x in query {
-                *x *= scale;
-            }
-        }
-        rotate(self.key, self.cos, self.sin);
-    }
-}
-
-/// One segment, with all that its queries may see.
-struct Session<'a> {
+/// A step with all that its queries may see.
+#[derive(Clone, Copy)]
+struct Step<'a> {
     dims: LocalAttentionDims,
-    /// Position of the segment's first token.
-    start: u64,
-    /// The segment's first token in the packed step.
-    first: usize,
-    /// The segment's rows of [`LocalAttention::rotated`].
-    rotated: &'a [f32],
-    /// The segment's values, `[T, d]`.
+    segments: &'a Segments<'a>,
+    positions: &'a Positions<'a>,
+    queries: &'a [f32],
+    keys: &'a [f32],
     v: &'a [f32],
-    /// `[W+1, d]`.
-    ring_keys: &'a [f32],
-    ring_values: &'a [f32],
+    rings: &'a Rings<'a>,
+}
+
+/// Memory of a tile.
+#[derive(Default)]
+struct Scratch {
+    /// `[rows, keys]`.
+    weights: Vec<f32>,
+    /// See [`Scores::spare`].
+    spare: Vec<f32>,
+    /// `[heads, channels of a part]`.
+    means: Vec<f32>,
 }
 
 thread_local! {
-    /// Weights of the heads of a tile, `[heads, keys]`: one buffer for each thread that runs tiles,
-    /// as large as the largest window it has met.
-    static WEIGHTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// One for each thread that runs tiles, as large as the largest that it has met.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-impl Session<'_> {
-    /// Attends for packed token `token` with the heads from `head` on that `y` has room for.
-    fn attend(&self, token: usize, head: usize, y: &mut [f32]) {
-        let LocalAttentionDims { heads, head_dim, window, .. } = self.dims;
-        let slots = window + 1;
-        let stride = (heads + 1) * head_dim;
-        let row = token - self.first;
-        let position = self.start + row as u64;
+/// The first `len` elements of `data`, made longer if need be.
+fn room(data: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    data.resize(data.len().max(len), 0.0);
+    &mut data[..len]
+}
+
+impl Step<'_> {
+    /// Fills `y` by tiles of queries.
+    fn attend(&self, y: &mut [f32], parallel: &impl Parallel) {
+        let LocalAttentionDims { heads, head_dim, .. } = self.dims;
+        let queries = (self.segments.tokens() / FEW_TOKENS).min(ROWS / heads).max(1);
+        let cut = Cut { rows: queries * heads, columns: head_dim, work: self.work() };
+        for_each_tile(parallel, cut, y, head_dim, |[row, _], mut y| {
+            let (mut token, end) = (row / heads, (row + y.rows()) / heads);
+            while token < end {
+                let segment = self.segments.range(self.segments.of_token(token));
+                let tokens = token..end.min(segment.end);
+                token = tokens.end;
+                self.attend_tile(tokens, row, &mut y);
+            }
+        });
+    }
+
+    /// Fills the rows of `tokens`, which are of one segment, in a tile of `y` that begins with row
+    /// `first`.
+    fn attend_tile(&self, tokens: Range<usize>, first: usize, y: &mut Tile<'_>) {
+        let heads = self.dims.heads;
+        let (keys, queries) = (self.keys(tokens.clone()), self.queries(tokens.clone()));
+        let width = keys.count().next_multiple_of(products::BLOCK);
+        SCRATCH.with_borrow_mut(|scratch| {
+            let weights = room(&mut scratch.weights, tokens.len() * heads * width);
+            let mut scores = Tile::whole(weights, width);
+            self.score(&keys, queries, 0..keys.count(), &mut scores, &mut scratch.spare);
+            for (row, weights) in weights.chunks_exact_mut(width).enumerate() {
+                widest(Softmax(&mut weights[keys.seen(row / heads)]));
+            }
+            let row = tokens.start * heads - first;
+            best(Means { heads, weights, width, keys: &keys, y, row, column: 0 });
+        });
+    }
+
+    /// Fills `y` with each query cut into [`PARTS`], so that also one session gives work to several
+    /// threads: first by keys, then by heads, then by channels.
+    fn attend_by_parts(&self, weights: &mut Vec<f32>, y: &mut [f32], parallel: &impl Parallel) {
+        let LocalAttentionDims { heads, head_dim, .. } = self.dims;
+        let tokens = self.segments.tokens();
+        let keys = |row: usize| self.keys(row / heads..row / heads + 1);
+        let count = (0..tokens).map(|token| keys(token * heads).count()).max().unwrap_or(1);
+        let width = count.next_multiple_of(products::BLOCK);
+        let weights = room(weights, tokens * heads * width);
+
+        let columns = products::part(width, PARTS);
+        let cut = Cut { rows: heads, columns, work: self.work() };
+        for_each_tile(parallel, cut, weights, width, |[row, column], mut scores| {
+            let (keys, queries) = (keys(row), self.queries(row / heads..row / heads + 1));
+            let range = column..keys.count().min(column + scores.width());
+            SCRATCH.with_borrow_mut(|scratch| {
+                self.score(&keys, queries, range, &mut scores, &mut scratch.spare);
+            });
+        });
+        let work = 16 * weights.len();
+        let cut = Cut { rows: heads.div_ceil(PARTS), columns: width, work };
+        for_each_tile(parallel, cut, weights, width, |[first, _], mut weights| {
+            for row in 0..weights.rows() {
+                let seen = keys(first + row).seen(0);
+                widest(Softmax(&mut weights.row_mut(row)[seen]));
+            }
+        });
+        let columns = products::part(head_dim, PARTS);
+        let cut = Cut { rows: heads, columns, work: self.work() };
+        for_each_tile(parallel, cut, y, head_dim, |[row, column], mut y| {
+            let weights = &weights[row * width..][..heads * width];
+            // Chains are taken up often, and two threads must not have them in one line.
+            SCRATCH.with_borrow_mut(|scratch| {
+                let means = room(&mut scratch.means, heads * y.width());
+                let mut tile = Tile::whole(means, y.width());
+                let keys = &keys(row);
+                best(Means { heads, weights, width, keys, y: &mut tile, row: 0, column });
+                for (head, means) in means.chunks_exact(y.width()).enumerate() {
+                    y.row_mut(head).copy_from_slice(means);
+                }
+            });
+        });
+    }
+
+    /// Fills `scores` with those of `queries` and the keys of `range`.
+    fn score(
+        &self,
+        keys: &Keys<'_>,
+        queries: &[f32],
+        range: Range<usize>,
+        scores: &mut Tile<'_>,
+        spare: &mut Vec<f32>,
+    ) {
+        let width = products::padded(self.dims.head_dim);
+        let spare = room(spare, products::BLOCK * width);
+        best(Scores { queries, width, keys, range, scores, spare });
+    }
+
+    /// Multiply-adds of the step.
+    fn work(&self) -> usize {
+        let seen = (0..self.segments.count()).map(|segment| {
+            let tokens = self.segments.range(segment);
+            tokens.len() * self.keys(tokens.end - 1..tokens.end).count()
+        });
+        2 * self.dims.heads * self.dims.head_dim * seen.sum::<usize>()
+    }
+
+    /// The heads of `tokens`, one after the other.
+    fn queries(&self, tokens: Range<usize>) -> &[f32] {
+        let row = self.dims.heads * products::padded(self.dims.head_dim);
+        &self.queries[tokens.start * row..tokens.end * row]
+    }
+
+    /// The keys that `tokens` see, which are of one segment.
+    fn keys(&self, tokens: Range<usize>) -> Keys<'_> {
+        let LocalAttentionDims { head_dim, window, rotary_dims, .. } = self.dims;
+        let segment = self.segments.of_token(tokens.start);
+        let (start, first) = (self.positions.start(segment), self.segments.range(segment).start);
+        let row = tokens.start - first;
+        let position = start + row as u64;
         let oldest = position.saturating_sub(window as u64);
 
         // By ascending position: the ring up to its end, the ring from its beginning, the segment.
-        let in_ring = count(self.start.saturating_sub(oldest));
+        let slots = window + 1;
+        let in_ring = count(start.saturating_sub(oldest));
         let slot = slot_of(oldest, slots);
         let before_wrap = in_ring.min(slots - slot);
-        let from_segment = row.min(window);
-        let ring = |from: usize, count: usize| Run {
-            keys: &self.ring_keys[from * head_dim..],
-            key_stride: head_dim,
-            values: &self.ring_values[from * head_dim..],
-            count,
+        let before = count(position - oldest);
+        let lane = self.segments.lane(segment) * slots;
+        let ring = |slot: usize, count: usize| {
+            let from = (lane + slot) * head_dim;
+            let rows = from..from + count * head_dim;
+            let (keys, values) = (&self.rings.keys[rows.clone()], &self.rings.values[rows]);
+            Run { keys, key_stride: head_dim, values, count }
+        };
+        let key_stride = head_dim + rotary_dims;
+        let from = tokens.start - (before - in_ring);
+        let own = Run {
+            keys: &self.keys[from * key_stride..tokens.end * key_stride],
+            key_stride,
+            values: &self.v[from * head_dim..tokens.end * head_dim],
+            count: tokens.end - from,
         };
         let runs = [
             ring(if in_ring == 0 { 0 } else { slot }, before_wrap),
             ring(0, in_ring - before_wrap),
-            Run {
-                keys: &self.rotated[(row - from_segment) * stride + heads * head_dim..],
-                key_stride: stride,
-                values: &self.v[(row - from_segment) * head_dim..],
-                count: from_segment + 1,
-            },
+            own,
         ];
-        let queries = &self.rotated[row * stride + head * head_dim..][..y.len()];
-        WEIGHTS.with_borrow_mut(|weights| match y.len() / head_dim {
-            4 => widest(Heads::<4> { head_dim, queries, runs, weights, y }),
-            3 => widest(Heads::<3> { head_dim, queries, runs, weights, y }),
-            2 => widest(Heads::<2> { head_dim, queries, runs, weights, y }),
-            1 => widest(Heads::<1> { head_dim, queries, runs, weights, y }),
-            heads => unreachable!("a tile of {heads} heads"),
-        });
+        Keys { runs, before, queries: tokens.len(), window, head_dim }
     }
 }
 
 /// A count of keys, at most `W`.
 fn count(keys: u64) -> usize {
     usize::try_from(keys).expect("no more keys than the window holds")
-}
-
-/// Keys and values at consecutive positions.
-#[derive(Clone, Copy)]
-struct Run<'a> {
-    keys: &'a [f32],
-    key_stride: usize,
-    /// `[count, d]`.
-    values: &'a [f32],
-    count: usize,
-}
-
-/// `G` heads of one query.
-struct Heads<'a, const G: usize> {
-    head_dim: usize,
-    /// `[G, d]`.
-    queries: &'a [f32],
-    runs: [Run<'a>; 3],
-    weights: &'a mut Vec<f32>,
-    /// `[G, d]`.
-    y: &'a mut [f32],
-}
-
-impl<const G: usize> Loops for Heads<'_, G> {
-    #[inline(always)]
-    fn run(self) {
-        let Self { head_dim, queries, runs, weights, y } = self;
-        let keys = runs.iter().map(|run| run.count).sum::<usize>();
-        weights.resize(weights.len().max(G * keys), 0.0);
-        let weights = &mut weights[..G * keys];
-
-        let mut at = 0;
-        for run in &runs {
-            for row in 0..run.count {
-                let key = &run.keys[row * run.key_stride..][..head_dim];
-                for (head, score) in dots::<G>(queries, key).into_iter().enumerate() {
-                    weights[head * keys + at] = score;
-                }
-                at += 1;
-            }
-        }
-
-        let mut factors = [0.0f32; G];
-        for (weights, factor) in weights.chunks_exact_mut(keys).zip(&mut factors) {
-            *factor = exponentials(weights).recip();
-        }
-
-        let whole = head_dim - head_dim % CHANNELS;
-        for channel in (0..whole).step_by(CHANNELS) {
-            weigh::<G, CHANNELS>(&runs, weights, factors, [channel, head_dim], y);
-        }
-        for channel in whole..head_dim {
-            weigh::<G, 1>(&runs, weights, factors, [channel, head_dim], y);
-        }
-    }
-}
-
-/// Products of one key with `G` queries.
-#[inline(always)]
-fn dots<const G: usize>(queries: &[f32], key: &[f32]) -> [f32; G] {
-    let mut sums = [[0.0f32; CHANNELS]; G];
-    let queries: [_; G] =
-        array::from_fn(|head| queries[head * key.len()..][..key.len()].as_chunks::<CHANNELS>());
-    let (key, key_rest) = key.as_chunks::<CHANNELS>();
-    for (at, key) in key.iter().enumerate() {
-        let queries: [&[f32; CHANNELS]; G] = array::from_fn(|head| &queries[head].0[at]);
-        // Heads inside, or the compiler leaves the sums in memory and takes them one by one.
-        for i in 0..CHANNELS {
-            for head in 0..G {
-                sums[head][i] = queries[head][i].mul_add(key[i], sums[head][i]);
-            }
-        }
-    }
-    for (sums, (_, query_rest)) in sums.iter_mut().zip(queries) {
-        for ((sum, &query), &key) in sums.iter_mut().zip(query_rest).zip(key_rest) {
-            *sum = query.mul_add(key, *sum);
-        }
-    }
-    sums.map(|sums| fold(array::from_fn(|i| sums[i] + sums[i + PARTIALS])))
-}
-
-/// Replaces scores by the exponentials of their distance from the greatest; returns their sum.
-#[inline(always)]
-fn exponentials(scores: &mut [f32]) -> f32 {
-    let greatest = scores.iter().fold(f32::NEG_INFINITY, |a, &b| if a < b { b } else { a });
-    for score in scores.iter_mut() {
-        *score = exp_pair(*score - greatest).exp;
-    }
-    let mut sums = [0.0f32; PARTIALS];
-    let chunks = scores.chunks_exact(PARTIALS);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (sum, &x) in sums.iter_mut().zip(chunk) {
-            *sum += x;
-        }
-    }
-    for (sum, &x) in sums.iter_mut().zip(rest) {
-        *sum += x;
-    }
-    fold(sums)
-}
-
-/// `C` channels of the weighted mean of the values, for `G` heads.
-#[inline(always)]
-fn weigh<const G: usize, const C: usize>(
-    runs: &[Run<'_>; 3],
-    weights: &[f32],
-    factors: [f32; G],
-    [channel, head_dim]: [usize; 2],
-    y: &mut [f32],
-) {
-    let keys = weights.len() / G;
-    let weights: [&[f32]; G] = array::from_fn(|head| &weights[head * keys..][..keys]);
-    let mut sums = [[0.0f32; C]; G];
-    let mut at = 0;
-    for run in runs {
-        for row in 0..run.count {
-            let value: &[f32; C] =
-                run.values[row * head_dim + channel..].first_chunk().expect("C channels are left");
-            let weights: [f32; G] = array::from_fn(|head| weights[head][at]);
-            // As in `dots`.
-            for c in 0..C {
-                for head in 0..G {
-                    sums[head][c] = weights[head].mul_add(value[c], sums[head][c]);
-                }
-            }
-            at += 1;
-        }
-    }
-    for head in 0..G {
-        let y = &mut y[head * head_dim + channel..][..C];
-        for c in 0..C {
-            y[c] = sums[head][c] * factors[head];
-        }
-    }
 }

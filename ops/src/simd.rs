@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "run-time choice of instructions and disjoint tiles need it")]
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{marker::PhantomData, ops::Range, slice};
 
@@ -94,7 +94,14 @@ pub(crate) struct Tile<'a, T = f32> {
     owner: PhantomData<&'a mut [T]>,
 }
 
-impl<T> Tile<'_, T> {
+impl<'a, T> Tile<'a, T> {
+    /// All of `data`, whose rows are `width` long.
+    pub(crate) fn whole(data: &'a mut [T], width: usize) -> Self {
+        let rows = data.len() / width;
+        // SAFETY: the matrix ends here, with this as its only tile.
+        unsafe { Matrix::new(data, rows, width).tile(0..rows, 0..width) }
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }

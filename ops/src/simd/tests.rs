@@ -44,7 +44,7 @@ fn every_set_of_instructions_gives_the_same_bits() {
 }
 
 /// Runs tiles on three threads, last first.
-struct Backwards;
+pub(crate) struct Backwards;
 
 // SAFETY: each index is taken from the queue once, and the threads end with the scope.
 unsafe impl Parallel for Backwards {
