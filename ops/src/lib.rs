@@ -12,6 +12,7 @@
 
 pub mod block_diagonal;
 pub mod causal_conv1d;
+pub mod limits;
 pub mod local_attention;
 pub mod matmul;
 pub mod rg_lru;
