@@ -95,6 +95,14 @@ pub(crate) trait Isa: Copy {
     fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     /// Lane `l` is all lanes of `sums[l]`, added up as [`fold`] does.
     fn folds(self, sums: [Self::Floats; LANES]) -> Self::Floats;
+    fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn sub(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn div(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn sqrt(self, a: Self::Floats) -> Self::Floats;
+    /// What is below `low` as `low`, what is above `high` as `high`; what is no number stays so.
+    fn clamp(self, a: Self::Floats, low: f32, high: f32) -> Self::Floats;
+    /// 2 to the power of the lowest bits of each float, for -126 to 127.
+    fn power(self, bits: Self::Floats) -> Self::Floats;
 
     /// Writes `x · scale`, of at most 127, as bytes by fours, rounded to nearest, ties to even, and the
     /// sum of each sixteen.
@@ -323,6 +331,43 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sqrt(self, a: __m512) -> __m512 {
+        unsafe { _mm512_sqrt_ps(a) }
+    }
+
+    #[inline(always)]
+    fn clamp(self, a: __m512, low: f32, high: f32) -> __m512 {
+        // The second operand is what remains if one is no number.
+        unsafe {
+            let a = _mm512_max_ps(_mm512_set1_ps(low), a);
+            _mm512_min_ps(_mm512_set1_ps(high), a)
+        }
+    }
+
+    #[inline(always)]
+    fn power(self, bits: __m512) -> __m512 {
+        unsafe {
+            let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(bits));
+            _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(127 << 23)))
+        }
     }
 
     #[inline(always)]
@@ -588,6 +633,42 @@ impl Isa for Avx2 {
         }
         folds
     }
+
+    #[inline(always)]
+    fn mul(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn div(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn sqrt(self, a: [__m256; 2]) -> [__m256; 2] {
+        unsafe { [_mm256_sqrt_ps(a[0]), _mm256_sqrt_ps(a[1])] }
+    }
+
+    #[inline(always)]
+    fn clamp(self, a: [__m256; 2], low: f32, high: f32) -> [__m256; 2] {
+        a.map(|it| unsafe {
+            let it = _mm256_max_ps(_mm256_set1_ps(low), it);
+            _mm256_min_ps(_mm256_set1_ps(high), it)
+        })
+    }
+
+    #[inline(always)]
+    fn power(self, bits: [__m256; 2]) -> [__m256; 2] {
+        bits.map(|it| unsafe {
+            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(it));
+            _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(127 << 23)))
+        })
+    }
 }
 
 /// As [`twos`].
@@ -731,6 +812,36 @@ impl Isa for Portable {
     fn folds(self, sums: [[f32; LANES]; LANES]) -> [f32; LANES] {
         sums.map(fold)
     }
+
+    #[inline(always)]
+    fn mul(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        std::array::from_fn(|lane| a[lane] * b[lane])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        std::array::from_fn(|lane| a[lane] - b[lane])
+    }
+
+    #[inline(always)]
+    fn div(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        std::array::from_fn(|lane| a[lane] / b[lane])
+    }
+
+    #[inline(always)]
+    fn sqrt(self, a: [f32; LANES]) -> [f32; LANES] {
+        a.map(f32::sqrt)
+    }
+
+    #[inline(always)]
+    fn clamp(self, a: [f32; LANES], low: f32, high: f32) -> [f32; LANES] {
+        a.map(|it| it.clamp(low, high))
+    }
+
+    #[inline(always)]
+    fn power(self, bits: [f32; LANES]) -> [f32; LANES] {
+        bits.map(|it| f32::from_bits(it.to_bits().wrapping_add(127) << 23))
+    }
 }
 
 /// The two halves of an array.
@@ -784,6 +895,24 @@ impl<'a, const N: usize, const C: usize> Iterator for RowsAbreast<'a, N, C> {
         self.at = self.at.wrapping_add(1);
         Some(items)
     }
+}
+
+/// `N` vectors of `data`, from element `from` on.
+#[inline(always)]
+pub(crate) fn vectors<const N: usize>(data: &[f32], from: usize) -> [&[f32; LANES]; N] {
+    let vectors = data[from..].as_chunks().0;
+    let vectors: &[_; N] = vectors.first_chunk().expect("N vectors are left");
+    vectors.each_ref()
+}
+
+/// Not `map`, whose closure would be a function without the instructions.
+#[inline(always)]
+pub(crate) fn loaded<I: Isa, const N: usize>(isa: I, from: [&[f32; LANES]; N]) -> [I::Floats; N] {
+    let mut vectors = [isa.floats(0.0); N];
+    for n in 0..N {
+        vectors[n] = isa.load(from[n]);
+    }
+    vectors
 }
 
 /// Asks for `data` to be in the second-level cache soon. For reading at the pace of memory while

@@ -4,9 +4,10 @@
 mod tests;
 
 use crate::{
-    math::{exp_pair, sigmoid, softplus},
+    isa::{Isa, LANES, Lanes, best, loaded, vectors},
+    math::{exp_pairs, exps, sigmoid, softplus},
     segments::Segments,
-    simd::{Buffers, Cut, Loops, Parallel, Tile, for_each_segment, widest},
+    simd::{Buffers, Cut, Parallel, Tile, for_each_segment},
 };
 
 /// What the recurrence decays by, from its parameter.
@@ -28,8 +29,9 @@ pub struct RgLruInputs<'a> {
 
 /// `c` of Griffin eq. 3.
 const SHARPNESS: f64 = 8.0;
-/// Channels of a tile: what a step reads and writes of them stays in the first-level cache.
-const COLUMNS: usize = 256;
+/// Channels of a tile: long enough rows to be read ahead, of which parameter and state stay in the
+/// first-level cache.
+const COLUMNS: usize = 1280;
 /// About what an element costs, in multiply-adds.
 const WORK: usize = 48;
 
@@ -79,7 +81,7 @@ impl RgLru {
         let cut = Cut { rows: 1, columns: COLUMNS, work: x.len() * WORK };
         let buffers = Buffers { tokens: [y], states: [state], state_rows: 1, width };
         for_each_segment(parallel, cut, segments, buffers, |[segment, column], [y], [state]| {
-            widest(Channels {
+            best(Channels {
                 inputs,
                 log_a: &self.log_a,
                 first: segments.range(segment).start,
@@ -104,22 +106,24 @@ struct Channels<'a> {
     y: Tile<'a>,
 }
 
-impl Loops for Channels<'_> {
+impl Lanes for Channels<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(mut self) {
+    fn run<I: Isa>(mut self, isa: I) {
         let width = self.log_a.len();
         let h = self.state.row_mut(0);
         let log_a = &self.log_a[self.column..][..h.len()];
         for t in 0..self.y.rows() {
             let from = (self.first + t) * width + self.column;
-            let x = &self.inputs.x[from..][..h.len()];
-            let gate_x = &self.inputs.gate_x[from..][..h.len()];
+            let [x, gate_a, gate_x] = [self.inputs.x, self.inputs.gate_a, self.inputs.gate_x]
+                .map(|it| &it[from..][..h.len()]);
             let y = self.y.row_mut(t);
             if self.fresh && t == 0 {
-                begin(x, gate_x, h, y);
+                begin(x, gate_x, h);
+                y.copy_from_slice(h);
             } else {
-                let gate_a = &self.inputs.gate_a[from..][..h.len()];
-                advance(log_a, [x, gate_a, gate_x], h, y);
+                advance(isa, [log_a, x, gate_a, gate_x], h, y);
             }
         }
     }
@@ -127,25 +131,81 @@ impl Loops for Channels<'_> {
 
 /// The first token of a session: `h = i ⊙ x`.
 #[inline(always)]
-fn begin(x: &[f32], gate_x: &[f32], h: &mut [f32], y: &mut [f32]) {
-    for (((&x, &gate_x), h), y) in x.iter().zip(gate_x).zip(h).zip(y) {
+fn begin(x: &[f32], gate_x: &[f32], h: &mut [f32]) {
+    for ((&x, &gate_x), h) in x.iter().zip(gate_x).zip(h) {
         *h = sigmoid(gate_x) * x;
-        *y = *h;
     }
 }
 
-/// Any other token.
+/// Any other token; inputs are `log_a`, `x`, `gate_a` and `gate_x`.
 #[inline(always)]
-fn advance(log_a: &[f32], [x, gate_a, gate_x]: [&[f32]; 3], h: &mut [f32], y: &mut [f32]) {
-    for (((((&log_a, &x), &gate_a), &gate_x), h), y) in
-        log_a.iter().zip(x).zip(gate_a).zip(gate_x).zip(h).zip(y)
-    {
-        let r = sigmoid(gate_a); // eq. 1
-        let i = sigmoid(gate_x); // eq. 2
-        let a = exp_pair(log_a * r); // eq. 3
-        // 1 - a² = -(a - 1)(a + 1), and a - 1 is `expm1` with all its digits.
-        let m = (-a.expm1 * (2.0 + a.expm1)).sqrt();
-        *h = a.exp.mul_add(*h, m * (i * x)); // eq. 4
-        *y = *h;
+fn advance<I: Isa>(isa: I, inputs: [&[f32]; 4], h: &mut [f32], y: &mut [f32]) {
+    /// Vectors that the core works on side by side: one alone would wait for itself.
+    const ABREAST: usize = 4;
+    let mut at = 0;
+    while I::WIDE && ABREAST * LANES <= h.len() - at {
+        advance_vectors::<I, ABREAST>(isa, inputs, [h, y], at);
+        at += ABREAST * LANES;
     }
+    while LANES <= h.len() - at {
+        advance_vectors::<I, 1>(isa, inputs, [h, y], at);
+        at += LANES;
+    }
+    if at < h.len() {
+        let mut padded = [[0.0; LANES]; 6];
+        let rest = h.len() - at;
+        for (padded, data) in padded.iter_mut().zip(inputs.into_iter().chain([&*h])) {
+            padded[..rest].copy_from_slice(&data[at..]);
+        }
+        let [a, b, c, d, new_h, new_y] = &mut padded;
+        advance_vectors::<I, 1>(isa, [a, b, c, d], [new_h, new_y], 0);
+        h[at..].copy_from_slice(&new_h[..rest]);
+        y[at..].copy_from_slice(&new_y[..rest]);
+    }
+}
+
+/// `N` vectors of channels, from channel `at` on.
+#[inline(always)]
+fn advance_vectors<I: Isa, const N: usize>(
+    isa: I,
+    [log_a, x, gate_a, gate_x]: [&[f32]; 4],
+    [h, y]: [&mut [f32]; 2],
+    at: usize,
+) {
+    let log_r = sigmoids::<I, N>(isa, loaded(isa, vectors(gate_a, at)), log_a, at); // eq. 1
+    let ix = sigmoids::<I, N>(isa, loaded(isa, vectors(gate_x, at)), x, at); // eq. 2
+    let [mut a, mut m] = exp_pairs(isa, log_r); // eq. 3
+    for m in &mut m {
+        // 1 - a² = -(a - 1)(a + 1), and a - 1 is `expm1` with all its digits.
+        let less = isa.sub(isa.floats(0.0), *m);
+        *m = isa.sqrt(isa.mul(less, isa.sub(*m, isa.floats(-2.0))));
+    }
+    for n in 0..N {
+        let old = isa.load(vectors::<N>(h, at)[n]);
+        a[n] = isa.mul_add(a[n], old, isa.mul(m[n], ix[n])); // eq. 4
+    }
+    for to in [h, y] {
+        for (to, a) in to[at..].as_chunks_mut::<LANES>().0.iter_mut().zip(a) {
+            *to = isa.store(a);
+        }
+    }
+}
+
+/// The products of `of`, from element `at` on, and the sigmoids of `gates`.
+#[inline(always)]
+fn sigmoids<I: Isa, const N: usize>(
+    isa: I,
+    mut gates: [I::Floats; N],
+    of: &[f32],
+    at: usize,
+) -> [I::Floats; N] {
+    for gate in &mut gates {
+        *gate = isa.sub(isa.floats(0.0), *gate);
+    }
+    let mut products = exps(isa, gates);
+    let of = vectors::<N>(of, at);
+    for n in 0..N {
+        products[n] = isa.div(isa.load(of[n]), isa.sub(products[n], isa.floats(-1.0)));
+    }
+    products
 }

@@ -36,7 +36,15 @@ impl Lanes for Everything<'_> {
         let sums = std::array::from_fn(|l| isa.mul_add(pairs[l % 2], isa.floats(l as f32), a));
         let floats = [isa.mul_add(a, b, c), isa.floats(0.1), isa.load(&isa.store(c))];
         let all = ints.map(|it| isa.convert(it)).into_iter().chain(floats).chain(pairs);
-        let all = all.chain([isa.folds(sums)]);
+        let arithmetic = [
+            isa.mul(a, c),
+            isa.sub(a, c),
+            isa.div(c, a),
+            isa.sqrt(c),
+            isa.clamp(a, -1.5, f32::MAX),
+            isa.power(isa.mul_add(isa.floats(37.3), isa.floats(1.0), isa.floats(12_582_912.0))),
+        ];
+        let all = all.chain([isa.folds(sums)]).chain(arithmetic);
         self.found.extend(all.flat_map(|it| isa.store(it)).map(|it| {
             // Which NaN comes out is nobody's promise.
             if it.is_nan() { f32::NAN.to_bits() } else { it.to_bits() }
@@ -76,7 +84,7 @@ fn every_set_of_instructions_gives_the_same_bits() {
             found
         };
         let plain = run(&|it| it.run(Portable));
-        assert_eq!(plain.len(), 14 * LANES + 64 + LANES + 4);
+        assert_eq!(plain.len(), 20 * LANES + 64 + LANES + 4);
         assert_eq!(run(&|it| best(it)), plain);
         #[cfg(target_arch = "x86_64")]
         if Avx2::detected() {

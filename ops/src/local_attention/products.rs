@@ -4,8 +4,8 @@
 use std::{cmp::Ordering, iter::zip, ops::Range};
 
 use crate::{
-    isa::{Isa, LANES, Lanes, prefetch, rows_abreast},
-    math::{PARTIALS, exp_pair, fold},
+    isa::{Isa, LANES, Lanes, loaded, prefetch, rows_abreast, vectors},
+    math::{PARTIALS, exp, fold},
     simd::{Loops, Tile},
 };
 
@@ -245,16 +245,6 @@ fn add_products<I: Isa, const R: usize, const K: usize>(
     }
 }
 
-/// Not `map`, whose closure would be a function without the instructions.
-#[inline(always)]
-fn loaded<I: Isa, const N: usize>(isa: I, from: [&[f32; LANES]; N]) -> [I::Floats; N] {
-    let mut vectors = [isa.floats(0.0); N];
-    for n in 0..N {
-        vectors[n] = isa.load(from[n]);
-    }
-    vectors
-}
-
 /// Turns the scores of one query and head into weights.
 pub(super) struct Softmax<'a>(pub(super) &'a mut [f32]);
 
@@ -298,7 +288,7 @@ impl Loops for Softmax<'_> {
 /// The exponential of a distance from the greatest score.
 #[inline(always)]
 fn weight(distance: f32) -> f32 {
-    if distance < EXPONENT_MIN { 0.0 } else { exp_pair(distance).exp }
+    if distance < EXPONENT_MIN { 0.0 } else { exp(distance) }
 }
 
 /// Some channels of the means that the queries of [`Keys`] take of the values they see.
@@ -394,14 +384,12 @@ impl Means<'_, '_> {
         let keys = values.len() / head_dim;
         let mut sums = [[isa.floats(0.0); C]; R];
         for (r, sums) in sums.iter_mut().enumerate() {
-            let y = vectors::<C>(self.y.row(self.row + row + r), channel);
-            *sums = loaded(isa, y.each_ref());
+            *sums = loaded(isa, vectors(self.y.row(self.row + row + r), channel));
         }
         let weights = &self.weights[row * self.width + first..];
         let weights = rows_abreast::<R, 1>(weights, self.width, keys);
         for (weights, values) in zip(weights, values.chunks_exact(head_dim)) {
-            let values = vectors::<C>(values, self.column + channel);
-            let values = loaded(isa, values.each_ref());
+            let values = loaded::<I, C>(isa, vectors(values, self.column + channel));
             for r in 0..R {
                 let weight = isa.floats(weights[r][0]);
                 for c in 0..C {
@@ -439,10 +427,4 @@ impl Means<'_, '_> {
             prefetch(&next[row * head_dim + self.column..][..self.y.width()]);
         }
     }
-}
-
-/// `C` vectors of a row, from channel `from` on.
-#[inline(always)]
-fn vectors<const C: usize>(row: &[f32], from: usize) -> &[[f32; LANES]; C] {
-    row[from..].as_chunks().0.first_chunk().expect("C vectors are left")
 }

@@ -1,14 +1,21 @@
 use super::*;
+use crate::isa::{LANES, Lanes, Portable, best, loaded, vectors};
 
 /// Goal: the stated bounds.
 /// Method: a sweep against f64, denser than the reduction's steps and off its grid.
 #[test]
 fn exponentials_keep_their_bounds_against_f64() {
     let (mut worst_exp, mut worst_expm1) = (0f64, 0f64);
-    for x in sweep(-87.0, 88.0, 400_000).chain(sweep(-1.0, 1.0, 400_000)).chain(tiny()) {
-        let Exp { exp, expm1 } = exp_pair(x);
-        worst_exp = worst_exp.max(relative(exp, f64::from(x).exp()));
-        worst_expm1 = worst_expm1.max(relative(expm1, f64::from(x).exp_m1()));
+    let sweeps = sweep(-87.0, 88.0, 400_000).chain(sweep(-1.0, 1.0, 400_000));
+    for x in sweeps.chain(tiny()).collect::<Vec<_>>().chunks(2 * LANES) {
+        let mut padded = [1.0; 2 * LANES];
+        padded[..x.len()].copy_from_slice(x);
+        let [_, paired, expm1] = exponentials(padded);
+        for (at, &x) in x.iter().enumerate() {
+            worst_exp = worst_exp.max(relative(paired[at], f64::from(x).exp()));
+            worst_exp = worst_exp.max(relative(exp(x), f64::from(x).exp()));
+            worst_expm1 = worst_expm1.max(relative(expm1[at], f64::from(x).exp_m1()));
+        }
     }
     assert!(worst_exp < 2e-7, "exp is off by {worst_exp:e}");
     assert!(worst_expm1 < 3e-7, "expm1 is off by {worst_expm1:e}");
@@ -54,19 +61,59 @@ fn soft_cap_keeps_its_bound_against_f64() {
 
 #[test]
 fn beyond_their_range_functions_stay_at_its_end() {
-    assert_eq!(exp_pair(f32::NEG_INFINITY).exp, exp_pair(-87.0).exp);
-    assert_eq!(exp_pair(f32::INFINITY).exp, exp_pair(88.0).exp);
-    assert_eq!(exp_pair(f32::NEG_INFINITY).expm1, -1.0);
+    let pair = |x: f32| {
+        let [_, exp, expm1] = exponentials([x; 2 * LANES]);
+        (exp[0], expm1[0])
+    };
+    assert_eq!(pair(f32::NEG_INFINITY).0, pair(-87.0).0);
+    assert_eq!(pair(f32::INFINITY).0, pair(88.0).0);
+    assert_eq!(pair(f32::NEG_INFINITY).1, -1.0);
+    assert_eq!([exp(f32::NEG_INFINITY), exp(f32::INFINITY)], [exp(-87.0), exp(88.0)]);
+    assert_eq!(exp(0.0), 1.0);
     assert_eq!(sigmoid(f32::INFINITY), 1.0);
     assert!(sigmoid(f32::NEG_INFINITY) < 1e-37);
-    assert_eq!((exp_pair(0.0).exp, exp_pair(0.0).expm1), (1.0, 0.0));
+    assert_eq!(pair(0.0), (1.0, 0.0));
 }
 
 #[test]
 fn nan_is_not_hidden() {
-    assert!(exp_pair(f32::NAN).exp.is_nan());
-    assert!(exp_pair(f32::NAN).expm1.is_nan());
+    assert!(exp(f32::NAN).is_nan());
+    assert!(exponentials([f32::NAN; 2 * LANES]).iter().flatten().all(|it| it.is_nan()));
     assert!(sigmoid(f32::NAN).is_nan());
+}
+
+/// Vectors and single numbers take the same operations, with any instructions.
+#[test]
+fn vectors_are_their_elements_bit_for_bit() {
+    let ends = [f32::NEG_INFINITY, f32::INFINITY, -0.0, 0.0, -87.0, 88.0, 1e-40, -1e-8];
+    let sweeps = sweep(-90.0, 90.0, 2000).chain(sweep(-1.0, 1.0, 2000));
+    let x: Vec<f32> = ends.into_iter().chain(sweeps).collect();
+    for x in x.as_chunks::<{ 2 * LANES }>().0 {
+        let found = exponentials(*x);
+        assert_eq!(found[0], x.map(exp));
+        assert_eq!(found, Exponentials(*x).run(Portable));
+    }
+}
+
+/// `exp`, then `exp` and `expm1` of a pair.
+fn exponentials(x: [f32; 2 * LANES]) -> [[f32; 2 * LANES]; 3] {
+    best(Exponentials(x))
+}
+
+struct Exponentials([f32; 2 * LANES]);
+
+impl Lanes for Exponentials {
+    type Output = [[f32; 2 * LANES]; 3];
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let x = loaded::<I, 2>(isa, vectors(&self.0, 0));
+        let [exp, expm1] = exp_pairs(isa, x);
+        [exps(isa, x), exp, expm1].map(|[a, b]| {
+            let (a, b) = (isa.store(a), isa.store(b));
+            std::array::from_fn(|at| if at < LANES { a[at] } else { b[at - LANES] })
+        })
+    }
 }
 
 #[test]

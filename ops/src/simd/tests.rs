@@ -2,7 +2,7 @@ use std::{sync::Mutex, thread};
 
 use super::*;
 use crate::{
-    math::{exp_pair, fold, sigmoid},
+    math::{exp, fold, sigmoid},
     segments::{RawSegments, SegmentsReader},
 };
 
@@ -17,9 +17,9 @@ impl Loops for Mixture<'_> {
     fn run(self) {
         let mut sums = [0.0f32; 16];
         for (i, (&x, y)) in self.x.iter().zip(self.y.iter_mut()).enumerate() {
-            let e = exp_pair(x);
-            sums[i % 16] = x.mul_add(e.exp, sums[i % 16]);
-            *y = (-e.expm1 * (2.0 + e.expm1)).abs().sqrt() + sigmoid(x);
+            let e = exp(x);
+            sums[i % 16] = x.mul_add(e, sums[i % 16]);
+            *y = (e * (2.0 - x)).abs().sqrt() + sigmoid(x);
         }
         self.y[0] = fold(sums);
     }
