@@ -81,6 +81,13 @@ impl Runtime {
     }
 }
 
+impl From<Environment> for Runtime {
+    /// The runtime that a process has loaded already: it may have one environment only.
+    fn from(environment: Environment) -> Self {
+        Self { environment }
+    }
+}
+
 impl OrtDevice {
     /// Loads the bundle in `dir`, whose manifest has been verified, with `lanes` lanes for steps of
     /// up to `tokens_max` tokens.
