@@ -88,6 +88,24 @@ impl Model {
     }
 }
 
+/// What a session has in `lane`.
+pub fn lane(arena: &Arena, lane: usize) -> Carry<Vec<f32>> {
+    arena.map(|field| field.data()[lane * field.width()..][..field.width()].to_vec())
+}
+
+/// Puts a session into `lane`.
+///
+/// # Panics
+/// If its fields are not those of the arena.
+pub fn set_lane(arena: &mut Arena, lane: usize, session: &Carry<Vec<f32>>) {
+    let mut rows = session.fields();
+    *arena = arena.map(|field| {
+        let (mut data, width) = (field.data().to_vec(), field.width());
+        data[lane * width..][..width].copy_from_slice(rows.next().expect("a row for each field"));
+        Tensor::new(data, width)
+    });
+}
+
 impl Step {
     /// Appends a segment of `tokens` tokens.
     pub fn push(&mut self, tokens: usize, lane: usize, position: usize) {

@@ -7,6 +7,22 @@ use aerie_ops::local_attention::LocalAttentionDims;
 
 use super::{Problem, Session};
 
+/// How queries and keys are turned.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    /// Position of the session's first token.
+    pub start: u64,
+    /// The angle of a position, for dimensions of the frequency `10000^exponent`.
+    pub angle: fn(u64, f64) -> f64,
+}
+
+impl Default for Turn {
+    /// A session from position 0, its angles in f64.
+    fn default() -> Self {
+        Self { start: 0, angle: |position, exponent| position as f64 * 10_000f64.powf(exponent) }
+    }
+}
+
 /// The rows of `y` for a session from its first token on.
 pub fn outputs(problem: &Problem, session: &Session) -> Vec<f64> {
     let inputs: Vec<Vec<f64>> = session.inputs.iter().map(|it| doubles(it)).collect();
@@ -15,11 +31,17 @@ pub fn outputs(problem: &Problem, session: &Session) -> Vec<f64> {
             causal_conv1d(*taps, *width, &doubles(weight), &doubles(bias), &inputs[0])
         }
         Problem::RgLru { p, .. } => rg_lru(&doubles(p), &inputs),
-        Problem::LocalAttention { dims } => local_attention(*dims, &inputs),
+        Problem::LocalAttention { dims } => local_attention(*dims, Turn::default(), &inputs),
     }
 }
 
-fn causal_conv1d(taps: usize, width: usize, weight: &[f64], bias: &[f64], x: &[f64]) -> Vec<f64> {
+pub(crate) fn causal_conv1d(
+    taps: usize,
+    width: usize,
+    weight: &[f64],
+    bias: &[f64],
+    x: &[f64],
+) -> Vec<f64> {
     let mut y = Vec::with_capacity(x.len());
     for t in 0..x.len() / width {
         for channel in 0..width {
@@ -33,7 +55,7 @@ fn causal_conv1d(taps: usize, width: usize, weight: &[f64], bias: &[f64], x: &[f
     y
 }
 
-fn rg_lru(p: &[f64], inputs: &[Vec<f64>]) -> Vec<f64> {
+pub(crate) fn rg_lru(p: &[f64], inputs: &[Vec<f64>]) -> Vec<f64> {
     let [x, gate_a, gate_x] = inputs else { panic!("RG-LRU has three inputs") };
     let width = p.len();
     let mut h = vec![0.0; width];
@@ -49,14 +71,19 @@ fn rg_lru(p: &[f64], inputs: &[Vec<f64>]) -> Vec<f64> {
     y
 }
 
-fn local_attention(dims: LocalAttentionDims, inputs: &[Vec<f64>]) -> Vec<f64> {
+pub(crate) fn local_attention(
+    dims: LocalAttentionDims,
+    turn: Turn,
+    inputs: &[Vec<f64>],
+) -> Vec<f64> {
     let LocalAttentionDims { heads, head_dim, window, rotary_dims } = dims;
     let (q, k, v) = (&inputs[0], &inputs[1], &inputs[2]);
-    let key = |t: usize| rope(&k[t * head_dim..][..head_dim], rotary_dims, t);
+    let rope = |head: &[f64], t: usize| rope(head, rotary_dims, turn, t);
+    let key = |t: usize| rope(&k[t * head_dim..][..head_dim], t);
     let mut y = Vec::with_capacity(q.len());
     for t in 0..k.len() / head_dim {
         for head in 0..heads {
-            let query = rope(&q[(t * heads + head) * head_dim..][..head_dim], rotary_dims, t);
+            let query = rope(&q[(t * heads + head) * head_dim..][..head_dim], t);
             let seen = t.saturating_sub(window)..=t;
             let score = |at| dot(&query, &key(at)) / (head_dim as f64).sqrt();
             let weights: Vec<f64> = seen.clone().map(|at| score(at).exp()).collect();
@@ -70,12 +97,13 @@ fn local_attention(dims: LocalAttentionDims, inputs: &[Vec<f64>]) -> Vec<f64> {
     y
 }
 
-fn rope(head: &[f64], rotary_dims: usize, position: usize) -> Vec<f64> {
+fn rope(head: &[f64], rotary_dims: usize, turn: Turn, t: usize) -> Vec<f64> {
     let half = rotary_dims / 2;
+    let position = turn.start + t as u64;
     let mut turned = head.to_vec();
     for pair in 0..half {
         let exponent = -2.0 * pair as f64 / rotary_dims as f64;
-        let (sin, cos) = (position as f64 * 10_000f64.powf(exponent)).sin_cos();
+        let (sin, cos) = (turn.angle)(position, exponent).sin_cos();
         turned[pair] = head[pair] * cos - head[pair + half] * sin;
         turned[pair + half] = head[pair + half] * cos + head[pair] * sin;
     }

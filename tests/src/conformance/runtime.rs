@@ -21,6 +21,16 @@ pub struct Runtime {
     in_place: bool,
 }
 
+/// ONNX Runtime, loaded: a process may have one environment only.
+///
+/// # Panics
+/// If it is not where `ORT_DYLIB_PATH` says.
+pub fn environment() -> &'static Environment {
+    static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
+    ENVIRONMENT
+        .get_or_init(|| ort::init().with_telemetry(false).build().unwrap_or_else(|e| panic!("{e}")))
+}
+
 impl Runtime {
     /// # Panics
     /// If ONNX Runtime is not where `ORT_DYLIB_PATH` says or refuses the operator.
@@ -31,12 +41,7 @@ impl Runtime {
     }
 
     fn open(model: &[u8], threads: usize) -> ort::Result<Session> {
-        // A process may have one environment only.
-        static ENVIRONMENT: OnceLock<Environment> = OnceLock::new();
-        let environment = ENVIRONMENT.get_or_init(|| {
-            ort::init().with_telemetry(false).build().unwrap_or_else(|e| panic!("{e}"))
-        });
-        Session::builder(environment)?
+        Session::builder(environment())?
             .with_intra_threads(threads)?
             .with_operators(aerie_ops::ort::domain()?)?
             .commit_from_memory(model)

@@ -5,5 +5,6 @@
 mod architecture;
 mod eager;
 mod end_to_end;
+mod goldens;
 mod kernels;
 mod python;
