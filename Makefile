@@ -1,7 +1,7 @@
 # Aerie from a fresh machine: Rust, Python 3 with pip, make and a C++ compiler are all it takes.
 # Everything else comes from package registries, into .deps/ and target/.
 
-.PHONY: help demo build test lint bench python clean-deps
+.PHONY: help demo build test lint bench python parity clean-deps
 
 help: ## what you are reading
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -24,8 +24,14 @@ bench: .deps/onnxruntime .deps/libtorch ## kernels beside the memory bandwidth m
 	cargo bench -p aerie-ops -p aerie-state-cache
 	cargo bench -p aerie-export --bench scan
 
-python: ## what the tests run Aerie against: onnxruntime, grpcio, aioquic
+python: ## what the tests run Aerie against: onnxruntime, grpcio, aioquic (230 MB)
 	@tests/setup/python.sh
+
+parity: ## Google's code and transformers beside ours (Python packages of 6 GB, CUDA's among them)
+	@tests/setup/python.sh .deps/parity tests/python/parity.txt
+	cargo build -p aerie-export --no-default-features -p aerie-ops
+	.deps/parity/bin/python tests/goldens/make.py --check
+	.deps/parity/bin/python tests/python/transformers_parity.py target/debug/aerie-export target/debug/libaerie_ops.so
 
 .deps/onnxruntime: ops/setup/onnxruntime.sh
 	@ops/setup/onnxruntime.sh && touch $@

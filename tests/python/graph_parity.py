@@ -43,7 +43,7 @@ def portable_logits(path, tokens):
     model = session(path)
     names = [it.name for it in model.get_outputs()]
     carry, logits = state(model, SESSIONS), []
-    for position in range(TOKENS):
+    for position in range(tokens.shape[1]):
         step = {
             "tokens": tokens[:, position],
             "positions": np.full(SESSIONS, position, np.int64),
@@ -59,10 +59,10 @@ def ragged_answers(path, library, tokens, rng):
     """Yields session, position and logits of what the ragged graph answers."""
     model = session(path, library)
     arena = {name: ort.OrtValue.ortvalue_from_numpy(it) for name, it in state(model, 4).items()}
-    done = [0] * SESSIONS
-    while min(done) < TOKENS:
-        live = [it for it in rng.permutation(SESSIONS) if done[it] < TOKENS]
-        ends = [min(TOKENS, done[it] + int(rng.integers(1, 15))) for it in live]
+    done, total = [0] * SESSIONS, tokens.shape[1]
+    while min(done) < total:
+        live = [it for it in rng.permutation(SESSIONS) if done[it] < total]
+        ends = [min(total, done[it] + int(rng.integers(1, 15))) for it in live]
         lengths = [end - done[it] for it, end in zip(live, ends)]
         step = {
             "tokens": np.concatenate([tokens[it, done[it] : end] for it, end in zip(live, ends)]),
@@ -105,4 +105,5 @@ def main():
     sys.exit(float(tolerance) < worst)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-//! The operator library as other hosts see it.
+//! The operator library and exported graphs as other hosts see them, beside what others compute.
 
 use std::{
     env,
@@ -6,37 +6,54 @@ use std::{
     process::Command,
 };
 
+use aerie_tests::server::program;
+
 /// Goal: `libaerie_ops.so` is whole without our server around it.
 /// Method: Python's runtime loads it and compares each operator with numpy; see the script.
 #[test]
 fn pythons_runtime_loads_the_library_and_agrees_with_numpy() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let python = root.join(".deps/venv/bin/python");
+    let Some(python) = python("venv") else { return };
+    run(&python, "ops_parity.py", &[library()]);
+}
+
+/// Goal: a checkpoint means the same to us, to Google's code and to transformers where that is right;
+/// what it is known to do wrong is still wrong.
+/// Method: one model through all of them; see the script. Needs what `make parity` fetches.
+#[test]
+fn transformers_agrees_with_imported_graphs_but_for_its_known_defects() {
+    let Some(python) = python("parity") else { return };
+    run(&python, "transformers_parity.py", &[program("aerie-export"), library()]);
+}
+
+/// Python of an environment that make puts into `.deps`; without it a test says that it is skipped.
+fn python(environment: &str) -> Option<PathBuf> {
+    let python = root().join(".deps").join(environment).join("bin/python");
     if !python.exists() {
-        println!("skipped: {} is not there", python.display());
-        return;
+        eprintln!("skipped: {} is not there", python.display());
     }
-    let output = Command::new(python)
-        .arg(root.join("tests/python/ops_parity.py"))
-        .arg(library(root))
-        .output()
-        .unwrap();
-    let (text, errors) = (output.stdout, output.stderr);
-    assert!(
-        output.status.success(),
-        "{}\n{}",
-        String::from_utf8_lossy(&text),
-        String::from_utf8_lossy(&errors)
-    );
+    python.exists().then_some(python)
+}
+
+/// Runs a script of `tests/python`.
+#[track_caller]
+fn run(python: &Path, script: &str, arguments: &[PathBuf]) {
+    let script = root().join("tests/python").join(script);
+    let output = Command::new(python).arg(script).args(arguments).output().unwrap();
+    let text = [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
+    assert!(output.status.success(), "{}", text.join("\n"));
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
 /// The shared library. A test's own build makes it without a fixed place for it, so this asks cargo,
 /// which has nothing left to compile.
-fn library(root: &Path) -> PathBuf {
+fn library() -> PathBuf {
     let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = Command::new(cargo)
         .args(["build", "--package", "aerie-ops", "--lib", "--message-format", "json", "--quiet"])
-        .current_dir(root)
+        .current_dir(root())
         .output()
         .unwrap();
     let messages = String::from_utf8(output.stdout).unwrap();
