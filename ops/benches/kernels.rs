@@ -8,7 +8,7 @@ use aerie_ops::{
     Serial,
     block_diagonal::{BlockDiagonal, block_diagonal},
     causal_conv1d::{CausalConv1d, causal_conv1d},
-    limits,
+    limits::{Arithmetic, Chains},
     local_attention::{AttentionInputs, LocalAttention, LocalAttentionDims, Rings},
     rg_lru::{RgLru, RgLruInputs},
     rms_norm::rms_norm,
@@ -50,7 +50,7 @@ const MODELS: [Model; 2] = [
 const TAPS: usize = 4;
 /// Of the buffer that is read: far more than any cache holds.
 const READ_BYTES: usize = 1 << 28;
-/// Of [`limits::multiply_adds`].
+/// Of multiply-adds in registers.
 const ROUNDS: usize = 1 << 16;
 
 criterion_group!(benches, machine, kernels, chunks);
@@ -63,10 +63,9 @@ fn machine(criterion: &mut Criterion) {
     group.bench_function("read", |bencher| {
         bencher.iter(|| black_box(&buffer).iter().fold(0u64, |sum, &it| sum.wrapping_add(it)));
     });
-    group.throughput(Throughput::Elements((ROUNDS * limits::ROUND) as u64));
-    group.bench_function("multiply_add", |bencher| {
-        bencher.iter(|| limits::multiply_adds(black_box(ROUNDS)));
-    });
+    let multiply_adds = || Arithmetic::F32.multiply_adds(Chains::Many, ROUNDS);
+    group.throughput(Throughput::Elements(multiply_adds().expect("every machine has floats")));
+    group.bench_function("multiply_add", |bencher| bencher.iter(multiply_adds));
     group.finish();
 }
 

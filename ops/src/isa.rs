@@ -63,10 +63,6 @@ pub(crate) trait Isa: Copy {
     /// The upper four bits of each byte.
     fn high(self, bytes: Self::Bytes) -> Self::Bytes;
 
-    /// Has `bytes` brought closer, as they will be read soon.
-    #[inline(always)]
-    fn fetch(self, _bytes: &[u8]) {}
-
     fn ints(self, value: i32) -> Self::Ints;
     fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     /// Low words of products.
@@ -238,13 +234,6 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn ints(self, value: i32) -> __m512i {
         unsafe { _mm512_set1_epi32(value) }
-    }
-
-    #[inline(always)]
-    fn fetch(self, bytes: &[u8]) {
-        for line in bytes.chunks(size_of::<Line>()) {
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-        }
     }
 
     #[inline(always)]
@@ -918,12 +907,42 @@ pub(crate) fn loaded<I: Isa, const N: usize>(isa: I, from: [&[f32; LANES]; N]) -
 /// Asks for `data` to be in the second-level cache soon. For reading at the pace of memory while
 /// doing much with each line, which the machine's own guesses do not manage.
 #[inline(always)]
-pub(crate) fn prefetch(data: &[f32]) {
+pub(crate) fn prefetch<T>(data: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in data.chunks(LANES) {
+    for line in data.chunks(size_of::<Line>() / size_of::<T>()) {
         // SAFETY: every x86-64 has the instruction, and it changes nothing.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = data;
+}
+
+/// Adds dot products of bf16 pairs, 0.5 by 1 each, to `N` vectors for `rounds` rounds, the n-th of which
+/// begins at `n`; gives the sum of all, or none where the machine has no such instruction. To see how
+/// fast it is: kernels do not use it, as its rounding is not that of other machines.
+pub(crate) fn bf16_dots<const N: usize>(rounds: usize) -> Option<f32> {
+    #[cfg(target_arch = "x86_64")]
+    if Avx512::detected() && is_x86_feature_detected!("avx512bf16") {
+        // SAFETY: the machine has every feature that the function is compiled for.
+        return Some(unsafe { avx512_bf16_dots::<N>(rounds) });
+    }
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn avx512_bf16_dots<const N: usize>(rounds: usize) -> f32 {
+    // Sixteen pairs of 0.5 and of 1, whose bf16 are the upper halves of their f32.
+    let [half, one] = std::hint::black_box([0x3F00_3F00, 0x3F80_3F80]);
+    // SAFETY: both types are 64 bytes of which every value is valid.
+    let [half, one] = [half, one]
+        .map(|it| unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(it)) });
+    // Where they began alike, the compiler would make them one.
+    let mut sums: [__m512; N] = std::array::from_fn(|n| _mm512_set1_ps(n as f32));
+    for _ in 0..rounds {
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, half, one);
+        }
+    }
+    sums.iter().map(|it| _mm512_reduce_add_ps(*it)).sum()
 }

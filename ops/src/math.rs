@@ -17,6 +17,14 @@ pub(crate) fn exp(x: f32) -> f32 {
     horner(EXP, r) * scale
 }
 
+/// `expm1(x)` to 3e-7, over the same range.
+#[inline(always)]
+pub(crate) fn expm1(x: f32) -> f32 {
+    let (r, scale) = reduce(x);
+    let q = (horner(EXPM1, r) * r).mul_add(r, r);
+    scale.mul_add(q, scale - 1.0)
+}
+
 /// `r` and `2^n` such that `x = n ln 2 + r` with `|r| <= ln 2 / 2`.
 #[inline(always)]
 fn reduce(x: f32) -> (f32, f32) {
@@ -126,8 +134,8 @@ pub(crate) fn gelu(x: f32) -> f32 {
 /// `c · tanh(x / c)`, by `tanh(y) = expm1(2y) / (expm1(2y) + 2)`.
 #[inline(always)]
 pub(crate) fn soft_cap(x: f32, cap: f32) -> f32 {
-    let Exp { expm1, .. } = exp_pair(2.0 * x / cap);
-    cap * (expm1 / (expm1 + 2.0))
+    let e = expm1(2.0 * x / cap);
+    cap * (e / (e + 2.0))
 }
 
 /// `ln(1 + exp(p))` without overflow or cancellation.

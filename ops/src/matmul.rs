@@ -101,7 +101,7 @@ pub fn matmul(
     for Weights { packed, bias } in [weights].into_iter().chain(then.second()) {
         assert_eq!(
             packed.len(),
-            packing.shape().iter().product(),
+            packing.shape().iter().product::<usize>(),
             "packed has the extents' length"
         );
         assert!(bias.is_none_or(|it| it.len() == groups * outputs), "bias is [groups · outputs]");
@@ -149,7 +149,11 @@ pub fn gather(
     parallel: &impl Parallel,
 ) {
     assert_eq!(packing.groups, 1, "a table has one group");
-    assert_eq!(packed.len(), packing.shape().iter().product(), "packed has the extents' length");
+    assert_eq!(
+        packed.len(),
+        packing.shape().iter().product::<usize>(),
+        "packed has the extents' length"
+    );
     assert_eq!(y.len(), tokens.len() * packing.inputs, "y is [N, inputs]");
     assert!(tokens.iter().all(|&it| it < packing.outputs), "tokens are rows of the table");
     let cut = Cut { rows: 1, columns: packing.inputs, work: y.len() };

@@ -4,7 +4,7 @@
 mod tests;
 
 use crate::{
-    math::{PARTIALS, exp_pair, fold},
+    math::{PARTIALS, exp, fold},
     simd::{Loops, widest},
 };
 
@@ -70,7 +70,7 @@ impl Loops for Weights<'_> {
         let weight = |logit: f32| {
             let x = (logit - top) * scale;
             // False for what is no number, too.
-            if logit.is_finite() && -87.0 < x { exp_pair(x).exp } else { 0.0 }
+            if logit.is_finite() && -87.0 < x { exp(x) } else { 0.0 }
         };
         let blocks = logits.chunks(BLOCK).zip(weights.chunks_mut(BLOCK));
         for ((logits, weights), sum) in blocks.zip(sums) {

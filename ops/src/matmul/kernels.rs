@@ -3,7 +3,7 @@
 use std::{cell::RefCell, hint};
 
 use crate::{
-    isa::{self, Isa, LANES, Lanes, Line, abreast},
+    isa::{self, Isa, LANES, Lanes, Line, abreast, prefetch},
     math::{gelu, soft_cap},
     matmul::{
         Then, Weights,
@@ -223,9 +223,9 @@ impl<'a> Ahead<'a> {
     }
 
     #[inline(always)]
-    fn turn(&mut self, isa: impl Isa) {
+    fn turn(&mut self) {
         let (now, rest) = self.rest.split_at(self.each.min(self.rest.len()));
-        isa.fetch(now);
+        prefetch(now);
         self.rest = rest;
     }
 }
@@ -341,7 +341,7 @@ impl<const N: usize> Lanes for Bytes<'_, '_, N> {
         for (x, to) in tiles_x.iter().zip(tiles.sums.as_chunks_mut::<N>().0) {
             let mut sums = start(isa, x);
             for (at, turn) in weights.iter().enumerate() {
-                tiles.ahead.turn(isa);
+                tiles.ahead.turn();
                 for (step, lines) in turn.iter().enumerate() {
                     let weights = lines.each_ref().map(|line| isa.bytes(line));
                     sums = dot(isa, sums, weights, x, at * TURN + step);
@@ -371,7 +371,7 @@ impl Lanes for Row<'_> {
         let blocks = x.blocks.as_chunks::<2>().0;
         let mut sums = [isa.ints(0); VECTORS];
         for ((unit, words), blocks) in units.iter().zip(words).zip(blocks) {
-            ahead.turn(isa);
+            ahead.turn();
             let (multipliers, weights) = unit.split_at(PANEL);
             let multipliers = multipliers.as_chunks::<LANES>().0;
             let lines = lines(weights);
@@ -411,7 +411,7 @@ impl<const N: usize> Lanes for Nibbles<'_, '_, N> {
         for (x, to) in tiles_x.iter().zip(tiles.sums.as_chunks_mut::<N>().0) {
             let mut sums = start(isa, x);
             for (at, unit) in units.iter().enumerate() {
-                tiles.ahead.turn(isa);
+                tiles.ahead.turn();
                 let (multipliers, weights) = unit.split_at(PANEL);
                 let multipliers = multipliers.as_chunks::<LANES>().0;
                 let lines = lines(weights);

@@ -202,7 +202,11 @@ impl Packing {
     /// If `packed` is not as long as the extents say.
     pub fn unpack(&self, packed: &[u8], order: Order) -> Vec<f32> {
         let Self { groups, inputs, outputs, .. } = *self;
-        assert_eq!(packed.len(), self.shape().iter().product(), "packed has the extents' length");
+        assert_eq!(
+            packed.len(),
+            self.shape().iter().product::<usize>(),
+            "packed has the extents' length"
+        );
         let at =
             |group, output, input| self.element(self.panel(packed, group, output), output, input);
         let mut weight = Vec::with_capacity(groups * inputs * outputs);
