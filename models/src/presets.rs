@@ -19,6 +19,7 @@ presets![
     "tales-hawk",
     "tales-mqa",
     "shakespeare",
+    "griffin-small-512",
     "griffin-100m",
     "griffin-100m-8h",
     "griffin-200m",
