@@ -2,8 +2,6 @@
 //! sessions. Which tokens are run, and what is made of the answers, is theirs.
 
 use std::{
-    borrow::Cow,
-    collections::BTreeMap,
     env,
     path::{Path, PathBuf},
     thread,
@@ -12,8 +10,9 @@ use std::{
 use aerie_models::{Carry, ModelConfig, TensorSpec};
 use ort::{
     environment::Environment,
-    session::{Session, SessionInputValue, SessionOutputs, builder::SessionBuilder},
-    value::{DynValue, Tensor},
+    memory::{Allocator, MemoryInfo},
+    session::{IoBinding, Session, SessionOutputs, builder::SessionBuilder},
+    value::Tensor,
 };
 use prost::Message;
 use thiserror::Error;
@@ -37,9 +36,12 @@ impl Options {
     /// # Errors
     /// See [`Runtime::load`].
     pub(crate) fn load(&self) -> Result<Runtime, RuntimeError> {
+        Runtime::load(self.onnxruntime.as_deref(), self.threads())
+    }
+
+    pub(crate) fn threads(&self) -> usize {
         let cores = || thread::available_parallelism().map_or(1, usize::from);
-        let threads = self.threads.map_or_else(cores, usize::from);
-        Runtime::load(self.onnxruntime.as_deref(), threads)
+        self.threads.map_or_else(cores, usize::from)
     }
 }
 
@@ -100,8 +102,7 @@ impl Runtime {
         config: &ModelConfig,
         target: Target,
     ) -> Result<StepGraph, RuntimeError> {
-        let session = self.builder(target)?.commit_from_file(file)?;
-        Ok(StepGraph::new(session, config, target))
+        StepGraph::new(self.builder(target)?.commit_from_file(file)?, config, target)
     }
 
     /// Opens a ragged step of `config` whose external data lies in `dir`.
@@ -118,15 +119,17 @@ impl Runtime {
         let builder = self.builder(target)?;
         let mut builder =
             builder.with_config_entry(DATA_FOLDER, dir.to_string_lossy()).map_err(plain)?;
-        let session = builder.commit_from_memory(&model.encode_to_vec())?;
-        Ok(StepGraph::new(session, config, target))
+        StepGraph::new(builder.commit_from_memory(&model.encode_to_vec())?, config, target)
     }
 
     fn builder(&self, target: Target) -> Result<SessionBuilder, RuntimeError> {
         let builder = Session::builder(&self.environment)?;
         let builder = builder.with_intra_threads(self.threads).map_err(plain)?;
-        // Graphs of several bundles take turns: those that wait are not to hold the cores.
-        let builder = builder.with_intra_op_spinning(false).map_err(plain)?;
+        // As the server has it: threads spin for each other within a step, and not between steps, so
+        // that graphs that wait for their turn do not hold the cores.
+        let builder = builder.with_intra_op_spinning(true).map_err(plain)?;
+        let builder =
+            builder.with_config_entry("session.force_spinning_stop", "1").map_err(plain)?;
         match target {
             Target::Ragged => {
                 Ok(builder.with_operators(aerie_ops::ort::domain()?).map_err(plain)?)
@@ -142,13 +145,30 @@ fn plain<T>(error: ort::Error<T>) -> ort::Error {
 }
 
 /// A graph with the state of its sessions.
+///
+/// With our operators the state is bound as input and output of one buffer, as the server does; a
+/// portable graph is given two that change places.
 #[derive(Debug)]
 pub(crate) struct StepGraph {
+    binding: IoBinding,
     session: Session,
     target: Target,
     layout: Vec<TensorSpec>,
-    /// By the name of the input; none before the first [`StepGraph::reset`].
-    state: BTreeMap<String, DynValue>,
+    /// Outputs that are no state.
+    answers: Vec<String>,
+    /// In the order of the layout; none before the first [`StepGraph::reset`].
+    states: Vec<State>,
+    /// Whether a step has run since the states were bound.
+    has_run: bool,
+}
+
+/// One tensor of the state, for all lanes.
+#[derive(Debug)]
+struct State {
+    name: String,
+    tensor: Tensor<f32>,
+    /// What a step writes; none where it writes `tensor`.
+    next: Option<Tensor<f32>>,
 }
 
 /// The next tokens of one session.
@@ -165,9 +185,17 @@ pub(crate) struct Segment<'a> {
 pub(crate) struct Outputs<'s>(SessionOutputs<'s>);
 
 impl StepGraph {
-    fn new(session: Session, config: &ModelConfig, target: Target) -> Self {
-        let layout = Carry::layout(config).fields().cloned().collect();
-        Self { session, target, layout, state: BTreeMap::new() }
+    fn new(session: Session, config: &ModelConfig, target: Target) -> Result<Self, RuntimeError> {
+        let layout: Vec<TensorSpec> = Carry::layout(config).fields().cloned().collect();
+        let binding = session.create_binding()?;
+        let is_state = |output: &str| {
+            let states = layout.iter().map(state_name);
+            states.map(|it| format!("{it}.next")).any(|it| it == output)
+        };
+        let answers = session.outputs().iter().map(|it| it.name().to_owned());
+        let answers = answers.filter(|it| !is_state(it)).collect();
+        let (states, has_run) = (Vec::new(), false);
+        Ok(Self { binding, session, target, layout, answers, states, has_run })
     }
 
     pub(crate) fn is_ragged(&self) -> bool {
@@ -176,30 +204,52 @@ impl StepGraph {
 
     /// Voids all sessions: `lanes` rows of what no computation may let through.
     pub(crate) fn reset(&mut self, lanes: usize) -> Result<(), RuntimeError> {
+        self.fill(lanes, |_| f32::NAN)
+    }
+
+    /// Makes `lanes` sessions whose state has `value` of its index at each place of each tensor.
+    pub(crate) fn fill(
+        &mut self,
+        lanes: usize,
+        value: impl Fn(usize) -> f32,
+    ) -> Result<(), RuntimeError> {
+        self.states.clear();
+        self.has_run = false;
+        let allocator = Allocator::default();
         for spec in &self.layout {
-            let row = usize::try_from(spec.elements()).expect("a row is in memory");
-            let shape: Vec<usize> = [lanes as u64]
-                .iter()
-                .chain(&spec.shape)
-                .map(|&extent| usize::try_from(extent).expect("a row is in memory"))
-                .collect();
-            let void = Tensor::from_array((shape, vec![f32::NAN; lanes * row]))?;
-            self.state.insert(state_name(spec), void.into_dyn());
+            let axes = [lanes as u64].into_iter().chain(spec.shape.iter().copied());
+            let shape: Vec<usize> =
+                axes.map(|it| usize::try_from(it).expect("a row is in memory")).collect();
+            let mut tensor = Tensor::<f32>::new(&allocator, shape.clone())?;
+            let elements = tensor.extract_tensor_mut().1;
+            elements.iter_mut().enumerate().for_each(|(index, it)| *it = value(index));
+            let next = match self.target {
+                Target::Ragged => None,
+                Target::Portable => Some(Tensor::<f32>::new(&allocator, shape)?),
+            };
+            let mut state = State { name: state_name(spec), tensor, next };
+            state.bind(&mut self.binding)?;
+            self.states.push(state);
         }
         Ok(())
     }
 
     /// Advances the sessions that `segments` names.
     pub(crate) fn step(&mut self, segments: &[Segment<'_>]) -> Result<Outputs<'_>, RuntimeError> {
+        self.bind(segments)?;
+        self.run()
+    }
+
+    /// Has the following runs advance the sessions that `segments` names.
+    pub(crate) fn bind(&mut self, segments: &[Segment<'_>]) -> Result<(), RuntimeError> {
         let tokens: Vec<i64> =
             segments.iter().flat_map(|it| it.tokens).copied().map(i64::from).collect();
         let positions: Vec<i64> = segments.iter().map(|it| it.position as i64).collect();
         let fresh: Vec<bool> = segments.iter().map(|it| it.position == 0).collect();
-        let mut inputs: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = vec![
-            ("tokens".into(), Tensor::from_array(([tokens.len()], tokens))?.into()),
-            ("positions".into(), Tensor::from_array(([positions.len()], positions))?.into()),
-            ("fresh".into(), Tensor::from_array(([fresh.len()], fresh))?.into()),
-        ];
+        let binding = &mut self.binding;
+        binding.bind_input("tokens", &Tensor::from_array(([tokens.len()], tokens))?)?;
+        binding.bind_input("positions", &Tensor::from_array(([positions.len()], positions))?)?;
+        binding.bind_input("fresh", &Tensor::from_array(([fresh.len()], fresh))?)?;
         if self.target == Target::Ragged {
             let mut bounds = vec![0i32];
             for segment in segments {
@@ -207,21 +257,42 @@ impl StepGraph {
                 bounds.push(bounds.last().copied().unwrap_or_default() + tokens);
             }
             let lanes: Vec<i32> = segments.iter().map(|it| it.lane.cast_signed()).collect();
-            inputs.push(("segments".into(), Tensor::from_array(([bounds.len()], bounds))?.into()));
-            inputs.push(("lanes".into(), Tensor::from_array(([lanes.len()], lanes))?.into()));
+            binding.bind_input("segments", &Tensor::from_array(([bounds.len()], bounds))?)?;
+            binding.bind_input("lanes", &Tensor::from_array(([lanes.len()], lanes))?)?;
         }
-        for (name, value) in std::mem::take(&mut self.state) {
-            inputs.push((name.into(), value.into()));
+        // Their extents follow from the segments, and what a run has once made is kept for the next.
+        for answer in &self.answers {
+            binding.bind_output_to_device(answer, &MemoryInfo::default())?;
         }
+        Ok(())
+    }
 
-        let mut outputs = self.session.run(inputs)?;
-        for spec in &self.layout {
-            let name = state_name(spec);
-            let next = format!("{name}.next");
-            let value = outputs.remove(&next).ok_or(RuntimeError::NoOutput { name: next })?;
-            self.state.insert(name, value);
+    /// Runs the step that is bound.
+    pub(crate) fn run(&mut self) -> Result<Outputs<'_>, RuntimeError> {
+        if self.has_run {
+            for state in &mut self.states {
+                state.advance(&mut self.binding)?;
+            }
         }
-        Ok(Outputs(outputs))
+        self.has_run = true;
+        Ok(Outputs(self.session.run_binding(&self.binding)?))
+    }
+}
+
+impl State {
+    fn bind(&mut self, binding: &mut IoBinding) -> ort::Result<()> {
+        binding.bind_input(&self.name, &self.tensor)?;
+        let next = self.next.as_mut().unwrap_or(&mut self.tensor);
+        binding.bind_output(format!("{}.next", self.name), next)
+    }
+
+    /// Makes what the last step wrote what the next one reads.
+    fn advance(&mut self, binding: &mut IoBinding) -> ort::Result<()> {
+        if let Some(next) = &mut self.next {
+            std::mem::swap(&mut self.tensor, next);
+            self.bind(binding)?;
+        }
+        Ok(())
     }
 }
 
