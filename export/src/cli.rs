@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 #[cfg(feature = "torch")]
 use crate::torch::{eval, sample, train};
-use crate::{compare, data::tokenizer, emit, import, inspect, plot, quantize, verify};
+use crate::{bench, compare, data::tokenizer, emit, import, inspect, plot, quantize, verify};
 
 /// Trains the models that Aerie serves, and writes them as bundles.
 #[derive(Debug, Parser)]
@@ -37,6 +37,7 @@ enum Command {
     #[cfg(feature = "torch")]
     Sample(sample::Args),
     Plot(plot::Args),
+    Bench(bench::Args),
     Emit(emit::Args),
     Import(import::Args),
     Quantize(quantize::Args),
@@ -60,6 +61,7 @@ impl Cli {
             #[cfg(feature = "torch")]
             Command::Sample(args) => sample::run(args),
             Command::Plot(args) => plot::run(args),
+            Command::Bench(args) => bench::run(args),
             Command::Emit(args) => emit::run(args),
             Command::Import(args) => import::run(args),
             Command::Quantize(args) => quantize::run(args),

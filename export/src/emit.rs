@@ -266,10 +266,7 @@ impl Source {
     /// # Errors
     /// [`EmitError::Preset`] if there is no such preset.
     pub fn random(preset: &str, seed: u64) -> Result<Self, EmitError> {
-        let config = presets::preset(preset).ok_or_else(|| EmitError::Preset {
-            found: preset.to_owned(),
-            known: presets::names().collect::<Vec<_>>().join(", "),
-        })?;
+        let config = self::preset(preset)?;
         Ok(Self {
             tokenizer: tokenizer::bytes(config.vocab),
             config,
@@ -283,6 +280,17 @@ impl Source {
             },
         })
     }
+}
+
+/// The configuration of the preset called `name`.
+///
+/// # Errors
+/// [`EmitError::Preset`] if there is no such preset.
+pub(crate) fn preset(name: &str) -> Result<ModelConfig, EmitError> {
+    presets::preset(name).ok_or_else(|| EmitError::Preset {
+        found: name.to_owned(),
+        known: presets::names().collect::<Vec<_>>().join(", "),
+    })
 }
 
 /// Writes `source` as a bundle at `out`: all of it, or nothing.

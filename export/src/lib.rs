@@ -1,6 +1,7 @@
 //! Trains the models that Aerie serves, and writes them as bundles. The program `aerie-export` is
 //! this library behind a command line.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod compare;

@@ -3,7 +3,7 @@
 pub(crate) mod edit;
 pub mod emitter;
 pub mod graph;
-mod packed;
+pub(crate) mod packed;
 mod portable;
 pub mod proto;
 pub(crate) mod tensors;

@@ -1,0 +1,214 @@
+//! Whole steps of bundles: loading them, decoding with many sessions, reading prompts.
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use aerie_models::{Carry, Manifest, ModelConfig, bundle::MODEL_FILE, census};
+use anyhow::ensure;
+use clap::builder::RangedU64ValueParser;
+use rand::Rng;
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+
+use super::{
+    Output, clock,
+    limits::{self, Memory},
+    progress,
+    report::{Bundle, Figures, Machine, Report, Step, Task, Turn, Work, median},
+    resident::Resident,
+};
+use crate::{
+    onnx::{Target, weights::read_model},
+    runtime::{self, Runtime, Segment, StepGraph},
+};
+
+/// Measures steps of bundles that take turns: decoding, prompts, loading, memory
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  aerie-export bench steps models/bundles/tales
+  aerie-export bench steps small-q4 small-q8 small-bf16 --sessions 1,8,32 --chunks 128 --json steps.json
+  aerie-export bench steps models/bundles/tales --position 0 --threads 1
+  aerie-export bench plot steps.json --draw sessions --out sessions.svg
+Nothing but the step runs: no server, no sampling, no wire; `aerie bench` measures those. The limit is
+reading all weights once or multiplying with them, whichever takes longer, with as many threads.")]
+pub(super) struct Args {
+    /// Folders of the bundles
+    #[arg(required = true, value_name = "BUNDLE")]
+    bundles: Vec<PathBuf>,
+    /// Sessions that decode one token each
+    #[arg(long, value_name = "N", value_delimiter = ',',
+        default_values_t = [1, 2, 4, 8, 16, 32, 64], value_parser = count())]
+    sessions: Vec<usize>,
+    /// Tokens of one session that are read at once
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [128, 512],
+        value_parser = count())]
+    chunks: Vec<usize>,
+    /// Tokens that sessions have read before [default: a full window]
+    #[arg(long, value_name = "N")]
+    position: Option<usize>,
+    /// Rounds that medians are taken of
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = count())]
+    rounds: usize,
+    #[command(flatten)]
+    runtime: runtime::Options,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// A number that is not 0.
+pub(super) fn count() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1 << 20)
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let (runtime, threads) = (args.runtime.load()?, args.runtime.threads());
+    let memory = Memory::new();
+    let limits = limits::measure(&memory, threads);
+    let lanes = args.sessions.iter().copied().max().unwrap_or(1);
+    let mut subjects = Vec::new();
+    for dir in &args.bundles {
+        subjects.push(Subject::load(&runtime, dir, lanes)?);
+    }
+    let decodes = args.sessions.iter().map(|&sessions| Task::Decode { sessions });
+    let prompts = args.chunks.iter().map(|&tokens| Task::Prompt { tokens });
+    let tasks: Vec<Task> = decodes.chain(prompts).collect();
+
+    let mut turns = vec![vec![Vec::new(); tasks.len()]; subjects.len()];
+    let bar = progress(args.rounds * tasks.len() * subjects.len());
+    for _ in 0..args.rounds {
+        for (at, &task) in tasks.iter().enumerate() {
+            for (subject, turns) in subjects.iter_mut().zip(&mut turns) {
+                bar.set_message(format!("{}, {task}", subject.bundle.system));
+                let read_bytes_per_s = memory.read_bytes_per_s(threads);
+                let seconds = subject.turn(task, args.position, TURN_SECONDS_MIN)?;
+                turns[at].push(Turn { seconds, read_bytes_per_s });
+                bar.inc(1);
+            }
+        }
+    }
+    bar.finish_and_clear();
+    let mut steps = Vec::new();
+    for (subject, turns) in subjects.iter().zip(turns) {
+        let Bundle { system, precision, .. } = &subject.bundle;
+        let limit = limits.multiply_adds_per_s(precision, threads);
+        for (&task, turns) in tasks.iter().zip(turns) {
+            let figures = Figures::new(subject.work(task), limit, turns);
+            let (system, precision) = (system.clone(), precision.clone());
+            steps.push(Step { system, precision, task, position: args.position, figures });
+        }
+    }
+    let bundles = subjects.into_iter().map(|it| it.bundle).collect();
+    let (machine, limits) = (Machine::here(), Some(limits));
+    args.output.write(&Report { machine, limits, bundles, steps, ..Report::default() })
+}
+
+/// What the steps of a turn take at least.
+const TURN_SECONDS_MIN: f64 = 0.2;
+
+/// A bundle with sessions of which each has its lane.
+pub(super) struct Subject {
+    pub(super) bundle: Bundle,
+    config: ModelConfig,
+    graph: StepGraph,
+    /// What is read, whatever the task.
+    tokens: Vec<u32>,
+}
+
+impl Subject {
+    /// Loads the bundle in `dir`, noting what that takes, for up to `lanes` sessions.
+    pub(super) fn load(runtime: &Runtime, dir: &Path, lanes: usize) -> anyhow::Result<Self> {
+        let version = |op: &str| aerie_ops::schema::schema(op).map(|it| it.version);
+        let (manifest, verify_seconds) = clock::timed(|| Manifest::open(dir, version));
+        let manifest = manifest?;
+        let config = manifest.model.clone();
+        let target = if manifest.ops.is_empty() { Target::Portable } else { Target::Ragged };
+        let file = dir.join(MODEL_FILE);
+        let parameters = read_model(&file)?.graph.unwrap_or_default().initializer;
+        let parameters = parameters.iter().filter(|it| !it.name.starts_with("constant."));
+        let weights_bytes = parameters.map(|it| it.bytes()).sum();
+
+        let before = Resident::now();
+        let (graph, load_seconds) = clock::timed(|| runtime.open(&file, &config, target));
+        let bundle = Bundle {
+            system: manifest.name,
+            precision: manifest.precision.name().to_owned(),
+            weights_bytes,
+            state_bytes: Carry::layout(&config).bytes(),
+            verify_seconds,
+            load_seconds,
+            first_step_seconds: 0.0,
+            resident: None,
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let tokens = (0..TOKENS).map(|_| rng.random_range(0..config.vocab)).collect();
+        let mut subject = Self { bundle, config, graph: graph?, tokens };
+        subject.graph.fill(1, state)?;
+        let decode = Task::Decode { sessions: 1 };
+        let (outcome, seconds) = clock::timed(|| subject.turn(decode, None, 0.0));
+        outcome?;
+        subject.bundle.first_step_seconds = seconds;
+        subject.bundle.resident = before.and_then(|it| Some(Resident::now()?.since(it)));
+        subject.graph.fill(lanes, state)?;
+        Ok(subject)
+    }
+
+    /// Median of the seconds that a step takes, of as many as `seconds_min` has room for.
+    pub(super) fn turn(
+        &mut self,
+        task: Task,
+        position: Option<usize>,
+        seconds_min: f64,
+    ) -> anyhow::Result<f64> {
+        let (sessions, tokens) = (task.sessions(), task.tokens() / task.sessions());
+        ensure!(tokens <= TOKENS, "{task}: at most {TOKENS} tokens of a session are read at once");
+        ensure!(
+            self.graph.is_ragged() || tokens == 1,
+            "{}: {task}: a portable graph reads one token of a session at once",
+            self.bundle.system
+        );
+        let position = position.unwrap_or(self.config.window as usize + 1);
+        let segments: Vec<Segment<'_>> = (0..sessions)
+            .map(|lane| Segment {
+                lane: u32::try_from(lane).expect("sessions are few"),
+                position,
+                tokens: &self.tokens[lane % (TOKENS - tokens + 1)..][..tokens],
+            })
+            .collect();
+        self.graph.bind(&segments)?;
+        // The first one may have memory to allocate.
+        let (outcome, first) = clock::timed(|| self.graph.run().map(drop));
+        outcome?;
+        let (mut taken, mut total) = (Vec::new(), 0.0);
+        while total < seconds_min {
+            let (outcome, seconds) = clock::timed(|| self.graph.run().map(drop));
+            outcome?;
+            taken.push(seconds);
+            total += seconds;
+        }
+        Ok(if taken.is_empty() { first } else { median(taken.into_iter()) })
+    }
+
+    /// What a step cannot do without: all weights are read, and multiplied with what comes in. The
+    /// table of the embedding is multiplied with the last token of each session.
+    fn work(&self, task: Task) -> Work {
+        let table = u64::from(self.config.vocab) * u64::from(self.config.width);
+        let parameters = census::parameters(&self.config);
+        let matrices = parameters.values().filter(|it| 1 < it.shape.len());
+        let all: u64 = matrices.map(|it| it.shape.iter().product::<u64>()).sum();
+        let (tokens, sessions) = (task.tokens() as u64, task.sessions() as u64);
+        Work {
+            bytes: self.bundle.weights_bytes,
+            multiply_adds: tokens * (all - table) + sessions * table,
+        }
+    }
+}
+
+/// Most tokens of a session that are read at once.
+const TOKENS: usize = 1 << 13;
+
+/// State that is neither zero nor all alike.
+fn state(index: usize) -> f32 {
+    (index.wrapping_mul(2_654_435_761) >> 16 & 0xFF) as f32 / 256.0 - 0.5
+}
