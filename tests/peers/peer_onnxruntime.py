@@ -17,8 +17,9 @@ class OnnxRuntime:
     def __init__(self, bundle):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = turns.threads()
-        # Other systems wait for their turn on the same cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Spinning within a run and not between runs, as our graphs have it: others wait for their turn.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         self.session = onnxruntime.InferenceSession(
             str(pathlib.Path(bundle) / "model.onnx"), options, ["CPUExecutionProvider"]
         )

@@ -21,7 +21,9 @@ const POSITION: usize = 8;
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let [config, weights] = &arguments[..] else { bail!("usage: candle-peer CONFIG.json MODEL.gguf") };
+    let [config, weights] = &arguments[..] else {
+        bail!("usage: candle-peer CONFIG.json MODEL.gguf")
+    };
     let config: Config = serde_json::from_str(&fs::read_to_string(config)?)?;
     let weights = VarBuilder::from_gguf(weights, &Device::Cpu)?;
     let peer = Peer { model: Model::new(&config, weights)?, vocab: config.vocab_size };
