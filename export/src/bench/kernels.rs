@@ -9,7 +9,7 @@ use aerie_models::{ModelConfig, Precision, census};
 use aerie_ops::{
     Serial,
     matmul::{
-        Activations, Format, MatMul, Order, Packing, Scratch, Weights, matmul, packing::PANEL,
+        Activations, Format, MatMul, Order, Packing, Scratch, Then, Weights, matmul, packing::PANEL,
     },
 };
 
@@ -228,7 +228,7 @@ impl Rotated {
             Format::Q8 | Format::Q4 => Activations::I8,
         };
         let weights = Weights { packed, bias: None };
-        MatMul { packing: self.packing, weights, gated: None, activations }
+        MatMul { packing: self.packing, weights, then: Then::Nothing, activations }
     }
 }
 
