@@ -178,31 +178,21 @@ fn invalid(schema: &OpSchema, message: impl fmt::Display) -> Error {
 
 /// A kernel with its attributes and memory.
 enum Kind {
-    RmsNorm {
-        epsilon: f32,
-    },
+    RmsNorm { epsilon: f32 },
     BlockDiagonal,
     CausalConv1d,
-    RgLru {
-        recurrence: RgLru,
-        constant: bool,
-    },
+    RgLru { recurrence: RgLru, constant: bool },
     LocalAttention(Box<LocalAttention>),
-    PackedMatMul {
-        extents: PackedExtents,
-        activations: Activations,
-        then: Then<'static>,
-        scratch: Scratch,
-    },
-    PackedGated {
-        extents: PackedExtents,
-        activations: Activations,
-        scratch: Scratch,
-    },
-    PackedGather {
-        extents: PackedExtents,
-        rows: Vec<usize>,
-    },
+    PackedMatMul(PackedProduct),
+    PackedGather { extents: PackedExtents, rows: Vec<usize> },
+}
+
+/// A product with packed weights, or two of which one gates the other.
+struct PackedProduct {
+    extents: PackedExtents,
+    activations: Activations,
+    then: Option<Then<'static>>,
+    scratch: Scratch,
 }
 
 /// What the attributes say of packed weights.
@@ -242,14 +232,10 @@ impl Kind {
                 Ok(Self::LocalAttention(Box::new(attention)))
             }
             "PackedMatMul" => {
-                let (extents, activations) = packed_product(context)?;
                 let then = follows(context)?;
-                Ok(Self::PackedMatMul { extents, activations, then, scratch: Scratch::default() })
+                Ok(Self::PackedMatMul(PackedProduct::new(context, Some(then))?))
             }
-            "PackedGated" => {
-                let (extents, activations) = packed_product(context)?;
-                Ok(Self::PackedGated { extents, activations, scratch: Scratch::default() })
-            }
+            "PackedGated" => Ok(Self::PackedMatMul(PackedProduct::new(context, None)?)),
             "PackedGather" => {
                 Ok(Self::PackedGather { extents: PackedExtents::new(context)?, rows: Vec::new() })
             }
@@ -271,8 +257,7 @@ impl Kind {
                 set('d', dims.head_dim);
                 set('W', dims.window);
             }
-            Self::PackedMatMul { extents, .. }
-            | Self::PackedGated { extents, .. }
+            Self::PackedMatMul(PackedProduct { extents, .. })
             | Self::PackedGather { extents, .. } => {
                 set('D', extents.inputs);
                 set('R', extents.outputs);
@@ -286,15 +271,40 @@ impl Kind {
     }
 }
 
-/// What the attributes say of a product with packed weights.
-fn packed_product(context: &KernelContext<'_>) -> Result<(PackedExtents, Activations)> {
-    let extents = PackedExtents::new(context)?;
-    match (extent(context, "activation_bits")?, extents.format) {
-        (32, _) => Ok((extents, Activations::F32)),
-        (8, Format::Q8 | Format::Q4) => Ok((extents, Activations::I8)),
-        (found, _) => Err(Error::new(format!(
-            "activation_bits is {found}; 32 is supported, and 8 with weights of 8 or 4"
-        ))),
+impl PackedProduct {
+    /// `then` is what follows a product; none if it is gated by another.
+    fn new(context: &KernelContext<'_>, then: Option<Then<'static>>) -> Result<Self> {
+        let extents = PackedExtents::new(context)?;
+        let activations = match (extent(context, "activation_bits")?, extents.format) {
+            (32, _) => Activations::F32,
+            (8, Format::Q8 | Format::Q4) => Activations::I8,
+            (found, _) => {
+                return Err(Error::new(format!(
+                    "activation_bits is {found}; 32 is supported, and 8 with weights of 8 or 4"
+                )));
+            }
+        };
+        Ok(Self { extents, activations, then, scratch: Scratch::default() })
+    }
+
+    fn compute(&mut self, call: &mut Call<'_>, threads: &IntraOp) -> Result<()> {
+        let packing = self.extents.packing(call)?;
+        let (weights, then) = match self.then {
+            Some(then) => {
+                let (packed, bias) = (call.input("weight"), call.optional_input("bias"));
+                (Weights { packed, bias }, then)
+            }
+            None => {
+                let weights = |[weight, bias]: [&str; 2]| Weights {
+                    packed: call.input(weight),
+                    bias: Some(call.input(bias)),
+                };
+                (weights(["gate", "gate_bias"]), Then::GeluTimes(weights(["up", "up_bias"])))
+            }
+        };
+        let product = MatMul { packing, weights, then, activations: self.activations };
+        matmul(&product, call.input("x"), call.output("y")?, &mut self.scratch, threads);
+        Ok(())
     }
 }
 
@@ -465,24 +475,7 @@ impl Kernel for Node {
                 let rings = Rings { keys, values };
                 attention.run(&segments, &positions, inputs, rings, y, &threads);
             }
-            Kind::PackedMatMul { extents, activations, then, scratch } => {
-                let packing = extents.packing(&call)?;
-                let (packed, bias) = (call.input("weight"), call.optional_input("bias"));
-                let weights = Weights { packed, bias };
-                let product = MatMul { packing, weights, then: *then, activations: *activations };
-                matmul(&product, call.input("x"), call.output("y")?, scratch, &threads);
-            }
-            Kind::PackedGated { extents, activations, scratch } => {
-                let packing = extents.packing(&call)?;
-                let weights = |[weight, bias]: [&str; 2]| Weights {
-                    packed: call.input(weight),
-                    bias: Some(call.input(bias)),
-                };
-                let (gate, up) = (weights(["gate", "gate_bias"]), weights(["up", "up_bias"]));
-                let (weights, then) = (gate, Then::GeluTimes(up));
-                let product = MatMul { packing, weights, then, activations: *activations };
-                matmul(&product, call.input("x"), call.output("y")?, scratch, &threads);
-            }
+            Kind::PackedMatMul(product) => product.compute(&mut call, &threads)?,
             Kind::PackedGather { extents, rows } => {
                 let packing = extents.packing(&call)?;
                 if packing.groups != 1 {
