@@ -77,7 +77,7 @@ impl Sampler {
         softmax::weights(logits, top, scale, &mut self.weights, &mut self.sums);
         let total = self.sums.iter().sum();
         if sampling.top_k == 0 && 1.0 <= sampling.top_p {
-            return Some(self.among_all(unit(draw) * total).unwrap_or(token(best)));
+            return Some(self.among_all(unit(draw) * total).unwrap_or_else(|| token(best)));
         }
 
         // What is below an even share of what may be cut off is never needed to reach the rest.
