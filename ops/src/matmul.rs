@@ -8,7 +8,7 @@ pub mod packing;
 #[cfg(test)]
 mod tests;
 
-pub use packing::{Format, INPUTS_MAX, Order, PackError, Packing};
+pub use packing::{Format, INPUTS_MAX, Order, PackError, Packing, WrongScale};
 
 use self::{
     activations::Quantised,

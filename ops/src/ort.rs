@@ -233,12 +233,13 @@ impl Kind {
             }
             "PackedMatMul" => {
                 let then = follows(context)?;
-                Ok(Self::PackedMatMul(PackedProduct::new(context, Some(then))?))
+                Ok(Self::PackedMatMul(PackedProduct::new(schema, context, Some(then))?))
             }
-            "PackedGated" => Ok(Self::PackedMatMul(PackedProduct::new(context, None)?)),
-            "PackedGather" => {
-                Ok(Self::PackedGather { extents: PackedExtents::new(context)?, rows: Vec::new() })
-            }
+            "PackedGated" => Ok(Self::PackedMatMul(PackedProduct::new(schema, context, None)?)),
+            "PackedGather" => Ok(Self::PackedGather {
+                extents: PackedExtents::new(schema, context)?,
+                rows: Vec::new(),
+            }),
             name => Err(Error::new(format!("{name} has a schema but no kernel"))),
         }
     }
@@ -273,8 +274,12 @@ impl Kind {
 
 impl PackedProduct {
     /// `then` is what follows a product; none if it is gated by another.
-    fn new(context: &KernelContext<'_>, then: Option<Then<'static>>) -> Result<Self> {
-        let extents = PackedExtents::new(context)?;
+    fn new(
+        schema: &OpSchema,
+        context: &KernelContext<'_>,
+        then: Option<Then<'static>>,
+    ) -> Result<Self> {
+        let extents = PackedExtents::new(schema, context)?;
         let activations = match (extent(context, "activation_bits")?, extents.format) {
             (32, _) => Activations::F32,
             (8, Format::Q8 | Format::Q4) => Activations::I8,
@@ -352,7 +357,28 @@ fn attention_dims(context: &KernelContext<'_>) -> Result<LocalAttentionDims> {
 }
 
 impl PackedExtents {
-    fn new(context: &KernelContext<'_>) -> Result<Self> {
+    /// Reads the attributes, and looks for scales that would spoil every result: weights are part of a
+    /// file that anybody may have written.
+    fn new(schema: &OpSchema, context: &KernelContext<'_>) -> Result<Self> {
+        let extents = Self::read(context)?;
+        for (idx, port) in schema.inputs.iter().enumerate() {
+            if port.element != Element::U8 {
+                continue;
+            }
+            let Ok(weights) = context.constant_input::<TensorValueType<u8>>(idx) else { continue };
+            let (shape, packed) = weights.extract_tensor();
+            let groups = shape.first().and_then(|it| usize::try_from(*it).ok());
+            // What does not fit is refused when it is met.
+            let packing = groups.and_then(|groups| extents.in_groups(groups));
+            let packing = packing.filter(|it| it.shape().iter().product::<usize>() == packed.len());
+            if let Some(wrong) = packing.and_then(|it| it.wrong_scale(packed)) {
+                return Err(Error::new(format!("{}: {wrong}", port.name)));
+            }
+        }
+        Ok(extents)
+    }
+
+    fn read(context: &KernelContext<'_>) -> Result<Self> {
         let bits = extent(context, "bits")?;
         let format = Format::ALL.into_iter().find(|it| it.bits() == bits);
         let format =
@@ -364,18 +390,24 @@ impl PackedExtents {
         Ok(Self { format, inputs, outputs })
     }
 
-    /// How the weights of `call` lie.
-    fn packing(self, call: &Call<'_>) -> Result<Packing> {
+    /// How weights of `groups` groups lie, if they can be as many.
+    fn in_groups(self, groups: usize) -> Option<Packing> {
         let Self { format, inputs, outputs } = self;
-        let found = ['G', 'P', 'B'].map(|letter| call.extent(letter));
-        let groups = found[0];
         let divides = 0 < groups && inputs.is_multiple_of(groups) && outputs.is_multiple_of(groups);
-        let packing = divides.then(|| Packing {
+        divides.then(|| Packing {
             format,
             groups,
             inputs: inputs / groups,
             outputs: outputs / groups,
-        });
+        })
+    }
+
+    /// How the weights of `call` lie.
+    fn packing(self, call: &Call<'_>) -> Result<Packing> {
+        let Self { inputs, outputs, .. } = self;
+        let found = ['G', 'P', 'B'].map(|letter| call.extent(letter));
+        let groups = found[0];
+        let packing = self.in_groups(groups);
         let schema = call.signature.schema;
         match packing {
             Some(it) if it.shape() == found && it.inputs <= matmul::INPUTS_MAX => Ok(it),

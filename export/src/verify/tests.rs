@@ -5,7 +5,10 @@ use aerie_models::Precision;
 use super::*;
 use crate::{
     emit::{Options, Source, emit},
-    onnx::{tests::Jittered, weights::Random},
+    onnx::{
+        tests::Jittered,
+        weights::{Random, read_model},
+    },
     runtime::shared,
 };
 
@@ -45,6 +48,24 @@ fn more_logits_than_fit_are_refused() {
     assert!(error.to_string().starts_with(expected), "{error}");
     let none = model.tokens(&Args { tokens: Some(0), ..args(&bundle, None) }).unwrap_err();
     assert!(matches!(none, VerifyError::NoTokens { .. }), "{none}");
+}
+
+/// A manifest proves that weights are what somebody wrote, not that they are any good.
+#[test]
+fn packed_weights_with_a_scale_that_is_no_number_are_refused() {
+    let Some(runtime) = shared() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = bundle(dir.path(), "tiny", Target::Ragged, Precision::Q4);
+    let config = Model::open(&bundle).unwrap().config().clone();
+    let mut graph = read_model(&bundle.join(MODEL_FILE)).unwrap();
+    assert!(runtime.open_edited(&graph, &bundle, &config).is_ok());
+
+    let weights = &mut graph.graph.as_mut().unwrap().initializer;
+    let gate = weights.iter_mut().find(|it| it.name.ends_with("1.mlp_block.up_proj.weight"));
+    let packed = gate.unwrap().raw_data.as_mut().unwrap();
+    packed[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
+    let error = runtime.open_edited(&graph, &bundle, &config).unwrap_err().to_string();
+    assert!(error.contains("up: the scale of output 1 is NaN"), "{error}");
 }
 
 #[track_caller]

@@ -103,6 +103,15 @@ pub enum PackError {
     Inputs { found: usize },
 }
 
+/// A scale that no packing writes, and that would spoil whatever it meets.
+#[derive(Clone, Copy, Debug, Error, PartialEq)]
+#[error("the scale of output {output} is {found}; scales are finite and not negative")]
+pub struct WrongScale {
+    /// Counted over all groups.
+    pub output: usize,
+    pub found: f32,
+}
+
 impl Packing {
     /// Panels of a group.
     pub fn panels(&self) -> usize {
@@ -225,6 +234,23 @@ impl Packing {
             }
         }
         weight
+    }
+
+    /// The first scale of `packed` that [`Packing::pack`] would not write, if there is one.
+    ///
+    /// # Panics
+    /// If `packed` is not as long as the extents say.
+    pub fn wrong_scale(&self, packed: &[u8]) -> Option<WrongScale> {
+        assert_eq!(packed.len(), self.shape().iter().product::<usize>(), "the extents' length");
+        if self.format == Format::Bf16 {
+            return None;
+        }
+        let outputs = (0..self.groups * self.outputs).map(|output| {
+            let (group, row) = (output / self.outputs, output % self.outputs);
+            let found = scale(self.panel(packed, group, row), row % PANEL);
+            WrongScale { output, found }
+        });
+        outputs.into_iter().find(|it| !(0.0..f32::INFINITY).contains(&it.found))
     }
 
     /// The panel that holds `output` of `group`.

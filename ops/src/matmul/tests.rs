@@ -304,6 +304,23 @@ fn what_cannot_be_held_is_refused() {
 }
 
 #[test]
+fn wrong_scales_are_found() {
+    for packing in packings().filter(|it| it.format != Format::Bf16) {
+        let mut packed = Case::new(packing).packed;
+        assert_eq!(packing.wrong_scale(&packed), None, "{packing:?}");
+        // The last output has the last scale of the last panel that is not padding.
+        let column = (packing.outputs - 1) % packing::PANEL;
+        let at = packed.len() - packing.panel_bytes() + 4 * column;
+        for wrong in [f32::NAN, f32::INFINITY, -1.0] {
+            packed[at..at + 4].copy_from_slice(&wrong.to_le_bytes());
+            let found = packing.wrong_scale(&packed).unwrap();
+            assert_eq!(found.output, packing.groups * packing.outputs - 1, "{packing:?}");
+            assert_eq!(found.found.to_bits(), wrong.to_bits());
+        }
+    }
+}
+
+#[test]
 fn an_input_that_is_no_number_makes_its_row_none() {
     for packing in packings() {
         let case = Case::new(packing);
