@@ -1,4 +1,5 @@
 use super::*;
+use crate::math::fold;
 
 /// Every operation of an [`Isa`], as bits.
 struct Everything<'a> {

@@ -47,6 +47,8 @@ const DOORS: &[(&str, &[&str])] = &[
 const UNSAFE: &[&str] = &[
     "export/src/torch/shim.rs",
     "ops/src/isa.rs",
+    "ops/src/isa/avx2.rs",
+    "ops/src/isa/avx512.rs",
     "ops/src/ort.rs",
     "ops/src/simd.rs",
     "serve/src/device/ort.rs",
