@@ -51,7 +51,7 @@ struct Desk {
 
 /// Rows up to which 4-bit weights are spread out as they are multiplied; more read them often enough to
 /// have them spread out before.
-const NIBBLE_ROWS_MAX: usize = 12;
+const NIBBLE_ROWS_MAX: usize = 6;
 
 /// Words of inputs between two looks ahead.
 const TURN: usize = UNIT / 4;
