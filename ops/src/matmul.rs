@@ -83,8 +83,9 @@ const TILE_WEIGHTS_MIN: usize = 1 << 16;
 ///
 /// # Numerics
 /// With bytes, sums are exact over inputs that share a scale; then they are scaled and added in f32,
-/// in the order of the inputs, and last they take their output's scale. With floats they are fused products in the order of
-/// the inputs. Either way a row's results do not depend on the other rows, nor on the machine.
+/// in the order of the inputs, and last they take their output's scale. With floats they are fused
+/// products in the order of the inputs. Either way a row's results do not depend on the other rows,
+/// nor on the machine.
 ///
 /// # Panics
 /// If a slice does not have the length that the others ask for, or bf16 weights meet bytes.
