@@ -68,18 +68,24 @@ pub(crate) trait Isa: Copy {
     fn high(self, bytes: Self::Bytes) -> Self::Bytes;
 
     fn ints(self, value: i32) -> Self::Ints;
-    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
-    /// Low words of products.
-    fn mul_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     /// The lower and the upper four bits of sixteen bytes.
     fn nibbles(self, from: &[u8; LANES]) -> [Self::Ints; 2];
     /// Each byte as `(w - 8) · m + 128`, for `w` in 0..=15 and the `m` of its lane in 0..=15.
     fn spread(self, w: Self::Bytes, m: Self::Ints) -> Self::Bytes;
     fn store_bytes(self, bytes: Self::Bytes) -> Line;
-    /// Four signed bytes in every lane.
-    fn word(self, x: &i32) -> Self::Bytes;
+    /// The lower four bits of sixteen bytes in the lower halves of lanes, the upper in the upper.
+    fn nibble_pairs(self, from: &[u8; LANES]) -> Self::Ints;
     /// `sums[l] + Σ_i x[i] · w[4l + i]` for `w` in 0..=15 and the bytes of a word `x`.
-    fn dot4(self, sums: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
+    fn dot4(self, sums: Self::Ints, w: Self::Bytes, x: &i32) -> Self::Ints;
+    /// `sums + a · m + b · n` for `a` and `b` of 16 bits and the pairs of `m` and `n` that
+    /// [`Isa::nibble_pairs`] gives.
+    fn add_pairs(
+        self,
+        sums: Self::Ints,
+        a: Self::Ints,
+        b: Self::Ints,
+        pairs: Self::Ints,
+    ) -> Self::Ints;
     /// `sums[l] + Σ_i x[i] · (w[4l + i] - 128 + DOT8_ZERO)` for each of four vectors of sums and weights
     /// and the bytes of one word `x`, of which none is -128.
     fn dot8(self, sums: [Self::Ints; 4], w: [Self::Bytes; 4], x: &i32) -> [Self::Ints; 4];

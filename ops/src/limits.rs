@@ -130,13 +130,12 @@ impl<const N: usize> Lanes for Dots<N> {
     fn run<I: Isa>(self, isa: I) -> f32 {
         let lines = black_box([[3u8; size_of::<Line>()]; DOTS_LINES]);
         let x = black_box([i32::from_le_bytes([1, 254, 3, 252]); N]);
-        let x: [I::Bytes; N] = x.each_ref().map(|it| isa.word(it));
         let mut sums: [I::Ints; N] = [isa.ints(0); N];
         for _ in 0..self.rounds {
             for line in black_box(&lines) {
                 let weights = isa.bytes(line);
                 for n in 0..N {
-                    sums[n] = isa.dot4(sums[n], weights, x[n]);
+                    sums[n] = isa.dot4(sums[n], weights, &x[n]);
                 }
             }
         }

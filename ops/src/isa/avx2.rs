@@ -64,16 +64,6 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn add_ints(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
-        unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
-    }
-
-    #[inline(always)]
-    fn mul_ints(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
-        unsafe { [_mm256_mullo_epi32(a[0], b[0]), _mm256_mullo_epi32(a[1], b[1])] }
-    }
-
-    #[inline(always)]
     fn nibbles(self, from: &[u8; LANES]) -> [[__m256i; 2]; 2] {
         let [a, b]: [&[u8; 8]; 2] = halves(from);
         let bytes =
@@ -104,13 +94,36 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn word(self, x: &i32) -> [__m256i; 2] {
-        self.ints(*x)
+    fn nibble_pairs(self, from: &[u8; LANES]) -> [__m256i; 2] {
+        let [a, b]: [&[u8; 8]; 2] = halves(from);
+        [a, b].map(|it| unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(it.as_ptr().cast()));
+            let both = _mm256_or_si256(bytes, _mm256_slli_epi32::<12>(bytes));
+            _mm256_and_si256(both, _mm256_set1_epi32(0x000F_000F))
+        })
     }
 
     #[inline(always)]
-    fn dot4(self, sums: [__m256i; 2], w: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
-        unsafe { [dot_avx2(sums[0], w[0], x[0]), dot_avx2(sums[1], w[1], x[1])] }
+    fn dot4(self, sums: [__m256i; 2], w: [__m256i; 2], x: &i32) -> [__m256i; 2] {
+        unsafe {
+            let x = _mm256_set1_epi32(*x);
+            [dot_avx2(sums[0], w[0], x), dot_avx2(sums[1], w[1], x)]
+        }
+    }
+
+    #[inline(always)]
+    fn add_pairs(
+        self,
+        sums: [__m256i; 2],
+        a: [__m256i; 2],
+        b: [__m256i; 2],
+        pairs: [__m256i; 2],
+    ) -> [__m256i; 2] {
+        let add = |sums, a, b, pairs| unsafe {
+            let both = _mm256_blend_epi16::<0b1010_1010>(a, _mm256_slli_epi32::<16>(b));
+            _mm256_add_epi32(sums, _mm256_madd_epi16(both, pairs))
+        };
+        [add(sums[0], a[0], b[0], pairs[0]), add(sums[1], a[1], b[1], pairs[1])]
     }
 
     #[inline(always)]

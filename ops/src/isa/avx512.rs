@@ -79,16 +79,6 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn add_ints(self, a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_add_epi32(a, b) }
-    }
-
-    #[inline(always)]
-    fn mul_ints(self, a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_mullo_epi32(a, b) }
-    }
-
-    #[inline(always)]
     fn nibbles(self, from: &[u8; LANES]) -> [__m512i; 2] {
         unsafe {
             let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()));
@@ -115,13 +105,25 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn word(self, x: &i32) -> __m512i {
-        self.ints(*x)
+    fn nibble_pairs(self, from: &[u8; LANES]) -> __m512i {
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            let both = _mm512_or_si512(bytes, _mm512_slli_epi32::<12>(bytes));
+            _mm512_and_si512(both, _mm512_set1_epi32(0x000F_000F))
+        }
     }
 
     #[inline(always)]
-    fn dot4(self, sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(sums, w, x) }
+    fn dot4(self, sums: __m512i, w: __m512i, x: &i32) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sums, w, _mm512_set1_epi32(*x)) }
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, sums: __m512i, a: __m512i, b: __m512i, pairs: __m512i) -> __m512i {
+        unsafe {
+            let both = _mm512_mask_blend_epi16(0xAAAA_AAAA, a, _mm512_slli_epi32::<16>(b));
+            _mm512_dpwssd_epi32(sums, both, pairs)
+        }
     }
 
     #[inline(always)]

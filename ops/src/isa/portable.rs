@@ -41,16 +41,6 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn add_ints(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
-        std::array::from_fn(|lane| a[lane].wrapping_add(b[lane]))
-    }
-
-    #[inline(always)]
-    fn mul_ints(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
-        std::array::from_fn(|lane| a[lane].wrapping_mul(b[lane]))
-    }
-
-    #[inline(always)]
     fn nibbles(self, from: &[u8; LANES]) -> [[i32; LANES]; 2] {
         [from.map(|it| i32::from(it & 15)), from.map(|it| i32::from(it >> 4))]
     }
@@ -69,18 +59,32 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn word(self, x: &i32) -> Line {
-        let bytes = x.to_le_bytes();
-        std::array::from_fn(|at| bytes[at % 4])
+    fn nibble_pairs(self, from: &[u8; LANES]) -> [i32; LANES] {
+        from.map(|it| i32::from(it & 15) | i32::from(it >> 4) << 16)
     }
 
     #[inline(always)]
-    fn dot4(self, mut sums: [i32; LANES], w: Line, x: Line) -> [i32; LANES] {
-        for (at, (w, x)) in w.into_iter().zip(x).enumerate() {
-            let product = i32::from(w) * i32::from(x.cast_signed());
+    fn dot4(self, mut sums: [i32; LANES], w: Line, x: &i32) -> [i32; LANES] {
+        let x = x.to_le_bytes().map(u8::cast_signed);
+        for (at, w) in w.into_iter().enumerate() {
+            let product = i32::from(w) * i32::from(x[at % 4]);
             sums[at / 4] = sums[at / 4].wrapping_add(product);
         }
         sums
+    }
+
+    #[inline(always)]
+    fn add_pairs(
+        self,
+        sums: [i32; LANES],
+        a: [i32; LANES],
+        b: [i32; LANES],
+        pairs: [i32; LANES],
+    ) -> [i32; LANES] {
+        std::array::from_fn(|lane| {
+            let [m, n] = [pairs[lane] & 0xFFFF, pairs[lane] >> 16];
+            sums[lane].wrapping_add(a[lane] * m + b[lane] * n)
+        })
     }
 
     #[inline(always)]

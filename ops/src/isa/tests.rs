@@ -17,20 +17,25 @@ impl Lanes for Everything<'_> {
         let w = isa.bytes(self.w);
         let [low, high] = [isa.low(w), isa.high(w)];
         let word = i32::from_le_bytes(self.x.map(i8::cast_unsigned));
-        let x = isa.word(&word);
         let [first, second] = isa.nibbles(self.w.last_chunk().unwrap());
+        let pairs = isa.nibble_pairs(self.w.last_chunk().unwrap());
         let spread = isa.spread(high, first);
         let zero = isa.ints(-I::DOT8_ZERO * sum);
         let [a, b, c, d] = isa.dot8([zero; 4], [w, spread, high, w], &word);
         let ints = [
-            isa.dot4(isa.ints(-7), low, x),
-            isa.dot4(isa.ints(1 << 20), high, x),
+            isa.dot4(isa.ints(-7), low, &word),
+            isa.dot4(isa.ints(1 << 20), high, &word),
             a,
             b,
             c,
             d,
-            isa.add_ints(isa.ints(i32::MAX), isa.ints(-3)),
-            isa.mul_ints(isa.dot4(isa.ints(0), low, x), second),
+            isa.add_pairs(
+                isa.ints(-5),
+                isa.dot4(isa.ints(0), low, &word),
+                isa.ints(-32_640),
+                pairs,
+            ),
+            second,
         ];
         let pairs = isa.bf16_pairs(w);
         let [a, b, c] = [pairs[0], isa.floats(-1.7), isa.convert(ints[1])];

@@ -29,8 +29,8 @@ pub(super) struct Quantised {
 pub(super) struct Span {
     /// Bytes by fours, padded with 0.
     pub(super) words: [i32; SPAN_WORDS],
-    /// Sum of each block's bytes.
-    pub(super) blocks: [i32; SPAN_BLOCKS],
+    /// What sums of products of each block with weights plus 8 begin with: -8 times its bytes' sum.
+    pub(super) zeros: [i32; SPAN_BLOCKS],
     /// Of all bytes.
     pub(super) sum: i32,
     pub(super) scale: f32,
@@ -69,8 +69,7 @@ impl Quantised {
 }
 
 impl Span {
-    const ZERO: Self =
-        Self { words: [0; SPAN_WORDS], blocks: [0; SPAN_BLOCKS], sum: 0, scale: 0.0 };
+    const ZERO: Self = Self { words: [0; SPAN_WORDS], zeros: [0; SPAN_BLOCKS], sum: 0, scale: 0.0 };
 }
 
 /// Rows that a thread quantises at a time.
@@ -95,11 +94,12 @@ impl Lanes for Quantise<'_> {
         last[..rest.len()].copy_from_slice(rest);
         let x = whole.iter().chain((!rest.is_empty()).then_some(&last));
         let words = span.words.as_chunks_mut::<LANES>().0;
-        let places = words.iter_mut().zip(span.blocks.as_chunks_mut().0);
+        let places = words.iter_mut().zip(span.zeros.as_chunks_mut().0);
         for ((words, blocks), x) in places.zip(x.chain(std::iter::repeat(&[0.0; QUANTISED]))) {
             isa.quantise(x, inverse, words, blocks);
         }
-        span.sum = span.blocks.iter().sum();
+        span.sum = span.zeros.iter().sum();
+        span.zeros = span.zeros.map(|sum| -8 * sum);
     }
 }
 

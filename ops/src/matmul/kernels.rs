@@ -49,9 +49,9 @@ struct Desk {
     bytes: Vec<[Line; VECTORS]>,
 }
 
-/// Rows up to which 4-bit weights are spread out as they are multiplied; more read them often enough to
-/// have them spread out before.
-const NIBBLE_ROWS_MAX: usize = 6;
+/// Rows up to which 4-bit weights are multiplied block by block; more read them often enough to have them
+/// spread out to bytes before.
+const BLOCKS_ROWS_MAX: usize = 16;
 
 /// Words of inputs between two looks ahead.
 const TURN: usize = UNIT / 4;
@@ -135,11 +135,8 @@ impl Product<'_> {
             let next = &next[..next.len().min(span_bytes)];
             if self.packing.format == Format::Q8 {
                 multiply(run, Form::Bytes(turns(lines(weights))), x, sums, next);
-            } else if let [sums] = sums {
-                let ahead = Ahead::new(next, units.len());
-                run.run(Row { units, x: &x[0], sums, ahead });
-            } else if sums.len() <= NIBBLE_ROWS_MAX {
-                multiply(run, Form::Nibbles(units), x, sums, next);
+            } else if sums.len() <= BLOCKS_ROWS_MAX {
+                multiply(run, Form::Blocks(units), x, sums, next);
             } else {
                 let bytes = &mut bytes[..units.len() * UNIT / 4];
                 run.run(Spread { units, bytes });
@@ -179,7 +176,7 @@ impl Product<'_> {
 #[derive(Clone, Copy)]
 enum Form<'a> {
     Bytes(&'a [Turn]),
-    Nibbles(&'a [[u8; UNIT_BYTES]]),
+    Blocks(&'a [[u8; UNIT_BYTES]]),
 }
 
 /// All rows by a span of one panel: as few tiles of rows as there can be, as alike as there can be.
@@ -191,7 +188,7 @@ fn multiply(run: impl Run, weights: Form<'_>, x: &[Span], sums: &mut [Sums], nex
     let large = rows + tiles - tiles * each;
     let turns = match weights {
         Form::Bytes(turns) => turns.len(),
-        Form::Nibbles(units) => units.len(),
+        Form::Blocks(units) => units.len() * VECTORS,
     };
     let mut ahead = Ahead::new(next, tiles * turns);
     let (large, small) = sums.split_at_mut(each * large);
@@ -199,12 +196,12 @@ fn multiply(run: impl Run, weights: Form<'_>, x: &[Span], sums: &mut [Sums], nex
     for (each, x, sums) in [(each, x, large), (each - 1, x_small, small)] {
         let tiles = Tiles { x, sums, ahead: &mut ahead };
         match each {
-            1 => tiles.multiply::<1>(run, weights),
-            2 => tiles.multiply::<2>(run, weights),
-            3 => tiles.multiply::<3>(run, weights),
-            4 => tiles.multiply::<4>(run, weights),
-            5 => tiles.multiply::<5>(run, weights),
-            6 => tiles.multiply::<6>(run, weights),
+            1 => tiles.multiply::<1, 4>(run, weights),
+            2 => tiles.multiply::<2, 4>(run, weights),
+            3 => tiles.multiply::<3, 1>(run, weights),
+            4 => tiles.multiply::<4, 1>(run, weights),
+            5 => tiles.multiply::<5, 1>(run, weights),
+            6 => tiles.multiply::<6, 1>(run, weights),
             _ => debug_assert!(tiles.sums.is_empty(), "no instructions have more rows"),
         }
     }
@@ -239,10 +236,10 @@ struct Tiles<'a, 'n> {
 }
 
 impl Tiles<'_, '_> {
-    fn multiply<const N: usize>(self, run: impl Run, weights: Form<'_>) {
+    fn multiply<const N: usize, const V: usize>(self, run: impl Run, weights: Form<'_>) {
         match weights {
             Form::Bytes(weights) => run.run(Bytes::<N> { weights, tiles: self }),
-            Form::Nibbles(units) => run.run(Nibbles::<N> { units, tiles: self }),
+            Form::Blocks(units) => run.run(Blocks::<N, V> { units, tiles: self }),
         }
     }
 }
@@ -352,84 +349,68 @@ impl<const N: usize> Lanes for Bytes<'_, '_, N> {
     }
 }
 
-/// One row by a span of a panel of 4 bits: sums of products of bytes over each block, times its
-/// multiplier, which takes the fewest instructions for each weight.
-struct Row<'a> {
-    units: &'a [[u8; UNIT_BYTES]],
-    x: &'a Span,
-    sums: &'a mut Sums,
-    ahead: Ahead<'a>,
-}
-
-impl Lanes for Row<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let Self { units, x, sums: to, mut ahead } = self;
-        let words = x.words.as_chunks::<4>().0.as_chunks::<2>().0;
-        let blocks = x.blocks.as_chunks::<2>().0;
-        let mut sums = [isa.ints(0); VECTORS];
-        for ((unit, words), blocks) in units.iter().zip(words).zip(blocks) {
-            ahead.turn();
-            let (multipliers, weights) = unit.split_at(PANEL);
-            let multipliers = multipliers.as_chunks::<LANES>().0;
-            let lines = lines(weights);
-            let zeros = [isa.ints(blocks[0] * -8), isa.ints(blocks[1] * -8)];
-            for vector in 0..VECTORS {
-                let [mut low, mut high] = zeros;
-                for j in 0..4 {
-                    let line = isa.bytes(&lines[vector][j]);
-                    low = isa.dot4(low, isa.low(line), isa.word(&words[0][j]));
-                    high = isa.dot4(high, isa.high(line), isa.word(&words[1][j]));
-                }
-                let [first, second] = isa.nibbles(&multipliers[vector]);
-                let low = isa.mul_ints(low, first);
-                let both = isa.add_ints(low, isa.mul_ints(high, second));
-                sums[vector] = isa.add_ints(sums[vector], both);
-            }
-        }
-        add_scaled(isa, to, settle(sums), x.scale);
-    }
-}
-
-/// Tiles of `N` rows by a span of a panel of 4 bits, which are spread out to bytes as they come: the
-/// same sums.
-struct Nibbles<'a, 'n, const N: usize> {
+/// Tiles of `N` rows by a span of a panel of 4 bits: sums of products of bytes over each block, and of
+/// those the sums of products with the blocks' multipliers, two blocks at a time. Neither leaves 16 or
+/// 32 bits, so they are what [`Bytes`] gives once the weights are spread out.
+///
+/// `V` vectors of outputs are multiplied side by side: as many as leave registers for all sums.
+struct Blocks<'a, 'n, const N: usize, const V: usize> {
     units: &'a [[u8; UNIT_BYTES]],
     tiles: Tiles<'a, 'n>,
 }
 
-impl<const N: usize> Lanes for Nibbles<'_, '_, N> {
+impl<const N: usize, const V: usize> Lanes for Blocks<'_, '_, N, V> {
     type Output = ();
 
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "columns of an array of arrays")]
     fn run<I: Isa>(self, isa: I) {
         let Self { units, tiles } = self;
         let tiles_x = tiles.x.as_chunks::<N>().0;
         for (x, to) in tiles_x.iter().zip(tiles.sums.as_chunks_mut::<N>().0) {
-            let mut sums = start(isa, x);
-            for (at, unit) in units.iter().enumerate() {
-                tiles.ahead.turn();
-                let (multipliers, weights) = unit.split_at(PANEL);
-                let multipliers = multipliers.as_chunks::<LANES>().0;
-                let lines = lines(weights);
-                for j in 0..4 {
-                    let [mut low, mut high] = [[isa.bytes(&[0; LINE]); VECTORS]; 2];
-                    for vector in 0..VECTORS {
-                        let [first, second] = isa.nibbles(&multipliers[vector]);
-                        let line = isa.bytes(&lines[vector][j]);
-                        low[vector] = isa.spread(isa.low(line), first);
-                        high[vector] = isa.spread(isa.high(line), second);
+            for first in (0..VECTORS).step_by(V) {
+                let mut sums = [[isa.ints(0); N]; V];
+                for (at, unit) in units.iter().enumerate() {
+                    tiles.ahead.turn();
+                    for (v, sums) in sums.iter_mut().enumerate() {
+                        *sums = blocks(isa, *sums, unit, first + v, x, at);
                     }
-                    sums = dot(isa, sums, low, x, at * TURN + j);
-                    sums = dot(isa, sums, high, x, at * TURN + 4 + j);
+                }
+                for (v, sums) in sums.into_iter().enumerate() {
+                    for n in 0..N {
+                        let to = &mut to[n].as_chunks_mut().0[first + v];
+                        let sum = isa.convert(sums[n]);
+                        *to = isa.store(isa.mul_add(sum, isa.floats(x[n].scale), isa.load(to)));
+                    }
                 }
             }
-            finish(isa, to, sums, x);
         }
     }
+}
+
+/// Adds the products of unit `at` of each row with one vector of a panel's outputs.
+#[inline(always)]
+fn blocks<I: Isa, const N: usize>(
+    isa: I,
+    mut sums: [I::Ints; N],
+    unit: &[u8; UNIT_BYTES],
+    vector: usize,
+    x: &[Span; N],
+    at: usize,
+) -> [I::Ints; N] {
+    let (multipliers, weights) = unit.split_at(PANEL);
+    let pairs = isa.nibble_pairs(&multipliers.as_chunks().0[vector]);
+    let weights = lines(weights)[vector].each_ref().map(|line| isa.bytes(line));
+    for n in 0..N {
+        let words: &[i32; UNIT / 4] = &x[n].words.as_chunks().0[at];
+        let [zero_low, zero_high] = x[n].zeros.as_chunks().0[at];
+        let [mut low, mut high] = [isa.ints(zero_low), isa.ints(zero_high)];
+        for j in 0..4 {
+            low = isa.dot4(low, isa.low(weights[j]), &words[j]);
+            high = isa.dot4(high, isa.high(weights[j]), &words[4 + j]);
+        }
+        sums[n] = isa.add_pairs(sums[n], low, high, pairs);
+    }
+    sums
 }
 
 /// What the sums of a tile begin with.
