@@ -44,15 +44,40 @@ pub trait Backend {
         then_in_parts(self, &self.linear(x, weight, bias), then)
     }
 
-    /// `gelu(x · gateᵀ + gate_bias) ⊙ (x · upᵀ + up_bias)`, of two weights with their biases as for
-    /// [`Backend::linear`].
+    /// `residual + (x · weightᵀ + bias)`
+    fn linear_plus(
+        &self,
+        residual: &Self::Tensor,
+        x: &Self::Tensor,
+        [weight, bias]: [&Self::Tensor; 2],
+    ) -> Self::Tensor {
+        self.add(residual, &self.linear(x, weight, Some(bias)))
+    }
+
+    /// `gelu(z · gelu_weightᵀ + gelu_bias)` and `z · weightᵀ + bias` for the norm `z`.
+    fn linear_pair(
+        &self,
+        z: &Normed<Self::Tensor>,
+        [gelu_weight, gelu_bias]: [&Self::Tensor; 2],
+        [weight, bias]: [&Self::Tensor; 2],
+    ) -> [Self::Tensor; 2] {
+        pair_in_parts(self, z, [gelu_weight, gelu_bias], [weight, bias])
+    }
+
+    /// Queries, keys and values: `z · weightᵀ` of each weight for the norm `z`.
+    fn qkv(&self, z: &Normed<Self::Tensor>, weights: [&Self::Tensor; 3]) -> [Self::Tensor; 3] {
+        qkv_in_parts(self, z, weights)
+    }
+
+    /// `gelu(z · gateᵀ + gate_bias) ⊙ (z · upᵀ + up_bias)` for the norm `z`, of two weights with their
+    /// biases as for [`Backend::linear`].
     fn gated_linear(
         &self,
-        x: &Self::Tensor,
+        z: &Normed<Self::Tensor>,
         [gate, gate_bias]: [&Self::Tensor; 2],
         [up, up_bias]: [&Self::Tensor; 2],
     ) -> Self::Tensor {
-        gated_in_parts(self, x, [gate, gate_bias], [up, up_bias])
+        gated_in_parts(self, z, [gate, gate_bias], [up, up_bias])
     }
 
     /// `y[n, k·o + j] = Σ_i x[n, k·o + i] · weight[k, i, j] + bias[k·o + j]` with `weight`
@@ -122,6 +147,19 @@ pub trait Backend {
         state: &Self::Tensor,
     ) -> (Self::Tensor, Self::Tensor);
 
+    /// [`Backend::rg_lru`] with its gates' projections before it, as for
+    /// [`Backend::block_diagonal`], and a product after it: `times ⊙ h`, `[N, R]`.
+    fn gated_rg_lru(
+        &self,
+        x: &Self::Tensor,
+        [gate_a, gate_x]: [[&Self::Tensor; 2]; 2],
+        p: &Self::Tensor,
+        times: &Self::Tensor,
+        state: &Self::Tensor,
+    ) -> (Self::Tensor, Self::Tensor) {
+        gated_rg_lru_in_parts(self, x, [gate_a, gate_x], p, times, state)
+    }
+
     /// Local multi-query attention, rotary embedding included; returns the next keys and values.
     ///
     /// Query `q` sees keys `q - W ..= q` of its own session. The first `rotary_dims` of each head
@@ -156,15 +194,69 @@ pub fn then_in_parts<B: Backend + ?Sized>(backend: &B, y: &B::Tensor, then: Then
     }
 }
 
-/// [`Backend::gated_linear`] in other operations: what it is where nothing does it at once.
+/// A tensor whose norm is what is asked for: the norm itself need not be anywhere.
+#[derive(Clone, Debug)]
+pub struct Normed<T> {
+    /// `[N, D]`
+    pub x: T,
+    /// `[D]`
+    pub weight: T,
+    pub epsilon: f32,
+}
+
+impl<T> Normed<T> {
+    /// See [`Backend::rms_norm`].
+    pub fn tensor<B: Backend<Tensor = T> + ?Sized>(&self, backend: &B) -> T {
+        backend.rms_norm(&self.x, &self.weight, self.epsilon)
+    }
+}
+
+/// [`Backend::linear_pair`] in other operations: what it is where nothing does it at once.
+pub fn pair_in_parts<B: Backend + ?Sized>(
+    backend: &B,
+    z: &Normed<B::Tensor>,
+    [gelu_weight, gelu_bias]: [&B::Tensor; 2],
+    [weight, bias]: [&B::Tensor; 2],
+) -> [B::Tensor; 2] {
+    let z = z.tensor(backend);
+    let first = backend.linear_then(&z, gelu_weight, Some(gelu_bias), Then::Gelu);
+    [first, backend.linear(&z, weight, Some(bias))]
+}
+
+/// [`Backend::qkv`] in other operations.
+pub fn qkv_in_parts<B: Backend + ?Sized>(
+    backend: &B,
+    z: &Normed<B::Tensor>,
+    weights: [&B::Tensor; 3],
+) -> [B::Tensor; 3] {
+    let z = z.tensor(backend);
+    weights.map(|weight| backend.linear(&z, weight, None))
+}
+
+/// [`Backend::gated_linear`] in other operations.
 pub fn gated_in_parts<B: Backend + ?Sized>(
     backend: &B,
-    x: &B::Tensor,
+    z: &Normed<B::Tensor>,
     [gate, gate_bias]: [&B::Tensor; 2],
     [up, up_bias]: [&B::Tensor; 2],
 ) -> B::Tensor {
-    let gate = backend.gelu(&backend.linear(x, gate, Some(gate_bias)));
-    backend.mul(&gate, &backend.linear(x, up, Some(up_bias)))
+    let z = z.tensor(backend);
+    let gate = backend.linear_then(&z, gate, Some(gate_bias), Then::Gelu);
+    backend.mul(&gate, &backend.linear(&z, up, Some(up_bias)))
+}
+
+/// [`Backend::gated_rg_lru`] in other operations.
+pub fn gated_rg_lru_in_parts<B: Backend + ?Sized>(
+    backend: &B,
+    x: &B::Tensor,
+    gates: [[&B::Tensor; 2]; 2],
+    p: &B::Tensor,
+    times: &B::Tensor,
+    state: &B::Tensor,
+) -> (B::Tensor, B::Tensor) {
+    let [gate_a, gate_x] = gates.map(|[weight, bias]| backend.block_diagonal(x, weight, bias));
+    let (h, state) = backend.rg_lru(x, &gate_a, &gate_x, p, state);
+    (backend.mul(&h, times), state)
 }
 
 /// What has to be known to make a parameter.

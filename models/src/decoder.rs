@@ -39,7 +39,8 @@ pub fn hidden<B: Backend>(
         x = y;
         blocks.push(block);
     }
-    (rms_norm::rms_norm(config, backend, &root.child("final_norm"), &x), Carry { blocks })
+    let normed = rms_norm::rms_norm(config, backend, &root.child("final_norm"), &x);
+    (normed.tensor(backend), Carry { blocks })
 }
 
 /// Logits of rows of [`hidden`]: `[·, D]` to `[·, V]`, through the embedding's own table.
@@ -57,7 +58,7 @@ fn residual<B: Backend>(
 ) -> (B::Tensor, BlockCarry<B::Tensor>) {
     let normed = rms_norm::rms_norm(config, backend, &path.child("temporal_pre_norm"), x);
     let temporal = path.child("temporal_block");
-    let (y, carry) = match carry {
+    let (z, carry) = match carry {
         BlockCarry::Recurrent { conv, rg_lru } => {
             recurrent::recurrent_block(config, backend, &temporal, &normed, [conv, rg_lru])
         }
@@ -65,8 +66,6 @@ fn residual<B: Backend>(
             local_mqa::local_mqa(config, backend, &temporal, &normed, [keys, values])
         }
     };
-    let z = backend.add(x, &y);
     let normed = rms_norm::rms_norm(config, backend, &path.child("channel_pre_norm"), &z);
-    let mlp = gated_mlp::gated_mlp(config, backend, &path.child("mlp_block"), &normed);
-    (backend.add(&z, &mlp), carry)
+    (gated_mlp::gated_mlp(config, backend, &path.child("mlp_block"), &normed), carry)
 }

@@ -151,7 +151,7 @@ fn bench_rg_lru(group: &mut Group<'_>, model: &Model, segments: &Segments<'_>) {
     let kernel = RgLru::new(&ramp(width));
     let (x, mut y, mut state) = (ramp(n), ramp(n), ramp(segments.lanes_extent() * width));
     let (gate_a, gate_x) = (x.clone(), x.clone());
-    let inputs = RgLruInputs { x: &x, gate_a: &gate_a, gate_x: &gate_x };
+    let inputs = RgLruInputs { x: &x, gate_a: &gate_a, gate_x: &gate_x, times: None };
     group.throughput(floats(4 * n + 2 * state.len() + width));
     group.bench_function("rg_lru", |bencher| {
         bencher.iter(|| kernel.run(segments, black_box(inputs), &mut state, &mut y, &Serial));

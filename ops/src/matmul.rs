@@ -15,7 +15,7 @@ use self::{
     kernels::{Best, Checked, Inputs, Product},
     packing::PANEL,
 };
-use crate::simd::{Cut, Parallel, for_each_tile, widest};
+use crate::simd::{Cut, Parallel, for_each_tile, for_each_tile_of, widest};
 
 /// A product with packed weights.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +36,8 @@ pub enum Then<'a> {
     SoftCap(f32),
     /// `gelu(y) ⊙ u`, with a second product `u` of the same inputs.
     GeluTimes(Weights<'a>),
+    /// `r + y`, with `r` as long as `y`.
+    Plus(&'a [f32]),
 }
 
 impl<'a> Then<'a> {
@@ -43,7 +45,7 @@ impl<'a> Then<'a> {
     fn second(self) -> Option<Weights<'a>> {
         match self {
             Self::GeluTimes(weights) => Some(weights),
-            Self::Nothing | Self::Gelu | Self::SoftCap(_) => None,
+            Self::Nothing | Self::Gelu | Self::SoftCap(_) | Self::Plus(_) => None,
         }
     }
 }
@@ -96,43 +98,86 @@ pub fn matmul(
     scratch: &mut Scratch,
     parallel: &impl Parallel,
 ) {
-    let MatMul { packing, weights, then, activations } = *product;
-    let Packing { format, groups, inputs, outputs } = packing;
-    assert!(0 < groups && 0 < inputs && 0 < outputs, "no extent is 0");
-    for Weights { packed, bias } in [weights].into_iter().chain(then.second()) {
-        assert_eq!(
-            packed.len(),
-            packing.shape().iter().product::<usize>(),
-            "packed has the extents' length"
-        );
-        assert!(bias.is_none_or(|it| it.len() == groups * outputs), "bias is [groups · outputs]");
-    }
+    matmuls([*product], x, [y], scratch, parallel);
+}
+
+/// [`matmul`] with several products of the same inputs, which are rounded once.
+///
+/// # Panics
+/// As [`matmul`], or if the products' inputs or activations differ.
+pub fn matmuls<const N: usize>(
+    products: [MatMul<'_>; N],
+    x: &[f32],
+    ys: [&mut [f32]; N],
+    scratch: &mut Scratch,
+    parallel: &impl Parallel,
+) {
+    let MatMul { packing: Packing { format, groups, inputs, .. }, activations, .. } = products[0];
     assert!(x.len().is_multiple_of(groups * inputs), "x is [N, groups · inputs]");
     let rows = x.len() / (groups * inputs);
-    assert_eq!(y.len(), rows * groups * outputs, "y is [N, groups · outputs]");
-
+    for (product, y) in products.iter().zip(&ys) {
+        let Packing { groups: own_groups, inputs: own_inputs, .. } = product.packing;
+        assert_eq!([own_groups, own_inputs], [groups, inputs], "products of the same inputs");
+        assert_eq!(product.activations, activations, "inputs are taken alike");
+        product.check(rows, y);
+    }
     let x = match (activations, format) {
         (Activations::F32, _) => Inputs::Floats(x),
         (Activations::I8, Format::Q8 | Format::Q4) => {
-            scratch.0.set(&packing, x, parallel);
+            scratch.0.set(&products[0].packing, x, parallel);
             Inputs::Bytes(&scratch.0)
         }
         (Activations::I8, Format::Bf16) => panic!("bf16 weights take f32 inputs"),
     };
-    let columns = match groups {
-        1 => TILE_WEIGHTS_MIN.div_ceil(inputs * PANEL) * PANEL,
-        _ => outputs,
-    };
-    let products = 1 + usize::from(then.second().is_some());
-    let cut = Cut { rows: ROWS, columns, work: rows * groups * inputs * outputs * products };
-    for_each_tile(parallel, cut, y, groups * outputs, |[row, column], y| {
-        let (group, column) = (column / outputs, column % outputs);
+    let mut ys = products.iter().zip(ys);
+    let cuts = [(); N].map(|()| {
+        let (product, y) = ys.next().expect("a result for each product");
+        (product.cut(rows), y, groups * product.packing.outputs)
+    });
+    for_each_tile_of(parallel, cuts, |which, [row, column], y| {
+        let MatMul { packing, weights, then, .. } = products[which];
+        let (group, column) = (column / packing.outputs, column % packing.outputs);
         let tile = Product { packing, weights, then, group, row, column, x, y };
-        match (x, format) {
+        match (x, packing.format) {
             (Inputs::Floats(_), Format::Q8 | Format::Q4) => widest(Checked(tile)),
             _ => tile.run(Best),
         }
     });
+}
+
+impl MatMul<'_> {
+    /// # Panics
+    /// If a slice does not have the length that the others ask for.
+    fn check(&self, rows: usize, y: &[f32]) {
+        let Packing { groups, inputs, outputs, .. } = self.packing;
+        assert!(0 < groups && 0 < inputs && 0 < outputs, "no extent is 0");
+        for Weights { packed, bias } in [self.weights].into_iter().chain(self.then.second()) {
+            assert_eq!(
+                packed.len(),
+                self.packing.shape().iter().product::<usize>(),
+                "packed has the extents' length"
+            );
+            assert!(
+                bias.is_none_or(|it| it.len() == groups * outputs),
+                "bias is [groups · outputs]"
+            );
+        }
+        assert_eq!(y.len(), rows * groups * outputs, "y is [N, groups · outputs]");
+        if let Then::Plus(residual) = self.then {
+            assert_eq!(residual.len(), y.len(), "what is added is as long as y");
+        }
+    }
+
+    /// How `rows` rows of the product are cut.
+    fn cut(&self, rows: usize) -> Cut {
+        let Packing { groups, inputs, outputs, .. } = self.packing;
+        let columns = match groups {
+            1 => TILE_WEIGHTS_MIN.div_ceil(inputs * PANEL) * PANEL,
+            _ => outputs,
+        };
+        let products = 1 + usize::from(self.then.second().is_some());
+        Cut { rows: ROWS, columns, work: rows * groups * inputs * outputs * products }
+    }
 }
 
 /// Reads rows of a table: `y[n] = w[tokens[n], ·]`, with a single group whose outputs are the rows.

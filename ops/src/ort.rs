@@ -7,6 +7,7 @@
 #![allow(unsafe_code, reason = "the boundary to ONNX Runtime is its C interface")]
 
 use std::{
+    cell::RefCell,
     ffi::{CString, c_void},
     fmt,
     marker::PhantomData,
@@ -30,7 +31,7 @@ use crate::{
     block_diagonal::{BlockDiagonal, block_diagonal},
     causal_conv1d::{CausalConv1d, causal_conv1d},
     local_attention::{AttentionInputs, LocalAttention, LocalAttentionDims, Rings},
-    matmul::{self, Activations, Format, MatMul, Packing, Scratch, Then, Weights, matmul},
+    matmul::{self, Activations, Format, MatMul, Packing, Scratch, Then, Weights, matmuls},
     rg_lru::{RgLru, RgLruInputs},
     rms_norm::rms_norm,
     schema::{DOMAIN, DOMAIN_VERSION, Element, OpSchema, Port, SCHEMAS},
@@ -140,7 +141,7 @@ impl Operator for SchemaOperator {
                 known.extend(port.shape.split(' ').zip(extents));
             }
         }
-        for (letter, attribute) in [("D", "inputs"), ("R", "outputs")] {
+        for (letter, attribute) in [("D", "inputs"), ("R", "outputs"), ("d", "head_dim")] {
             if self.0.attributes.iter().any(|it| it.name == attribute) {
                 known.insert(0, (letter, (context.attr(attribute)?, String::new())));
             }
@@ -181,18 +182,52 @@ enum Kind {
     RmsNorm { epsilon: f32 },
     BlockDiagonal,
     CausalConv1d,
-    RgLru { recurrence: RgLru, constant: bool },
+    RgLru(Recurrence),
+    PackedRgLru(PackedProduct, Recurrence),
     LocalAttention(Box<LocalAttention>),
-    PackedMatMul(PackedProduct),
+    Packed(PackedProduct),
     PackedGather { extents: PackedExtents, rows: Vec<usize> },
 }
 
-/// A product with packed weights, or two of which one gates the other.
+/// A recurrence, and whether its parameter never changes.
+struct Recurrence {
+    rg_lru: RgLru,
+    constant: bool,
+}
+
+/// Products with packed weights of the same inputs.
 struct PackedProduct {
     extents: PackedExtents,
     activations: Activations,
-    then: Option<Then<'static>>,
+    form: Form,
+}
+
+/// Which products, and what they become.
+#[derive(Clone, Copy)]
+enum Form {
+    /// One, followed by something.
+    One(Then<'static>),
+    /// Two of a norm, the first through GELU.
+    Pair { epsilon: f32 },
+    /// Queries, keys and values of a norm.
+    Qkv { epsilon: f32, head_dim: usize },
+    /// Two of a norm, of which one gates the other.
+    Gated { epsilon: f32 },
+    /// Two that become a recurrence's gates.
+    Gates,
+}
+
+/// Memory that products need while they run.
+#[derive(Default)]
+struct Desk {
+    /// Inputs or results that no one else needs to see.
+    floats: Vec<f32>,
     scratch: Scratch,
+}
+
+thread_local! {
+    /// Nodes run one after the other, so that all of a session share one.
+    static DESK: RefCell<Desk> = RefCell::default();
 }
 
 /// What the attributes say of packed weights.
@@ -217,25 +252,18 @@ impl Kind {
             }
             "BlockDiagonal" => Ok(Self::BlockDiagonal),
             "CausalConv1d" => Ok(Self::CausalConv1d),
-            "RgLru" => {
-                let port = schema.inputs.iter().position(|port| port.name == "p");
-                let p = port.map(|idx| context.constant_input::<TensorValueType<f32>>(idx));
-                let constant = matches!(p, Some(Ok(_)));
-                let recurrence = match &p {
-                    Some(Ok(p)) => RgLru::new(p.extract_tensor().1),
-                    _ => RgLru::new(&[]),
-                };
-                Ok(Self::RgLru { recurrence, constant })
-            }
+            "RgLru" => Ok(Self::RgLru(Recurrence::new(schema, context))),
+            "PackedRgLru" => Ok(Self::PackedRgLru(
+                PackedProduct::new(schema, context)?,
+                Recurrence::new(schema, context),
+            )),
             "LocalAttention" => {
                 let attention = LocalAttention::new(attention_dims(context)?);
                 Ok(Self::LocalAttention(Box::new(attention)))
             }
-            "PackedMatMul" => {
-                let then = follows(context)?;
-                Ok(Self::PackedMatMul(PackedProduct::new(schema, context, Some(then))?))
+            "PackedMatMul" | "PackedPair" | "PackedQkv" | "PackedGated" => {
+                Ok(Self::Packed(PackedProduct::new(schema, context)?))
             }
-            "PackedGated" => Ok(Self::PackedMatMul(PackedProduct::new(schema, context, None)?)),
             "PackedGather" => Ok(Self::PackedGather {
                 extents: PackedExtents::new(schema, context)?,
                 rows: Vec::new(),
@@ -258,27 +286,44 @@ impl Kind {
                 set('d', dims.head_dim);
                 set('W', dims.window);
             }
-            Self::PackedMatMul(PackedProduct { extents, .. })
-            | Self::PackedGather { extents, .. } => {
+            Self::Packed(PackedProduct { extents, form, .. })
+            | Self::PackedRgLru(PackedProduct { extents, form, .. }, _) => {
+                set('D', extents.inputs);
+                set('R', extents.outputs);
+                if let Form::Qkv { head_dim, .. } = *form {
+                    set('d', head_dim);
+                }
+            }
+            Self::PackedGather { extents, .. } => {
                 set('D', extents.inputs);
                 set('R', extents.outputs);
             }
-            Self::RmsNorm { .. }
-            | Self::BlockDiagonal
-            | Self::CausalConv1d
-            | Self::RgLru { .. } => {}
+            Self::RmsNorm { .. } | Self::BlockDiagonal | Self::CausalConv1d | Self::RgLru(_) => {}
         }
         letters
     }
 }
 
+impl Recurrence {
+    fn new(schema: &OpSchema, context: &KernelContext<'_>) -> Self {
+        let port = schema.inputs.iter().position(|port| port.name == "p");
+        match port.map(|idx| context.constant_input::<TensorValueType<f32>>(idx)) {
+            Some(Ok(p)) => Self { rg_lru: RgLru::new(p.extract_tensor().1), constant: true },
+            _ => Self { rg_lru: RgLru::new(&[]), constant: false },
+        }
+    }
+
+    /// The recurrence with the parameter of `call`.
+    fn of(&mut self, call: &Call<'_>) -> &RgLru {
+        if !self.constant {
+            self.rg_lru.set(call.input("p"));
+        }
+        &self.rg_lru
+    }
+}
+
 impl PackedProduct {
-    /// `then` is what follows a product; none if it is gated by another.
-    fn new(
-        schema: &OpSchema,
-        context: &KernelContext<'_>,
-        then: Option<Then<'static>>,
-    ) -> Result<Self> {
+    fn new(schema: &OpSchema, context: &KernelContext<'_>) -> Result<Self> {
         let extents = PackedExtents::new(schema, context)?;
         let activations = match (extent(context, "activation_bits")?, extents.format) {
             (32, _) => Activations::F32,
@@ -289,27 +334,122 @@ impl PackedProduct {
                 )));
             }
         };
-        Ok(Self { extents, activations, then, scratch: Scratch::default() })
+        let epsilon = || context.get("epsilon").ok_or_else(|| missing("epsilon"));
+        let form = match schema.name {
+            "PackedMatMul" => Form::One(follows(context)?),
+            "PackedPair" => Form::Pair { epsilon: epsilon()? },
+            "PackedQkv" => {
+                let head_dim = extent(context, "head_dim")?;
+                if head_dim == 0 {
+                    return Err(Error::new("head_dim must be at least 1"));
+                }
+                Form::Qkv { epsilon: epsilon()?, head_dim }
+            }
+            "PackedGated" => Form::Gated { epsilon: epsilon()? },
+            _ => Form::Gates,
+        };
+        Ok(Self { extents, activations, form })
     }
 
-    fn compute(&mut self, call: &mut Call<'_>, threads: &IntraOp) -> Result<()> {
-        let packing = self.extents.packing(call)?;
-        let (weights, then) = match self.then {
-            Some(then) => {
-                let (packed, bias) = (call.input("weight"), call.optional_input("bias"));
-                (Weights { packed, bias }, then)
+    fn compute(&self, call: &mut Call<'_>, threads: &IntraOp) -> Result<()> {
+        DESK.with_borrow_mut(|desk| self.compute_at(desk, call, threads))
+    }
+
+    fn compute_at(&self, desk: &mut Desk, call: &mut Call<'_>, threads: &IntraOp) -> Result<()> {
+        let packing = self.extents.packing(call, 'P')?;
+        match self.form {
+            Form::One(then) => {
+                let mut product = self.product(call, packing, "weight", then);
+                product.weights.bias = call.optional_input("bias");
+                if let Some(residual) = call.optional_input("residual") {
+                    product.then = self.plus(call.signature.schema, residual)?;
+                }
+                let (x, y) = (call.input("x"), call.output("y")?);
+                matmuls([product], x, [y], &mut desk.scratch, threads);
             }
-            None => {
-                let weights = |[weight, bias]: [&str; 2]| Weights {
-                    packed: call.input(weight),
-                    bias: Some(call.input(bias)),
-                };
-                (weights(["gate", "gate_bias"]), Then::GeluTimes(weights(["up", "up_bias"])))
+            Form::Pair { epsilon } => {
+                let mut products = [("first", Then::Gelu), ("second", Then::Nothing)]
+                    .map(|(weight, then)| self.product(call, packing, weight, then));
+                products[0].weights.bias = Some(call.input("first_bias"));
+                products[1].weights.bias = Some(call.input("second_bias"));
+                let ys = [call.output("y")?, call.output("u")?];
+                desk.matmuls(call, epsilon, products, ys, threads);
             }
-        };
-        let product = MatMul { packing, weights, then, activations: self.activations };
-        matmul(&product, call.input("x"), call.output("y")?, &mut self.scratch, threads);
+            Form::Qkv { epsilon, head_dim } => {
+                let narrow = PackedExtents { outputs: head_dim, ..self.extents };
+                let narrow = narrow.packing(call, 'U')?;
+                let products = [("q_weight", packing), ("k_weight", narrow), ("v_weight", narrow)]
+                    .map(|(weight, packing)| self.product(call, packing, weight, Then::Nothing));
+                let ys = [call.output("q")?, call.output("k")?, call.output("v")?];
+                desk.matmuls(call, epsilon, products, ys, threads);
+            }
+            Form::Gates => unreachable!("they are no operator of their own"),
+            Form::Gated { epsilon } => {
+                let up = Weights { packed: call.input("up"), bias: Some(call.input("up_bias")) };
+                let mut product = self.product(call, packing, "gate", Then::GeluTimes(up));
+                product.weights.bias = Some(call.input("gate_bias"));
+                let ys = [call.output("y")?];
+                desk.matmuls(call, epsilon, [product], ys, threads);
+            }
+        }
         Ok(())
+    }
+
+    /// A product with one of the weights, without a bias.
+    fn product<'c>(
+        &self,
+        call: &Call<'c>,
+        packing: Packing,
+        weight: &str,
+        then: Then<'c>,
+    ) -> MatMul<'c> {
+        let weights = Weights { packed: call.input(weight), bias: None };
+        MatMul { packing, weights, then, activations: self.activations }
+    }
+
+    /// What a recurrence takes, its gates among it.
+    fn rg_lru_inputs<'c>(
+        &self,
+        desk: &'c mut Desk,
+        call: &Call<'c>,
+        packing: Packing,
+        threads: &IntraOp,
+    ) -> RgLruInputs<'c> {
+        let mut products = ["a_weight", "x_weight"]
+            .map(|weight| self.product(call, packing, weight, Then::Nothing));
+        products[0].weights.bias = Some(call.input("a_bias"));
+        products[1].weights.bias = Some(call.input("x_bias"));
+        let x: &[f32] = call.input("x");
+        desk.floats.resize(desk.floats.len().max(2 * x.len()), 0.0);
+        let (gate_a, gate_x) = desk.floats[..2 * x.len()].split_at_mut(x.len());
+        matmuls(products, x, [&mut *gate_a, &mut *gate_x], &mut desk.scratch, threads);
+        RgLruInputs { x, gate_a, gate_x, times: Some(call.input("times")) }
+    }
+
+    /// What adds `residual`.
+    fn plus<'a>(&self, schema: &OpSchema, residual: &'a [f32]) -> Result<Then<'a>> {
+        match self.form {
+            Form::One(Then::Nothing) => Ok(Then::Plus(residual)),
+            _ => Err(invalid(schema, "residual is added to what has neither gelu nor soft_cap")),
+        }
+    }
+}
+
+impl Desk {
+    /// Products of the norm of `x`.
+    fn matmuls<const N: usize>(
+        &mut self,
+        call: &Call<'_>,
+        epsilon: f32,
+        products: [MatMul<'_>; N],
+        ys: [&mut [f32]; N],
+        threads: &IntraOp,
+    ) {
+        let x: &[f32] = call.input("x");
+        self.floats.resize(self.floats.len().max(x.len()), 0.0);
+        let normed = &mut self.floats[..x.len()];
+        rms_norm(epsilon, call.input("norm"), x, normed, threads);
+        matmuls(products, normed, ys, &mut self.scratch, threads);
     }
 }
 
@@ -368,8 +508,12 @@ impl PackedExtents {
             let Ok(weights) = context.constant_input::<TensorValueType<u8>>(idx) else { continue };
             let (shape, packed) = weights.extract_tensor();
             let groups = shape.first().and_then(|it| usize::try_from(*it).ok());
+            let outputs = match port.shape.contains('U') {
+                true => extent(context, "head_dim")?,
+                false => extents.outputs,
+            };
             // What does not fit is refused when it is met.
-            let packing = groups.and_then(|groups| extents.in_groups(groups));
+            let packing = groups.and_then(|groups| Self { outputs, ..extents }.in_groups(groups));
             let packing = packing.filter(|it| it.shape().iter().product::<usize>() == packed.len());
             if let Some(wrong) = packing.and_then(|it| it.wrong_scale(packed)) {
                 return Err(Error::new(format!("{}: {wrong}", port.name)));
@@ -402,10 +546,10 @@ impl PackedExtents {
         })
     }
 
-    /// How the weights of `call` lie.
-    fn packing(self, call: &Call<'_>) -> Result<Packing> {
+    /// How the weights of `call` lie whose panels are the letter `panels`.
+    fn packing(self, call: &Call<'_>, panels: char) -> Result<Packing> {
         let Self { inputs, outputs, .. } = self;
-        let found = ['G', 'P', 'B'].map(|letter| call.extent(letter));
+        let found = ['G', panels, 'Y'].map(|letter| call.extent(letter));
         let groups = found[0];
         let packing = self.in_groups(groups);
         let schema = call.signature.schema;
@@ -481,18 +625,25 @@ impl Kernel for Node {
                 let state = call.state("state", "state_next")?;
                 causal_conv1d(&conv, &segments, x, state, y, &threads);
             }
-            Kind::RgLru { recurrence, constant } => {
+            Kind::RgLru(recurrence) => {
                 let segments = call.segments(reader)?;
-                if !*constant {
-                    recurrence.set(call.input("p"));
-                }
                 let inputs = RgLruInputs {
                     x: call.input("x"),
                     gate_a: call.input("gate_a"),
                     gate_x: call.input("gate_x"),
+                    times: None,
                 };
                 let (y, state) = (call.output("y")?, call.state("state", "state_next")?);
-                recurrence.run(&segments, inputs, state, y, &threads);
+                recurrence.of(&call).run(&segments, inputs, state, y, &threads);
+            }
+            Kind::PackedRgLru(gates, recurrence) => {
+                let segments = call.segments(reader)?;
+                let packing = gates.extents.packing(&call, 'P')?;
+                let (y, state) = (call.output("y")?, call.state("state", "state_next")?);
+                DESK.with_borrow_mut(|desk| {
+                    let inputs = gates.rg_lru_inputs(desk, &call, packing, &threads);
+                    recurrence.of(&call).run(&segments, inputs, state, y, &threads);
+                });
             }
             Kind::LocalAttention(attention) => {
                 let segments = call.segments(reader)?;
@@ -507,9 +658,9 @@ impl Kernel for Node {
                 let rings = Rings { keys, values };
                 attention.run(&segments, &positions, inputs, rings, y, &threads);
             }
-            Kind::PackedMatMul(product) => product.compute(&mut call, &threads)?,
+            Kind::Packed(product) => product.compute(&mut call, &threads)?,
             Kind::PackedGather { extents, rows } => {
-                let packing = extents.packing(&call)?;
+                let packing = extents.packing(&call, 'P')?;
                 if packing.groups != 1 {
                     let message =
                         format_args!("weight has {} groups; a table has 1", packing.groups);
@@ -577,7 +728,7 @@ unsafe impl Parallel for IntraOp {
 }
 
 /// Inputs of an operator, at most.
-const INPUTS_MAX: usize = 9;
+const INPUTS_MAX: usize = 11;
 /// Outputs of an operator, at most.
 const OUTPUTS_MAX: usize = 3;
 

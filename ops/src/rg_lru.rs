@@ -25,6 +25,8 @@ pub struct RgLruInputs<'a> {
     pub gate_a: &'a [f32],
     /// Before the sigmoid of eq. 2.
     pub gate_x: &'a [f32],
+    /// What the hidden states are multiplied by on their way out.
+    pub times: Option<&'a [f32]>,
 }
 
 /// `c` of Griffin eq. 3.
@@ -55,7 +57,7 @@ impl RgLru {
     /// `log a = -softplus(p)`. At the first token of a fresh segment `a` is 0 and `m` is 1.
     ///
     /// # Shapes
-    /// - `y`: `[N, R]`, the hidden state after each token
+    /// - `y`: `[N, R]`, the hidden state after each token, multiplied where it is to be
     /// - `state`: `[lanes, R]`; only named lanes are read or written
     ///
     /// # Numerics
@@ -73,10 +75,11 @@ impl RgLru {
         parallel: &impl Parallel,
     ) {
         let width = self.log_a.len();
-        let RgLruInputs { x, gate_a, gate_x } = inputs;
+        let RgLruInputs { x, gate_a, gate_x, times } = inputs;
         assert_eq!(x.len(), segments.tokens() * width, "x is [N, R]");
         assert_eq!(gate_a.len(), x.len(), "gate_a is [N, R]");
         assert_eq!(gate_x.len(), x.len(), "gate_x is [N, R]");
+        assert!(times.is_none_or(|it| it.len() == x.len()), "times is [N, R]");
 
         let cut = Cut { rows: 1, columns: COLUMNS, work: x.len() * WORK };
         let buffers = Buffers { tokens: [y], states: [state], state_rows: 1, width };
@@ -124,6 +127,9 @@ impl Lanes for Channels<'_> {
                 y.copy_from_slice(h);
             } else {
                 advance(isa, [log_a, x, gate_a, gate_x], h, y);
+            }
+            if let Some(times) = self.inputs.times {
+                y.iter_mut().zip(&times[from..]).for_each(|(y, times)| *y *= times);
             }
         }
     }

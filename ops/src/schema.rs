@@ -7,7 +7,7 @@ mod tests;
 /// Domain of all operators.
 pub const DOMAIN: &str = "aerie";
 /// Opset version of the domain.
-pub const DOMAIN_VERSION: u32 = 2;
+pub const DOMAIN_VERSION: u32 = 3;
 
 /// An operator as the graph sees it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -29,7 +29,7 @@ pub struct Port {
     pub name: &'static str,
     pub element: Element,
     /// In the letters of `aerie-models`; `L` is the number of lanes, `S` that of segments plus 1;
-    /// `G P B` are the groups, panels and bytes of packed weights.
+    /// `G P Y` are the groups, panels and bytes of packed weights.
     pub shape: &'static str,
     /// Whether it may be left out; such inputs come last.
     pub optional: bool,
@@ -70,8 +70,11 @@ pub const SCHEMAS: &[OpSchema] = &[
     BLOCK_DIAGONAL,
     CAUSAL_CONV1D,
     RG_LRU,
+    PACKED_RG_LRU,
     LOCAL_ATTENTION,
     PACKED_MATMUL,
+    PACKED_PAIR,
+    PACKED_QKV,
     PACKED_GATED,
     PACKED_GATHER,
 ];
@@ -154,11 +157,12 @@ pub const LOCAL_ATTENTION: OpSchema = OpSchema {
 /// `inputs` and `outputs`.
 pub const PACKED_MATMUL: OpSchema = OpSchema {
     name: "PackedMatMul",
-    version: 2,
+    version: 3,
     inputs: &[
         f32("x", "N D"),
-        port("weight", Element::U8, "G P B"),
+        port("weight", Element::U8, "G P Y"),
         Port { optional: true, ..f32("bias", "R") },
+        Port { optional: true, ..f32("residual", "N R") },
     ],
     outputs: &[f32("y", "N R")],
     attributes: &[
@@ -172,30 +176,108 @@ pub const PACKED_MATMUL: OpSchema = OpSchema {
     equation: "y[n, g o + j] = bias[g o + j] + sum_i x[n, g k + i] weight[g, j, i], k = D/G, o = R/G; \
                bits of a weight are 16, 8 or 4; with activation_bits 8, x is rounded to bytes with a scale \
                for each 256 inputs, with 32 it is taken as it is; with gelu 1 it ends with GELU in its \
-               tanh form, with a soft_cap c that is not 0 with c tanh(y / c)",
+               tanh form, with a soft_cap c that is not 0 with c tanh(y / c), with a residual by adding it",
 };
 
-/// Two products as [`PACKED_MATMUL`]'s of the same inputs, joined.
-pub const PACKED_GATED: OpSchema = OpSchema {
-    name: "PackedGated",
-    version: 2,
+/// Two products as [`PACKED_MATMUL`]'s of the same inputs, which are normalised first.
+pub const PACKED_PAIR: OpSchema = OpSchema {
+    name: "PackedPair",
+    version: 3,
     inputs: &[
         f32("x", "N D"),
-        port("gate", Element::U8, "G P B"),
-        port("up", Element::U8, "G P B"),
+        f32("norm", "D"),
+        port("first", Element::U8, "G P Y"),
+        port("second", Element::U8, "G P Y"),
+        f32("first_bias", "R"),
+        f32("second_bias", "R"),
+    ],
+    outputs: &[f32("y", "N R"), f32("u", "N R")],
+    attributes: &[
+        int("bits"),
+        int("inputs"),
+        int("outputs"),
+        int("activation_bits"),
+        float("epsilon"),
+    ],
+    equation: "y = gelu(z first + first_bias), u = z second + second_bias, GELU in its tanh form, \
+               z = RmsNorm(x, norm)",
+};
+
+/// Three products as [`PACKED_MATMUL`]'s of the same inputs, which are normalised first; `R` and `d`
+/// are the attributes `outputs` and `head_dim`.
+pub const PACKED_QKV: OpSchema = OpSchema {
+    name: "PackedQkv",
+    version: 3,
+    inputs: &[
+        f32("x", "N D"),
+        f32("norm", "D"),
+        port("q_weight", Element::U8, "G P Y"),
+        port("k_weight", Element::U8, "G U Y"),
+        port("v_weight", Element::U8, "G U Y"),
+    ],
+    outputs: &[f32("q", "N R"), f32("k", "N d"), f32("v", "N d")],
+    attributes: &[
+        int("bits"),
+        int("inputs"),
+        int("outputs"),
+        int("activation_bits"),
+        int("head_dim"),
+        float("epsilon"),
+    ],
+    equation: "q = z q_weight, k = z k_weight, v = z v_weight, z = RmsNorm(x, norm)",
+};
+
+/// Two products as [`PACKED_MATMUL`]'s of the same inputs, which are normalised first, joined.
+pub const PACKED_GATED: OpSchema = OpSchema {
+    name: "PackedGated",
+    version: 3,
+    inputs: &[
+        f32("x", "N D"),
+        f32("norm", "D"),
+        port("gate", Element::U8, "G P Y"),
+        port("up", Element::U8, "G P Y"),
         f32("gate_bias", "R"),
         f32("up_bias", "R"),
     ],
     outputs: &[f32("y", "N R")],
+    attributes: &[
+        int("bits"),
+        int("inputs"),
+        int("outputs"),
+        int("activation_bits"),
+        float("epsilon"),
+    ],
+    equation: "y = gelu(z gate + gate_bias) * (z up + up_bias), GELU in its tanh form, \
+               z = RmsNorm(x, norm)",
+};
+
+/// [`RG_LRU`] with its gates' projections, which are products as [`PACKED_MATMUL`]'s.
+pub const PACKED_RG_LRU: OpSchema = OpSchema {
+    name: "PackedRgLru",
+    version: 3,
+    inputs: &[
+        f32("x", "N R"),
+        port("a_weight", Element::U8, "G P Y"),
+        port("x_weight", Element::U8, "G P Y"),
+        f32("a_bias", "R"),
+        f32("x_bias", "R"),
+        f32("p", "R"),
+        f32("times", "N R"),
+        SEGMENTS,
+        LANES,
+        FRESH,
+        f32("state", "L R"),
+    ],
+    outputs: &[f32("y", "N R"), f32("state_next", "L R")],
     attributes: &[int("bits"), int("inputs"), int("outputs"), int("activation_bits")],
-    equation: "y = gelu(x gate + gate_bias) * (x up + up_bias), GELU in its tanh form",
+    equation: "y = times * RgLru(x, x a_weight + a_bias, x x_weight + x_bias, p)",
 };
 
 /// The weights are laid out as for [`PACKED_MATMUL`], in one group whose outputs are the table's rows.
 pub const PACKED_GATHER: OpSchema = OpSchema {
     name: "PackedGather",
     version: 2,
-    inputs: &[port("weight", Element::U8, "G P B"), port("tokens", Element::I64, "N")],
+    inputs: &[port("weight", Element::U8, "G P Y"), port("tokens", Element::I64, "N")],
     outputs: &[f32("y", "N D")],
     attributes: &[int("bits"), int("inputs"), int("outputs")],
     equation: "y[n, i] = weight[tokens[n], i]",

@@ -97,9 +97,9 @@ pub(crate) struct Tile<'a, T = f32> {
 impl<'a, T> Tile<'a, T> {
     /// All of `data`, whose rows are `width` long.
     pub(crate) fn whole(data: &'a mut [T], width: usize) -> Self {
-        let rows = data.len() / width;
+        let matrix = Matrix::new_rows(data, width);
         // SAFETY: the matrix ends here, with this as its only tile.
-        unsafe { Matrix::new(data, rows, width).tile(0..rows, 0..width) }
+        unsafe { matrix.tile(0..matrix.rows, 0..width) }
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -152,6 +152,17 @@ impl<'a, T> Matrix<'a, T> {
         Self { start: data.as_mut_ptr(), rows, width, owner: PhantomData }
     }
 
+    /// All of `data`, in rows of `width`.
+    fn new_rows(data: &'a mut [T], width: usize) -> Self {
+        let rows = data.len() / width;
+        Self::new(data, rows, width)
+    }
+
+    /// Tiles beside each other.
+    fn across(&self, cut: Cut) -> usize {
+        self.width.div_ceil(cut.columns)
+    }
+
     /// # Safety
     /// No other live tile of this matrix may overlap this one.
     unsafe fn tile(&self, rows: Range<usize>, columns: Range<usize>) -> Tile<'a, T> {
@@ -177,16 +188,33 @@ pub(crate) fn for_each_tile<T: Send>(
     width: usize,
     body: impl Fn([usize; 2], Tile<'_, T>) + Sync,
 ) {
-    let rows = y.len() / width;
-    let matrix = Matrix::new(y, rows, width);
-    let across = width.div_ceil(cut.columns);
-    run(parallel, cut.work, rows.div_ceil(cut.rows) * across, &|tile| {
+    for_each_tile_of(parallel, [(cut, y, width)], |_, place, tile| body(place, tile));
+}
+
+/// [`for_each_tile`] of several matrices at once: `body` is also told of which.
+pub(crate) fn for_each_tile_of<T: Send, const N: usize>(
+    parallel: &impl Parallel,
+    of: [(Cut, &mut [T], usize); N],
+    body: impl Fn(usize, [usize; 2], Tile<'_, T>) + Sync,
+) {
+    let of = of.map(|(cut, y, width)| (cut, Matrix::new_rows(y, width)));
+    let tiles = |(cut, it): &(Cut, Matrix<'_, T>)| [it.rows.div_ceil(cut.rows), it.across(*cut)];
+    let counts = of.each_ref().map(|it| tiles(it).iter().product::<usize>());
+    let work = of.iter().map(|(cut, _)| cut.work).sum();
+    run(parallel, work, counts.iter().sum(), &|mut tile| {
+        let mut which = 0;
+        while counts[which] <= tile {
+            tile -= counts[which];
+            which += 1;
+        }
+        let (cut, matrix) = &of[which];
+        let across = matrix.across(*cut);
         let (row, column) = (tile / across * cut.rows, tile % across * cut.columns);
-        let (rows, columns) =
-            (row..(row + cut.rows).min(rows), column..(column + cut.columns).min(width));
-        // SAFETY: tiles with different indices differ in their block of rows or of columns, and
-        // `Parallel` calls each index once.
-        body([row, column], unsafe { matrix.tile(rows, columns) });
+        let rows = row..(row + cut.rows).min(matrix.rows);
+        let columns = column..(column + cut.columns).min(matrix.width);
+        // SAFETY: tiles with different indices differ in their matrix, or in their block of rows or of
+        // columns, and `Parallel` calls each index once.
+        body(which, [row, column], unsafe { matrix.tile(rows, columns) });
     });
 }
 

@@ -341,7 +341,8 @@ impl Backend for Eager<'_> {
         p: &Tensor,
         state: &Tensor,
     ) -> (Tensor, Tensor) {
-        let inputs = RgLruInputs { x: x.data(), gate_a: gate_a.data(), gate_x: gate_x.data() };
+        let inputs =
+            RgLruInputs { x: x.data(), gate_a: gate_a.data(), gate_x: gate_x.data(), times: None };
         let (mut next, mut y) = (state.data().to_vec(), vec![0.0; x.data().len()]);
         RgLru::new(p.data()).run(&self.segments(), inputs, &mut next, &mut y, &Serial);
         (Tensor::new(y, x.width()), Tensor::new(next, state.width()))

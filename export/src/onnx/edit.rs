@@ -77,20 +77,26 @@ pub(crate) fn collect_squares(
         .map(|it| (it.output[0].as_str(), it.input[0].as_str()))
         .collect();
     let mut outputs = BTreeMap::new();
-    let mut sums = Vec::new();
+    let mut added = Vec::new();
     for product in &graph.node {
-        for weight in weights(product) {
+        let weights = weights(product).iter().filter_map(|weight| {
             let weight = casts.get(weight.as_str()).copied().unwrap_or(weight);
-            if constants.contains(weight) {
-                let name = format!("{weight}.squares");
-                sums.push(sum_of_squares(&product.input[0], &name));
-                outputs.insert(weight.to_owned(), name);
+            constants.contains(weight).then_some(weight)
+        });
+        let norm = normed(product);
+        for (idx, weight) in weights.enumerate() {
+            let x = norm.as_ref().map_or(&product.input[0], |it| &it.output[0]);
+            if let Some(norm) = norm.as_ref().filter(|_| idx == 0) {
+                added.push(norm.clone());
             }
+            let name = format!("{weight}.squares");
+            outputs.insert(weight.to_owned(), name.clone());
+            added.push(sum_of_squares(x, &name));
         }
     }
     graph.output.retain(|it| it.name != LOGITS);
-    graph.output.extend(sums.iter().map(|it| value_info(&it.output[0])));
-    graph.node.extend(sums);
+    graph.output.extend(outputs.values().map(|it| value_info(it)));
+    graph.node.extend(added);
     graph.initializer.push(proto::Tensor {
         dims: vec![1],
         data_type: DataType::I64.into(),
@@ -102,18 +108,35 @@ pub(crate) fn collect_squares(
     Ok(outputs)
 }
 
-/// The weights that `node` multiplies its first input by, if it is a product.
+/// The weights that `node` multiplies its first input by, or its norm, if it is a product.
 fn weights(node: &proto::Node) -> &[String] {
-    let ours = [schema::BLOCK_DIAGONAL.name, schema::PACKED_MATMUL.name];
+    let is = |names: &[&str]| names.iter().any(|name| is_ours(node, name));
     let is_gemm = node.domain.is_empty() && node.op_type == "Gemm";
-    let end = if is_gemm || ours.iter().any(|name| is_ours(node, name)) {
-        2
-    } else if is_ours(node, schema::PACKED_GATED.name) {
-        3
+    let range = if is_gemm || is(&[schema::BLOCK_DIAGONAL.name, schema::PACKED_MATMUL.name]) {
+        1..2
+    } else if is(&[schema::PACKED_RG_LRU.name]) {
+        1..3
+    } else if is(&[schema::PACKED_PAIR.name, schema::PACKED_GATED.name]) {
+        2..4
+    } else if is(&[schema::PACKED_QKV.name]) {
+        2..5
     } else {
-        1
+        0..0
     };
-    node.input.get(1..end).unwrap_or_default()
+    node.input.get(range).unwrap_or_default()
+}
+
+/// The norm that `node` takes of its first input within, as a node of its own.
+fn normed(node: &proto::Node) -> Option<proto::Node> {
+    let epsilon = node.attribute.iter().find(|it| it.name == "epsilon")?;
+    (!weights(node).is_empty()).then(|| proto::Node {
+        input: node.input[..2].to_vec(),
+        output: vec![format!("{}.norm", node.name)],
+        name: format!("{}.norm", node.name),
+        op_type: schema::RMS_NORM.name.to_owned(),
+        attribute: vec![epsilon.clone()],
+        domain: schema::DOMAIN.to_owned(),
+    })
 }
 
 fn is_ours(node: &proto::Node, name: &str) -> bool {

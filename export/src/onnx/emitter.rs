@@ -5,7 +5,10 @@ use std::cell::RefCell;
 
 use aerie_models::{
     AttentionDims, Backend, Carry, ModelConfig, ParameterSpec, Path, Precision, TensorSpec,
-    backend::{Then, gated_in_parts, then_in_parts},
+    backend::{
+        Normed, Then, gated_in_parts, gated_rg_lru_in_parts, pair_in_parts, qkv_in_parts,
+        then_in_parts,
+    },
     decoder,
 };
 use aerie_ops::{
@@ -226,6 +229,7 @@ impl Emitter {
         weight: &Edge,
         bias: Option<&Edge>,
         then: Option<Then>,
+        residual: Option<&Edge>,
     ) -> Option<Edge> {
         let mut attributes = self.packed_attributes(&[weight])?;
         let (gelu, soft_cap) = match then {
@@ -235,7 +239,8 @@ impl Emitter {
         };
         attributes.push(("gelu", Attribute::Int(gelu)));
         attributes.push(("soft_cap", Attribute::Float(soft_cap)));
-        let inputs: Vec<&Edge> = [x, weight].into_iter().chain(bias).collect();
+        assert!(residual.is_none() || bias.is_some(), "what may be left out comes last");
+        let inputs: Vec<&Edge> = [x, weight].into_iter().chain(bias).chain(residual).collect();
         let [y] = self.kernel(&schema::PACKED_MATMUL, weight.place(), &inputs, attributes);
         Some(y)
     }
@@ -302,7 +307,7 @@ impl Backend for Emitter {
     }
 
     fn linear(&self, x: &Edge, weight: &Edge, bias: Option<&Edge>) -> Edge {
-        if let Some(y) = self.packed_product(x, weight, bias, None) {
+        if let Some(y) = self.packed_product(x, weight, bias, None, None) {
             return y;
         }
         // As fast as MatMul on the transpose, and the weight stays as the checkpoint has it: so one
@@ -313,27 +318,60 @@ impl Backend for Emitter {
     }
 
     fn linear_then(&self, x: &Edge, weight: &Edge, bias: Option<&Edge>, then: Then) -> Edge {
-        self.packed_product(x, weight, bias, Some(then))
+        self.packed_product(x, weight, bias, Some(then), None)
             .unwrap_or_else(|| then_in_parts(self, &self.linear(x, weight, bias), then))
+    }
+
+    fn linear_plus(&self, residual: &Edge, x: &Edge, [weight, bias]: [&Edge; 2]) -> Edge {
+        self.packed_product(x, weight, Some(bias), None, Some(residual))
+            .unwrap_or_else(|| self.add(residual, &self.linear(x, weight, Some(bias))))
+    }
+
+    fn linear_pair(
+        &self,
+        z: &Normed<Edge>,
+        [gelu_weight, gelu_bias]: [&Edge; 2],
+        [weight, bias]: [&Edge; 2],
+    ) -> [Edge; 2] {
+        let Some(mut attributes) = self.packed_attributes(&[gelu_weight, weight]) else {
+            return pair_in_parts(self, z, [gelu_weight, gelu_bias], [weight, bias]);
+        };
+        attributes.push(("epsilon", Attribute::Float(z.epsilon)));
+        let inputs = [&z.x, &z.weight, gelu_weight, weight, gelu_bias, bias];
+        self.kernel(&schema::PACKED_PAIR, parent(weight.place()), &inputs, attributes)
+    }
+
+    fn qkv(&self, z: &Normed<Edge>, [q, k, v]: [&Edge; 3]) -> [Edge; 3] {
+        let (Some(mut attributes), Some(narrow)) =
+            (self.packed_attributes(&[q]), self.packed_attributes(&[k, v]))
+        else {
+            return qkv_in_parts(self, z, [q, k, v]);
+        };
+        let outputs = narrow.into_iter().find(|(name, _)| *name == "outputs");
+        let (_, head_dim) = outputs.expect("attributes say how many outputs there are");
+        attributes.extend([("head_dim", head_dim), ("epsilon", Attribute::Float(z.epsilon))]);
+        let inputs = [&z.x, &z.weight, q, k, v];
+        self.kernel(&schema::PACKED_QKV, parent(q.place()), &inputs, attributes)
     }
 
     fn gated_linear(
         &self,
-        x: &Edge,
+        z: &Normed<Edge>,
         [gate, gate_bias]: [&Edge; 2],
         [up, up_bias]: [&Edge; 2],
     ) -> Edge {
-        if let Some(attributes) = self.packed_attributes(&[gate, up]) {
-            let inputs = [x, gate, up, gate_bias, up_bias];
-            let place = parent(parent(up.place()));
-            let [y] = self.kernel(&schema::PACKED_GATED, place, &inputs, attributes);
-            return y;
-        }
-        gated_in_parts(self, x, [gate, gate_bias], [up, up_bias])
+        let Some(mut attributes) = self.packed_attributes(&[gate, up]) else {
+            return gated_in_parts(self, z, [gate, gate_bias], [up, up_bias]);
+        };
+        attributes.push(("epsilon", Attribute::Float(z.epsilon)));
+        let inputs = [&z.x, &z.weight, gate, up, gate_bias, up_bias];
+        let place = parent(parent(up.place()));
+        let [y] = self.kernel(&schema::PACKED_GATED, place, &inputs, attributes);
+        y
     }
 
     fn block_diagonal(&self, x: &Edge, weight: &Edge, bias: &Edge) -> Edge {
-        if let Some(y) = self.packed_product(x, weight, Some(bias), None) {
+        if let Some(y) = self.packed_product(x, weight, Some(bias), None, None) {
             return y;
         }
         match self.target {
@@ -412,6 +450,27 @@ impl Backend for Emitter {
         };
         let inputs = [x, gate_a, gate_x, p, segments, lanes, &self.step.fresh, state];
         let [y, next] = self.kernel(&schema::RG_LRU, parent(p.place()), &inputs, vec![]);
+        (y, next)
+    }
+
+    fn gated_rg_lru(
+        &self,
+        x: &Edge,
+        gates: [[&Edge; 2]; 2],
+        p: &Edge,
+        times: &Edge,
+        state: &Edge,
+    ) -> (Edge, Edge) {
+        let [[a, a_bias], [i, i_bias]] = gates;
+        let (Some(Packing { segments, lanes }), Some(attributes)) =
+            (&self.step.packing, self.packed_attributes(&[a, i]))
+        else {
+            return gated_rg_lru_in_parts(self, x, gates, p, times, state);
+        };
+        let steps = [segments, lanes, &self.step.fresh];
+        let inputs = [&[x, a, i, a_bias, i_bias, p, times][..], &steps, &[state]].concat();
+        let place = parent(p.place());
+        let [y, next] = self.kernel(&schema::PACKED_RG_LRU, place, &inputs, attributes);
         (y, next)
     }
 

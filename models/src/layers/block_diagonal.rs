@@ -7,6 +7,8 @@ use crate::{
     path::Path,
 };
 
+/// The weight and the bias of a gate.
+///
 /// `gate` is `input_gate` or `recurrent_gate`; its parameters are `<gate>_weight` `[K, R/K, R/K]`,
 /// in before out, and `<gate>_bias` `[K, R/K]`, kept flat as `[R]`.
 ///
@@ -16,8 +18,7 @@ pub fn block_diagonal<B: Backend>(
     config: &ModelConfig,
     backend: &B,
     [path, gate]: [&Path; 2],
-    x: &B::Tensor,
-) -> B::Tensor {
+) -> [B::Tensor; 2] {
     let block = u64::from(config.recurrence_width / config.gate_blocks);
     let weight = backend.parameter(
         &path.child(format_args!("{gate}_weight")),
@@ -29,5 +30,5 @@ pub fn block_diagonal<B: Backend>(
     );
     let bias = backend
         .parameter(&path.child(format_args!("{gate}_bias")), vector(config.recurrence_width));
-    backend.block_diagonal(x, &weight, &bias)
+    [weight, bias]
 }

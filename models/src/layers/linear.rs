@@ -10,17 +10,21 @@ use crate::{
 pub struct Linear {
     pub inputs: u32,
     pub outputs: u32,
-    pub bias: bool,
     /// Standard deviation of the weight at the beginning; biases begin at zero.
     pub std: f64,
 }
 
 impl Linear {
-    /// `x · Wᵀ + b` with `weight` `[out, in]` and `bias` `[out]` below `path`.
-    pub fn apply<B: Backend>(self, backend: &B, path: &Path, x: &B::Tensor) -> B::Tensor {
-        let weight = self.weight(backend, path);
-        let bias = self.bias.then(|| self.bias(backend, path));
-        backend.linear(x, &weight, bias.as_ref())
+    /// `residual + (x · Wᵀ + b)`, with `weight` `[out, in]` and `bias` `[out]` below `path`.
+    pub fn onto<B: Backend>(
+        self,
+        backend: &B,
+        path: &Path,
+        residual: &B::Tensor,
+        x: &B::Tensor,
+    ) -> B::Tensor {
+        let [weight, bias] = [self.weight(backend, path), self.bias(backend, path)];
+        backend.linear_plus(residual, x, [&weight, &bias])
     }
 
     pub(crate) fn weight<B: Backend>(self, backend: &B, path: &Path) -> B::Tensor {

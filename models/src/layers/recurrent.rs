@@ -1,7 +1,7 @@
 //! The recurrent block: convolution and RG-LRU on one branch, GELU on the other (Griffin §2.3).
 
 use crate::{
-    backend::{Backend, Then},
+    backend::{Backend, Normed},
     carry::BlockCarry,
     config::ModelConfig,
     layers::{
@@ -12,30 +12,30 @@ use crate::{
     path::Path,
 };
 
-/// `W_o (RG-LRU(conv(W_x x)) ⊙ gelu(W_y x))` for `x` `[N, D]`; the state is `[conv, rg_lru]`.
+/// `x + W_o (RG-LRU(conv(W_x z)) ⊙ gelu(W_y z))` for the norm `z` of `x` `[N, D]`; the state is
+/// `[conv, rg_lru]`.
 pub fn recurrent_block<B: Backend>(
     config: &ModelConfig,
     backend: &B,
     path: &Path,
-    x: &B::Tensor,
+    z: &Normed<B::Tensor>,
     [conv, lru]: [&B::Tensor; 2],
 ) -> (B::Tensor, BlockCarry<B::Tensor>) {
     let (width, recurrence_width) = (config.width, config.recurrence_width);
-    let inward =
-        Linear { inputs: width, outputs: recurrence_width, bias: true, std: fan_in_std(width) };
-    let linear_y = path.child("linear_y");
-    let (weight, bias) = (inward.weight(backend, &linear_y), inward.bias(backend, &linear_y));
-    let y = backend.linear_then(x, &weight, Some(&bias), Then::Gelu);
-    let u = inward.apply(backend, &path.child("linear_x"), x);
+    let inward = Linear { inputs: width, outputs: recurrence_width, std: fan_in_std(width) };
+    let [y, x] = ["linear_y", "linear_x"].map(|name| {
+        let path = path.child(name);
+        [inward.weight(backend, &path), inward.bias(backend, &path)]
+    });
+    let [y, u] = backend.linear_pair(z, y.each_ref(), x.each_ref());
     let (c, conv) = conv1d(config, backend, &path.child("conv_1d"), &u, conv);
-    let (h, lru) = rg_lru(config, backend, &path.child("rg_lru"), &c, lru);
+    let (h, lru) = rg_lru(config, backend, &path.child("rg_lru"), &c, &y, lru);
     let outward = Linear {
         inputs: recurrence_width,
         outputs: width,
-        bias: true,
         std: residual_std(config, recurrence_width),
     };
-    let out = outward.apply(backend, &path.child("linear_out"), &backend.mul(&h, &y));
+    let out = outward.onto(backend, &path.child("linear_out"), &z.x, &h);
     (out, BlockCarry::Recurrent { conv, rg_lru: lru })
 }
 

@@ -7,15 +7,16 @@ use crate::{
     path::Path,
 };
 
-/// Griffin eq. 1 to 4; returns the hidden states and the next state.
+/// Griffin eq. 1 to 4; returns the hidden states times `times` and the next state.
 pub fn rg_lru<B: Backend>(
     config: &ModelConfig,
     backend: &B,
     path: &Path,
     x: &B::Tensor,
+    times: &B::Tensor,
     state: &B::Tensor,
 ) -> (B::Tensor, B::Tensor) {
-    let gate = |name| block_diagonal(config, backend, [path, &Path::root().child(name)], x);
+    let gate = |name| block_diagonal(config, backend, [path, &Path::root().child(name)]);
     let gate_a = gate("recurrent_gate"); // eq. 1, before σ
     let gate_x = gate("input_gate"); // eq. 2, before σ
     let init = match config.a_init {
@@ -26,5 +27,6 @@ pub fn rg_lru<B: Backend>(
         &path.child("recurrent_param"),
         ParameterSpec { shape: vec![u64::from(config.recurrence_width)], init, decay: false },
     );
-    backend.rg_lru(x, &gate_a, &gate_x, &p, state) // eq. 3 and 4
+    let gates = [gate_a.each_ref(), gate_x.each_ref()];
+    backend.gated_rg_lru(x, gates, &p, times, state) // eq. 3 and 4
 }

@@ -1,6 +1,11 @@
 //! Root-mean-square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467).
 
-use crate::{backend::Backend, config::ModelConfig, layers::linear::vector, path::Path};
+use crate::{
+    backend::{Backend, Normed},
+    config::ModelConfig,
+    layers::linear::vector,
+    path::Path,
+};
 
 /// What the reference adds to the mean square.
 const EPSILON: f32 = 1e-6;
@@ -11,7 +16,7 @@ pub fn rms_norm<B: Backend>(
     backend: &B,
     path: &Path,
     x: &B::Tensor,
-) -> B::Tensor {
+) -> Normed<B::Tensor> {
     let weight = backend.parameter(&path.child("weight"), vector(config.width));
-    backend.rms_norm(x, &weight, EPSILON)
+    Normed { x: x.clone(), weight, epsilon: EPSILON }
 }

@@ -162,7 +162,14 @@ impl Product<'_> {
             let [results, second] = [(sums, ends[0]), (second, ends[1])]
                 .map(|(sums, end)| end.map(|end| Results { sums: &sums[row], end }));
             let results = results.expect("there is a first");
-            run.run(Finish { results, second, then: self.then, y });
+            let then = match self.then {
+                Then::Plus(residual) => {
+                    let from = (self.row + row) * packing.groups * packing.outputs + bias.start;
+                    Then::Plus(&residual[from..][..width])
+                }
+                then => then,
+            };
+            run.run(Finish { results, second, then, y });
         }
     }
 
@@ -552,6 +559,7 @@ impl Lanes for Finish<'_> {
                 second.expect("there is a second product").write(&mut u[..y.len()]);
                 y.iter_mut().zip(u).for_each(|(y, u)| *y = gelu(*y) * u);
             }
+            Then::Plus(residual) => y.iter_mut().zip(residual).for_each(|(y, r)| *y += r),
         }
     }
 }
@@ -601,6 +609,10 @@ impl Loops for Checked<'_> {
                     Then::Gelu => gelu(result),
                     Then::SoftCap(cap) => soft_cap(result, cap),
                     Then::GeluTimes(weights) => gelu(result) * one(weights, output),
+                    Then::Plus(residual) => {
+                        let row = (first + row) * packing.groups * packing.outputs;
+                        residual[row + group * packing.outputs + output] + result
+                    }
                 };
             }
         }

@@ -79,6 +79,12 @@ fn advance_one(
     let mut reader = SegmentsReader::default();
     let segments = reader.read(raw, tokens, 1).unwrap();
     let mut y = vec![0.0; x.len()];
-    recurrence.run(&segments, RgLruInputs { x, gate_a, gate_x }, state, &mut y, &Serial);
+    recurrence.run(
+        &segments,
+        RgLruInputs { x, gate_a, gate_x, times: None },
+        state,
+        &mut y,
+        &Serial,
+    );
     y
 }

@@ -51,7 +51,12 @@ impl Implementation for Slices {
                 causal_conv1d(&conv, &segments, &inputs[0], &mut states[0], &mut y, &Serial);
             }
             Problem::RgLru { p, .. } => {
-                let inputs = RgLruInputs { x: &inputs[0], gate_a: &inputs[1], gate_x: &inputs[2] };
+                let inputs = RgLruInputs {
+                    x: &inputs[0],
+                    gate_a: &inputs[1],
+                    gate_x: &inputs[2],
+                    times: None,
+                };
                 RgLru::new(p).run(&segments, inputs, &mut states[0], &mut y, &Serial);
             }
             Problem::LocalAttention { .. } => {
