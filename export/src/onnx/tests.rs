@@ -1,6 +1,8 @@
 //! The structure of graphs: what they are made of and whether they hang together. What they compute
 //! is compared by `verify`, and by Python's runtime below.
 
+mod parts;
+
 use std::{
     collections::{BTreeMap, HashSet},
     env, fs,

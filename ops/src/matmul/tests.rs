@@ -133,7 +133,7 @@ fn rows_do_not_know_each_other() {
         let [width_in, width_out] = [packing.inputs, packing.outputs].map(|it| it * packing.groups);
         let x = case.x(100);
         let together = case.run(case.fast(), &x);
-        for rows in [1, 2, 3, 4, 5, 6, 7, 13, 97] {
+        for rows in [1, 2, 3, 4, 5, 6, 7, 13, 16, 17, 97] {
             let alone = case.run(case.fast(), &x[..rows * width_in]);
             assert_eq!(alone, together[..rows * width_out], "{packing:?}, {rows} rows");
         }
@@ -187,7 +187,29 @@ fn what_follows_a_product_is_what_it_would_be_by_itself() {
             };
             check(Then::GeluTimes(other.weights()), &joined);
             check(Then::Gelu, &a.iter().map(|it| gelu(*it)).collect::<Vec<_>>());
+            check(Then::Plus(&b), &a.iter().zip(&b).map(|(a, b)| b + a).collect::<Vec<_>>());
             check(Then::SoftCap(3.0), &a.iter().map(|it| soft_cap(*it, 3.0)).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn products_of_the_same_inputs_are_those_of_each_alone() {
+    for packing in packings() {
+        let case = Case::new(packing);
+        let narrow = Case::new(Packing { outputs: packing.outputs.div_ceil(3), ..packing });
+        for rows in [1, 9, 130] {
+            let x = case.x(rows);
+            let expected = [&case, &narrow].map(|it| it.run(case.fast(), &x));
+            let [mut a, mut b] = expected.each_ref().map(|it| vec![f32::NAN; it.len()]);
+            let products = [&case, &narrow].map(|it| MatMul {
+                packing: it.packing,
+                weights: it.weights(),
+                then: Then::Nothing,
+                activations: case.fast(),
+            });
+            matmuls(products, &x, [&mut a, &mut b], &mut Scratch::default(), &Serial);
+            assert_eq!([a, b], expected, "{packing:?}, {rows} rows");
         }
     }
 }
