@@ -25,6 +25,7 @@ const DOORS: &[(&str, &[&str])] = &[
         &[
             "export/src/runtime.rs",
             "ops/src/ort.rs",
+            "ops/src/ort/",
             "serve/src/device/",
             "tests/src/conformance/runtime.rs",
             "tests/src/readings/portable.rs",
@@ -50,6 +51,7 @@ const UNSAFE: &[&str] = &[
     "ops/src/isa/avx2.rs",
     "ops/src/isa/avx512.rs",
     "ops/src/ort.rs",
+    "ops/src/ort/call.rs",
     "ops/src/simd.rs",
     "serve/src/device/ort.rs",
     "state-cache/src/storage.rs",
