@@ -10,11 +10,12 @@ use std::{
 const ARROWS: &[(&str, &[&str])] = &[
     ("clients/proto", &[]),
     ("clients/rust", &["aerie-proto"]),
-    ("export", &["aerie-models", "aerie-ops"]),
-    ("models", &[]),
-    ("ops", &[]),
-    ("serve", &["aerie-models", "aerie-ops", "aerie-proto", "aerie-state-cache"]),
+    ("export", &["aerie-fuzz", "aerie-models", "aerie-ops"]),
+    ("models", &["aerie-fuzz"]),
+    ("ops", &["aerie-fuzz"]),
+    ("serve", &["aerie-fuzz", "aerie-models", "aerie-ops", "aerie-proto", "aerie-state-cache"]),
     ("state-cache", &[]),
+    ("tests/fuzz", &[]),
 ];
 
 /// Where each foreign library may be named; a path that ends in `/` stands for all below it.
@@ -55,6 +56,7 @@ const UNSAFE: &[&str] = &[
     "ops/src/simd.rs",
     "serve/src/device/ort.rs",
     "state-cache/src/storage.rs",
+    "tests/fuzz/src/memory.rs",
 ];
 
 const TOP_FOLDERS: &[&str] =
@@ -73,6 +75,17 @@ fn crates_depend_along_the_drawn_arrows_only() {
             .collect();
         let allowed: BTreeSet<_> = allowed.iter().copied().collect();
         assert!(found.is_subset(&allowed), "{folder} depends on {found:?}, allowed is {allowed:?}");
+    }
+}
+
+/// What spoils bytes brings an allocator of its own, which is no product's business.
+#[test]
+fn fuzzing_is_a_dependency_of_tests_alone() {
+    for (folder, _) in ARROWS {
+        let text = read(&root().join(folder).join("Cargo.toml"));
+        let products = text.split("[dev-dependencies]").next().unwrap_or_default();
+        let found = products.lines().find(|it| it.starts_with("aerie-fuzz"));
+        assert_eq!(found, None, "{folder}");
     }
 }
 
