@@ -31,6 +31,8 @@ pub const MANIFEST_FILE: &str = "manifest.toml";
 pub const MODEL_FILE: &str = "model.onnx";
 /// Name of the tokenizer within a bundle.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// Longest name of a model.
+pub const NAME_BYTES_MAX: usize = 64;
 /// A manifest is a few kilobytes; what is larger is not one.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 
@@ -124,6 +126,11 @@ pub enum BundleError {
     Parse { path: PathBuf, source: Box<toml::de::Error> },
     #[error("manifest field `format` is {found}; this build reads {FORMAT}")]
     Format { found: u32 },
+    #[error(
+        "manifest field `name` is {found:?}; 1 to {NAME_BYTES_MAX} letters, digits, '-', '_' and '.' \
+         are expected"
+    )]
+    Name { found: String },
     #[error("manifest field `carry` differs from what `model` implies at {path}")]
     Carry { path: String },
     #[error("manifest field `files` names {file:?}; only plain file names are allowed")]
@@ -194,6 +201,9 @@ impl Manifest {
         if manifest.format != FORMAT {
             return Err(BundleError::Format { found: manifest.format });
         }
+        if !is_name(&manifest.name) {
+            return Err(BundleError::Name { found: manifest.name });
+        }
         let layout = Carry::layout(&manifest.model);
         let mut expected = layout.fields();
         let mut found = manifest.carry.iter();
@@ -243,6 +253,12 @@ pub fn hash_file(path: &FilePath) -> Result<String, BundleError> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(fs::File::open(path).map_err(io_error)?).map_err(io_error)?;
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Whether a model may be called `name`: it becomes a folder, a label and part of an identifier.
+pub fn is_name(name: &str) -> bool {
+    let plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.chars().all(plain)
 }
 
 /// Whether `file` names something directly inside the bundle.

@@ -1,7 +1,9 @@
 use std::{collections::BTreeMap, fs};
 
+use aerie_fuzz::{Format, Fuzz};
+
 use super::{BundleError, FORMAT, Kind, Manifest, Precision, Provenance, hash_file};
-use crate::{carry::Carry, presets::preset};
+use crate::{carry::Carry, census, presets::preset};
 
 #[test]
 fn manifest_survives_a_round_trip() {
@@ -36,6 +38,9 @@ fn fingerprint_changes_with_any_field() {
 #[test]
 fn refusals_name_the_field() {
     check(|m| m.format = 99, "`format` is 99");
+    // A server makes a folder of it.
+    check(|m| m.name = "../../evil".to_owned(), "`name` is \"../../evil\"; 1 to 64 letters");
+    check(|m| m.name = String::new(), "`name` is \"\"");
     check(
         |m| m.carry[3].shape[0] += 1,
         "`carry` differs from what `model` implies at layers.1.rg_lru",
@@ -64,6 +69,37 @@ fn bundle_with_a_changed_file_or_op_is_refused() {
     fs::write(dir.path().join("model.onnx"), "other").unwrap();
     let error = Manifest::open(dir.path(), |_| Some(1)).unwrap_err();
     assert!(matches!(&error, BundleError::Hash { file, .. } if file == "model.onnx"), "{error}");
+}
+
+/// What is accepted can be laid out, counted and written, whatever its numbers are.
+#[test]
+fn fuzzed_manifests_are_sound_or_refused() {
+    let portable = Manifest { ops: BTreeMap::new(), ..manifest() };
+    let fuzz = Fuzz {
+        name: "manifest",
+        format: Format::Text,
+        seeds: [manifest(), portable].map(|it| it.to_toml().into_bytes()).to_vec(),
+        words: &[
+            b"griffin",
+            b"hawk",
+            b"mqa",
+            b"q4",
+            b"bf16",
+            b"f32",
+            b"..",
+            b"/etc",
+            b"model.onnx",
+        ],
+    };
+    fuzz.run(|bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return false };
+        let Ok(manifest) = Manifest::parse(text) else { return false };
+        assert_eq!(Manifest::parse(&manifest.to_toml()).unwrap(), manifest);
+        let ranges = manifest.layout().byte_ranges();
+        assert_eq!(ranges.fields().last().unwrap().end, manifest.layout().bytes());
+        assert!(0 < census::parameter_total(&manifest.model));
+        true
+    });
 }
 
 #[track_caller]
