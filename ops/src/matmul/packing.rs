@@ -38,6 +38,10 @@ pub(super) const UNIT: usize = 2 * BLOCK;
 pub(super) const UNIT_BYTES: usize = PANEL + PANEL * BLOCK;
 /// Bytes of a quantised panel's scales.
 pub(super) const SCALES_BYTES: usize = 4 * PANEL;
+/// Largest weight of a quantised matrix, far beyond any model's.
+const WEIGHT_MAX: f32 = 1e38;
+/// Largest scale: times the largest number that a byte stands for, it still is one.
+const SCALE_MAX: f32 = f32::MAX / 128.0;
 /// Largest multiplier of the 4-bit format.
 const MULTIPLIER_MAX: u8 = 15;
 /// Most inputs of a quantised product: sums of as many products of bytes fit in 32 bits.
@@ -105,7 +109,7 @@ pub enum PackError {
 
 /// A scale that no packing writes, and that would spoil whatever it meets.
 #[derive(Clone, Copy, Debug, Error, PartialEq)]
-#[error("the scale of output {output} is {found}; scales are finite and not negative")]
+#[error("the scale of output {output} is {found}; scales are from 0 to {SCALE_MAX:e}")]
 pub struct WrongScale {
     /// Counted over all groups.
     pub output: usize,
@@ -250,7 +254,7 @@ impl Packing {
             let found = scale(self.panel(packed, group, row), row % PANEL);
             WrongScale { output, found }
         });
-        outputs.into_iter().find(|it| !(0.0..f32::INFINITY).contains(&it.found))
+        outputs.into_iter().find(|it| !(0.0..=SCALE_MAX).contains(&it.found))
     }
 
     /// The panel that holds `output` of `group`.
@@ -296,6 +300,12 @@ fn write_column(
     column: usize,
     [weights, counts]: [&[f32]; 2],
 ) -> Result<(), usize> {
+    let is_large = |it: &f32| WEIGHT_MAX < it.abs();
+    if format != Format::Bf16
+        && let Some(input) = weights.iter().position(is_large)
+    {
+        return Err(input);
+    }
     match format {
         Format::Bf16 => {
             for (input, &weight) in weights.iter().enumerate() {

@@ -1,3 +1,5 @@
+use aerie_fuzz::Fuzz;
+
 use super::kernels::Run;
 use super::*;
 use crate::{
@@ -333,12 +335,40 @@ fn wrong_scales_are_found() {
         // The last output has the last scale of the last panel that is not padding.
         let column = (packing.outputs - 1) % packing::PANEL;
         let at = packed.len() - packing.panel_bytes() + 4 * column;
-        for wrong in [f32::NAN, f32::INFINITY, -1.0] {
+        for wrong in [f32::NAN, f32::INFINITY, f32::MAX / 100.0, -1.0] {
             packed[at..at + 4].copy_from_slice(&wrong.to_le_bytes());
             let found = packing.wrong_scale(&packed).unwrap();
             assert_eq!(found.output, packing.groups * packing.outputs - 1, "{packing:?}");
             assert_eq!(found.found.to_bits(), wrong.to_bits());
         }
+    }
+}
+
+/// Goal: bytes of a packed matrix are anybody's: whatever they are, nothing is read beyond them, and
+/// scales that pass leave no weight that is no number.
+#[test]
+fn fuzzed_weights_are_numbers_or_found() {
+    for (idx, format) in Format::ALL.into_iter().enumerate() {
+        let packing = Packing { format, groups: 2, inputs: 33, outputs: 65 };
+        let name = ["packed-bf16", "packed-q8", "packed-q4"][idx];
+        let case = Case::new(packing);
+        let seeds = vec![case.packed.clone()];
+        let fuzz = Fuzz { name, format: aerie_fuzz::Format::Binary, seeds, words: &[] };
+        let x = case.x(3);
+        fuzz.run(|bytes| {
+            // Their number is the graph's to say, and is held to the shape before anybody reads.
+            let mut packed = bytes.to_vec();
+            packed.resize(case.packed.len(), 0x7f);
+            if packing.wrong_scale(&packed).is_some() {
+                return false;
+            }
+            let weight = packing.unpack(&packed, Order::InputsOutputs);
+            let is_number = |it: &f32| it.is_finite() || format == Format::Bf16;
+            assert!(weight.iter().all(is_number), "{packing:?}");
+            let spoilt = Case { packed, bias: case.bias.clone(), weight, packing };
+            drop(spoilt.run(case.fast(), &x));
+            true
+        });
     }
 }
 
