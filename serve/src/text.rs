@@ -6,7 +6,10 @@
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::{
+    panic::{self, UnwindSafe},
+    path::Path,
+};
 
 use thiserror::Error;
 use tokenizers::{DecoderWrapper, Tokenizer as HuggingFace};
@@ -55,6 +58,8 @@ enum Spelling {
 pub enum TokenizerError {
     #[error("tokenizer: {0}")]
     Load(tokenizers::Error),
+    #[error("tokenizer: not the JSON of one: the library that reads it gave up")]
+    Panic,
     #[error("tokenizer has {found} tokens, but the model's vocab is {vocab}")]
     Vocab { found: u32, vocab: u32 },
     #[error("tokenizer: token {token:?} holds {symbol:?}, which stands for no byte")]
@@ -67,8 +72,7 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Load`] if it is not one.
     pub fn open(path: &Path) -> Result<Self, TokenizerError> {
-        let inner = HuggingFace::from_file(path).map_err(TokenizerError::Load)?;
-        Ok(Self::new(inner))
+        Self::load(|| HuggingFace::from_file(path))
     }
 
     /// Reads a tokenizer from the bytes of `tokenizer.json`.
@@ -76,8 +80,15 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Load`] if it is not one.
     pub fn parse(json: &[u8]) -> Result<Self, TokenizerError> {
-        let inner = HuggingFace::from_bytes(json).map_err(TokenizerError::Load)?;
-        Ok(Self::new(inner))
+        Self::load(|| HuggingFace::from_bytes(json))
+    }
+
+    /// The library panics where JSON ends or errs within a decoder.
+    fn load(
+        load: impl FnOnce() -> tokenizers::Result<HuggingFace> + UnwindSafe,
+    ) -> Result<Self, TokenizerError> {
+        let loaded = panic::catch_unwind(load).map_err(|_| TokenizerError::Panic)?;
+        Ok(Self::new(loaded.map_err(TokenizerError::Load)?))
     }
 
     fn new(mut inner: HuggingFace) -> Self {

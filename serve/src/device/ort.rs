@@ -6,10 +6,14 @@
 
 #![allow(unsafe_code, reason = "binding one buffer as input and output takes the C interface")]
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     env,
     ffi::{CString, c_void},
     fmt,
+    hint::black_box,
     path::{Path, PathBuf},
     ptr::NonNull,
 };
@@ -63,6 +67,8 @@ pub enum LoadError {
     Ort(#[from] ort::Error),
     #[error("step graph lacks the {kind} {name:?}")]
     Missing { kind: &'static str, name: String },
+    #[error("{name:?} has {row} elements for each of {rows} rows: there is no memory for them")]
+    Memory { name: String, rows: usize, row: usize },
 }
 
 impl Runtime {
@@ -273,7 +279,7 @@ impl<T: Element> Port<T> {
             row: row.to_vec(),
             tensors: (0..=rows).map(|_| None).collect(),
             bound: None,
-            buffer: Buffer::new(rows * elements),
+            buffer: Buffer::new(name, rows, elements)?,
         })
     }
 
@@ -328,7 +334,7 @@ impl State {
             return Err(missing("output", &output));
         }
         let elements = usize::try_from(field.elements()).expect("a state fits in memory");
-        let mut buffer = Buffer::new(lanes * elements);
+        let mut buffer = Buffer::new(&input, lanes, elements)?;
         let extent = |n: u64| i64::try_from(n).expect("extents are far below 2^63");
         let mut shape = vec![extent(lanes as u64)];
         shape.extend(field.shape.iter().copied().map(extent));
@@ -352,9 +358,18 @@ impl State {
 }
 
 impl<T: Element> Buffer<T> {
-    fn new(len: usize) -> Self {
+    /// A buffer of zeros for `rows` rows of `row` elements, which are what a bundle says.
+    fn new(name: &str, rows: usize, row: usize) -> Result<Self, LoadError> {
+        // A vector of zeros takes no memory until it is used, but has no way to say that there is none;
+        // one without elements has, and the compiler is not to see that nobody needs it.
+        let mut probe = Vec::<T>::new();
+        let len = rows.checked_mul(row).filter(|it| probe.try_reserve_exact(*it).is_ok());
+        drop(black_box(probe));
+        let Some(len) = len else {
+            return Err(LoadError::Memory { name: name.to_owned(), rows, row });
+        };
         let data = vec![T::default(); len].into_boxed_slice();
-        Self { data: NonNull::from(Box::leak(data)) }
+        Ok(Self { data: NonNull::from(Box::leak(data)) })
     }
 
     /// A tensor over the beginning of the buffer; it must not be used once the buffer is gone.

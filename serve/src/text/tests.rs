@@ -1,4 +1,7 @@
+use aerie_fuzz::{Format, Fuzz};
+
 use super::*;
+use crate::testing::TOKENIZER_JSON;
 
 #[test]
 fn characters_cut_anywhere_come_out_whole() {
@@ -42,6 +45,34 @@ fn a_tail_survives_its_bytes() {
     assert_eq!(Utf8Tail::from_bytes(b"a"), None);
     assert_eq!(Utf8Tail::from_bytes(&[0xFF]), None);
     assert_eq!(Utf8Tail::from_bytes(&[]), Some(Utf8Tail::default()));
+}
+
+#[test]
+fn fuzzed_tokenizers_are_taken_or_refused() {
+    let fuzz = Fuzz {
+        name: "served-tokenizer",
+        format: Format::Text,
+        seeds: vec![TOKENIZER_JSON.as_bytes().to_vec()],
+        words: &[
+            b"ByteLevel",
+            b"ByteFallback",
+            b"Sequence",
+            b"Split",
+            b"Regex",
+            b"(a+)+",
+            b"Unigram",
+        ],
+    };
+    fuzz.run(|json| {
+        let Ok(tokenizer) = Tokenizer::parse(json) else { return false };
+        let Ok(vocabulary) = tokenizer.vocabulary(64) else { return false };
+        assert_eq!(vocabulary.len(), 64);
+        for token in 0..64 {
+            assert!(vocabulary.bytes(token).len() <= vocabulary.token_bytes_max());
+        }
+        drop(tokenizer.encode("a cat, né ⊙ 🦊 <|endoftext|> ok", Place::First));
+        true
+    });
 }
 
 #[test]
