@@ -15,7 +15,7 @@ use std::{
 
 use aerie_models::{
     BundleError, Carry, Manifest, ModelConfig, Precision, Provenance,
-    bundle::{self, FORMAT, Kind, MANIFEST_FILE, MODEL_FILE, TOKENIZER_FILE},
+    bundle::{self, FORMAT, Kind, MANIFEST_FILE, MODEL_FILE, NAME_BYTES_MAX, TOKENIZER_FILE},
     presets,
 };
 #[cfg(test)]
@@ -26,6 +26,7 @@ use thiserror::Error;
 
 use crate::{
     checkpoint::{CheckpointError, RunDir},
+    data,
     emit::staging::Staging,
     onnx::{
         self, Limits, Target, Weights, WeightsError, WriteError,
@@ -193,8 +194,6 @@ pub enum EmitError {
     Bundle(#[from] BundleError),
 }
 
-/// Longest name of a model: it becomes a folder, a label and part of an identifier.
-const NAME_BYTES_MAX: usize = 64;
 /// Name of the parameters within a checkpoint.
 const CHECKPOINT_FILE: &str = "model.safetensors";
 
@@ -307,10 +306,8 @@ impl Options {
     /// # Errors
     /// If there can be no such bundle, or no such folder.
     pub(crate) fn stage(&self, out: &Path) -> Result<Staging, EmitError> {
-        let plain = |it: char| it.is_ascii_alphanumeric() || "-_.".contains(it);
-        let name = &self.name;
-        if !(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.chars().all(plain) {
-            return Err(EmitError::Name { found: name.clone() });
+        if !bundle::is_name(&self.name) {
+            return Err(EmitError::Name { found: self.name.clone() });
         }
         if !self.target.has(self.precision) {
             return Err(EmitError::PortablePrecision { found: self.precision.name() });
@@ -355,8 +352,8 @@ pub(crate) fn parse_tokenizer(
     bytes: &[u8],
     path: &Path,
 ) -> Result<tokenizers::Tokenizer, EmitError> {
-    tokenizers::Tokenizer::from_bytes(bytes)
-        .map_err(|error| EmitError::Tokenizer { path: path.to_owned(), message: error.to_string() })
+    data::tokenizer::parse(bytes)
+        .map_err(|message| EmitError::Tokenizer { path: path.to_owned(), message })
 }
 
 /// What the manifest says of the program that wrote it.

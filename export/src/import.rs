@@ -13,7 +13,7 @@ mod tokenizer;
 mod torch_file;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     fs, io,

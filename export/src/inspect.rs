@@ -82,7 +82,7 @@ impl Bundle {
 }
 
 /// What is counted of a group of parameters.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Count {
     elements: u64,
     bytes: u64,
@@ -90,8 +90,8 @@ struct Count {
 
 impl Count {
     fn add(&mut self, tensor: &proto::Tensor) {
-        self.bytes += tensor.bytes();
-        self.elements += tensor.bytes() / tensor.data_type().bytes().max(1);
+        self.bytes = self.bytes.saturating_add(tensor.bytes());
+        self.elements = self.elements.saturating_add(tensor.elements());
     }
 
     fn cells(self) -> [String; 2] {

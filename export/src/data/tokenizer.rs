@@ -5,6 +5,7 @@ mod tests;
 
 use std::{
     collections::BTreeSet,
+    fs, panic,
     path::{Path, PathBuf},
 };
 
@@ -91,8 +92,20 @@ pub enum TokenizerError {
 /// # Errors
 /// [`TokenizerError::Load`] if the file cannot be read or is not a tokenizer.
 pub fn load(path: &Path) -> Result<Tokenizer, TokenizerError> {
-    Tokenizer::from_file(path)
-        .map_err(|error| TokenizerError::Load { path: path.to_owned(), message: error.to_string() })
+    let error = |message| TokenizerError::Load { path: path.to_owned(), message };
+    parse(&fs::read(path).map_err(|it| error(it.to_string()))?).map_err(error)
+}
+
+/// Parses a tokenizer's file.
+///
+/// # Errors
+/// In words, if it is not one.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
+    // The library panics where JSON ends or errs within a decoder.
+    match panic::catch_unwind(|| Tokenizer::from_bytes(bytes)) {
+        Ok(parsed) => parsed.map_err(|it| it.to_string()),
+        Err(_) => Err("not the JSON of a tokenizer: the library that reads it gave up".to_owned()),
+    }
 }
 
 /// Token that separates documents; none in a vocabulary of characters.

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
+use aerie_fuzz::{Format, Fuzz, overwrite};
 use aerie_models::{
-    AInit, Manifest, ParameterSpec, Precision,
+    AInit, Family, Manifest, ParameterSpec, Precision,
     bundle::{MODEL_FILE, TOKENIZER_FILE},
 };
 
@@ -139,6 +140,74 @@ fn run_whose_parts_do_not_fit_is_refused() {
     assert!(error.contains("step-19"), "{error}");
     let empty = dir.path().join("empty");
     assert!(Source::run(&empty, None, None).is_err());
+}
+
+/// Goal: a bundle that somebody made becomes a whole one of fewer bits, or nothing at all; with hashes
+/// that are right, since who lies about the rest can take those as well.
+#[test]
+fn fuzzed_bundles_become_whole_ones_or_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, out) = (dir.path().join("from"), dir.path().join("out"));
+    let small = || Source {
+        config: crate::import::tests::config(Family::Griffin),
+        tokenizer: tokenizer::bytes(16),
+        ..tiny()
+    };
+    let mut manifest = None;
+    let seeds = [Precision::F32, Precision::F16, Precision::Bf16].map(|precision| {
+        let options = Options { precision, force: true, ..options() };
+        manifest = Some(emit(&small(), &options, &from).unwrap());
+        fs::read(from.join(MODEL_FILE)).unwrap()
+    });
+    let mut manifest = manifest.unwrap();
+    let version = |op: &str| aerie_ops::schema::schema(op).map(|it| it.version);
+    let options = Options { precision: Precision::Q4, ..options() };
+    let fuzz = Fuzz {
+        name: "bundle",
+        format: Format::Protobuf,
+        seeds: seeds.to_vec(),
+        words: &[b"constant.", b"location", b"offset", b"length"],
+    };
+    fuzz.run(|bytes| {
+        overwrite(&from.join(MODEL_FILE), bytes);
+        let hash = blake3::hash(bytes).to_hex().to_string();
+        manifest.files.insert(MODEL_FILE.to_owned(), hash);
+        overwrite(&from.join(MANIFEST_FILE), manifest.to_toml().as_bytes());
+        let written = Source::bundle(&from).and_then(|it| emit(&it, &options, &out));
+        if written.is_ok() {
+            Manifest::open(&out, version).unwrap();
+            fs::remove_dir_all(&out).unwrap();
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something is left");
+        written.is_ok()
+    });
+}
+
+/// What a training left: its parameters, read to be emitted and to be trained on.
+#[test]
+fn fuzzed_runs_are_emitted_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = write_run(dir.path(), |_| {});
+    let step = run.latest().unwrap().unwrap();
+    let file = step.path().join(CHECKPOINT_FILE);
+    let fuzz = Fuzz {
+        name: "run",
+        format: Format::Headed,
+        seeds: vec![fs::read(&file).unwrap()],
+        words: &[b"dtype", b"shape", b"F32", b"BF16", b"final_norm.weight", b"__metadata__"],
+    };
+    fuzz.run(|bytes| {
+        overwrite(&file, bytes);
+        drop(step.model());
+        let Ok(source) = Source::run(run.path(), None, None) else { return false };
+        aerie_models::census::parameters(&source.config).into_iter().all(|(name, spec)| {
+            let values = source.weights.load(name.as_str(), &spec);
+            values.is_ok_and(|it| {
+                assert!(it.iter().all(|it| it.is_finite()), "{name}");
+                true
+            })
+        })
+    });
 }
 
 /// Weights that no f16 can hold.

@@ -35,10 +35,12 @@ pub(super) fn model(
     let fields = Fields::read(path)?;
     let config = fields.config()?;
     let expected = [config.vocab.into(), config.width.into()];
-    if let Some(found) = tensors.shape(HEAD).filter(|found| **found != expected) {
-        let (path, name) = (tensors.path().to_owned(), HEAD.to_owned());
-        let (found, expected) = (found.to_vec(), expected.to_vec());
-        return Err(WeightsError::Shape { path, name, found, expected }.into());
+    for table in [HEAD, EMBEDDING] {
+        if let Some(found) = tensors.shape(table).filter(|found| **found != expected) {
+            let (path, name) = (tensors.path().to_owned(), table.to_owned());
+            let (found, expected) = (found.to_vec(), expected.to_vec());
+            return Err(WeightsError::Shape { path, name, found, expected }.into());
+        }
     }
     let has = |name| tensors.shape(name).is_some();
     let warning = if has(HEAD) && has(EMBEDDING) && !tensors.equal(EMBEDDING, HEAD)? {
@@ -157,7 +159,10 @@ impl<'a> Fields<'a> {
         let pattern = pattern.filter(|it| !it.is_empty());
         let expected = "a list of \"recurrent\" and \"attention\"";
         let pattern = pattern.ok_or_else(|| self.error(field, found, expected))?;
-        let kinds = pattern.iter().copied().cycle().take(layers as usize);
+        // What repeats after so many blocks and what repeats after three agree everywhere if they do
+        // up to here, however many layers somebody asks for.
+        let layers_max = (layers as usize).min(3 * pattern.len());
+        let kinds = pattern.iter().copied().cycle().take(layers_max);
         super::family(kinds).ok_or_else(|| {
             let expected = "recurrent, recurrent, attention in turn, or one of them throughout";
             self.error(field, found, expected)

@@ -5,7 +5,7 @@
 //! error, and nothing is ever called.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{collections::HashMap, rc::Rc};
 

@@ -19,6 +19,7 @@ use crate::{
     onnx::{
         Weights, WeightsError,
         tensors::{Stored, TensorFile},
+        weights::finite,
     },
 };
 
@@ -249,19 +250,21 @@ impl Weights for Mapped {
         let elements: u64 = spec.shape.iter().product();
         let start = rule.half.unwrap_or(0) * elements;
         let values = self.tensors.read(&rule.source, start..start + elements)?;
-        if let Some(index) = values.iter().position(|it| !it.is_finite()) {
-            let (path, name) = (self.tensors.path.clone(), rule.source.clone());
-            return Err(WeightsError::NotFinite { path, name, index, found: values[index] });
-        }
+        let values = finite(values, &self.tensors.path, &rule.source)?;
         let by_column = self.tensors.stored(&rule.source).is_some_and(|it| it.by_column);
-        // Swapped by the layout and by whoever saved it: twice is not at all.
-        if rule.transpose == by_column { Ok(values) } else { Ok(transposed(&values, spec)) }
+        match (rule.transpose, by_column) {
+            // Swapped by the layout and by whoever saved it: twice is not at all.
+            (false, false) | (true, true) => Ok(values),
+            (true, false) => Ok(transposed(&values, &spec.shape)),
+            // The tensor's own axes, which may be more than the parameter's.
+            (false, true) => Ok(transposed(&values, &rule.shape)),
+        }
     }
 }
 
-/// `values` `[columns, rows]` as `[rows, columns]`, the shape of `spec`.
-fn transposed(values: &[f32], spec: &ParameterSpec) -> Vec<f32> {
-    let &[rows, columns] = &*spec.shape else { panic!("only matrices are transposed: {spec:?}") };
+/// `values` `[columns, rows]` as `shape`, which is `[rows, columns]`.
+fn transposed(values: &[f32], shape: &[u64]) -> Vec<f32> {
+    let &[rows, columns] = shape else { panic!("only matrices are transposed: {shape:?}") };
     let extent = |it: u64| usize::try_from(it).expect("extents are below 2^24");
     let (rows, columns) = (extent(rows), extent(columns));
     let mut swapped = vec![0.0; values.len()];

@@ -7,13 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aerie_fuzz::{Format, Fuzz, overwrite};
 use aerie_models::{
     AInit, Family, Manifest, ModelConfig, Precision,
     bundle::{MODEL_FILE, TOKENIZER_FILE},
     census,
 };
-use rand::Rng;
-use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
@@ -147,6 +146,46 @@ fn tensor_that_does_not_fit_is_named() {
         |it| drop(it.insert("lm_head.weight".to_owned(), (vec![1], vec![0.0]))),
         "tensor lm_head.weight has shape [1]; [16, 8] is expected",
     );
+    // A head that fits beside an embedding that does not: the two were compared before either was
+    // held to a shape, and the shorter ended first.
+    let embedding = "model.embed_tokens.weight";
+    refused(
+        |it| {
+            it.insert("lm_head.weight".to_owned(), it[embedding].clone());
+            it.insert(embedding.to_owned(), (vec![17, 8], vec![0.5; 17 * 8]));
+        },
+        &format!("tensor {embedding} has shape [17, 8]; [16, 8] is expected"),
+    );
+}
+
+/// A tensor that was transposed before it was saved keeps its buffer; one that is cut into blocks is
+/// then no matrix of the model's, but its own axes are swapped all the same.
+#[test]
+fn biases_in_blocks_may_lie_column_by_column() {
+    let (_dir, file) = torch();
+    let load = |bytes: &[u8]| {
+        overwrite(&file, bytes);
+        let source = import(&request(&file)).unwrap().source;
+        let parameters = census::parameters(&source.config);
+        let bias = |(name, _): &(&aerie_models::Path, _)| name.as_str().ends_with("_gate_bias");
+        let biases = parameters.iter().filter(bias);
+        let load = |(name, spec): (&aerie_models::Path, _)| {
+            source.weights.load(name.as_str(), spec).unwrap()
+        };
+        biases.map(load).collect::<Vec<_>>()
+    };
+    let plain = load(GRIFFIN_PT);
+    let (rows, columns) = (b"K\x04K\x01\x86", b"K\x01K\x02\x86");
+    let swapped = load(&torch_file::tests::changed(|name, mut bytes| {
+        for at in 0..bytes.len().saturating_sub(rows.len()) {
+            if name.ends_with("data.pkl") && bytes[at..].starts_with(rows) {
+                bytes[at..at + columns.len()].copy_from_slice(columns);
+            }
+        }
+        Some(bytes)
+    }));
+    let expected = plain.iter().map(|it| transpose(it, &[4, 2])).collect::<Vec<_>>();
+    assert_eq!((swapped, plain.len()), (expected, 4));
 }
 
 #[test]
@@ -201,72 +240,223 @@ fn configuration_that_is_there_is_not_given_again() {
     assert!(error.contains("config.json: says what --heads"), "{error}");
 }
 
-/// Goal: no byte of a header, of an index, of a configuration or of an archive makes an import panic,
-/// ask for memory beyond the file's own size, or quietly give other weights.
+const HEADER_WORDS: &[&[u8]] = &[
+    b"dtype",
+    b"shape",
+    b"data_offsets",
+    b"__metadata__",
+    b"F32",
+    b"F16",
+    b"BF16",
+    b"F64",
+    b"I64",
+    b"F8_E4M3",
+    b"U8",
+    b"model.norm.weight",
+    b"lm_head.weight",
+    b"model.embed_tokens.weight",
+    b"model.final_norm.weight",
+];
+
 #[test]
-fn spoilt_files_are_refused_or_mean_the_same() {
+fn fuzzed_safetensors_are_imported_or_refused() {
     let (dir, config) = (tempfile::tempdir().unwrap(), config(Family::Griffin));
-    let whole = dir.path().join("whole");
-    write_hugging_face(&whole, &config, &hugging_face(&config), 1);
-    let path = whole.join("model.safetensors");
-    let bytes = fs::read(&path).unwrap();
-    let header_bytes =
-        8 + usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
-    spoil(&whole, &path, header_bytes, |source| check_weights(source, &config));
-
-    let sharded = dir.path().join("sharded");
-    write_hugging_face(&sharded, &config, &hugging_face(&config), 3);
-    let index = sharded.join("model.safetensors.index.json");
-    spoil(&sharded, &index, usize::MAX, |source| check_weights(source, &config));
-    // Some numbers may change and still make a model of the same tensors, like the window.
-    spoil(&sharded, &sharded.join("config.json"), usize::MAX, load_all);
-
-    // An archive has no checksum of its pickle that is read, so a name may come to mean another
-    // buffer of the same size; no more than that.
-    let torch = dir.path().join("torch");
-    fs::create_dir(&torch).unwrap();
-    write_tokenizer(&torch);
-    fs::write(torch.join("griffin.pt"), GRIFFIN_PT).unwrap();
-    spoil(&torch, &torch.join("griffin.pt"), usize::MAX, load_all);
+    let mut tensors = hugging_face(&config);
+    write_hugging_face(dir.path(), &config, &tensors, 1);
+    let file = dir.path().join("model.safetensors");
+    let plain = fs::read(&file).unwrap();
+    tensors.insert("lm_head.weight".to_owned(), tensors["model.embed_tokens.weight"].clone());
+    write_safetensors(&file, &tensors);
+    let seeds = vec![plain, fs::read(&file).unwrap()];
+    let fuzz = Fuzz { name: "safetensors", format: Format::Headed, seeds, words: HEADER_WORDS };
+    fuzz.run(|bytes| imported(&file, bytes, &request(dir.path()), load_all));
 }
 
-/// Imports `from` with `path` flipped, overwritten and cut among its first `until` bytes; what is
-/// imported all the same is for `accept` to judge.
-fn spoil(from: &Path, path: &Path, until: usize, accept: impl Fn(&Source)) {
-    const ROUNDS: u64 = 400;
-    let bytes = fs::read(path).unwrap();
-    let until = until.min(bytes.len());
-    for seed in 0..ROUNDS {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut spoilt = bytes.clone();
-        for _ in 0..rng.random_range(1..4) {
-            let at = rng.random_range(0..until);
-            match rng.random_range(0..4) {
-                0 => spoilt[at] ^= 1 << rng.random_range(0..8),
-                1 => spoilt[at] = b"0123456789{}[]\",:.-R(tQ"[rng.random_range(0..23)],
-                2 => spoilt[at] = [0, 0xff][rng.random_range(0..2)],
-                _ => drop(spoilt.remove(at)),
-            }
-            if spoilt.len() < until {
-                break;
-            }
-        }
-        if rng.random_range(0..8) == 0 {
-            spoilt.truncate(rng.random_range(0..until));
-        }
-        fs::write(path, &spoilt).unwrap();
-        eprintln!("{} spoilt with seed {seed}", path.display());
-        if let Ok(imported) = import(&request(from)) {
+#[test]
+fn fuzzed_parameters_of_google_are_imported_or_refused() {
+    let (dir, config) = (tempfile::tempdir().unwrap(), config(Family::Griffin));
+    let file = dir.path().join("model.safetensors");
+    let seeds = [google(&config), flax(&config)].map(|tensors| {
+        write_folder(dir.path(), &tensors);
+        fs::read(&file).unwrap()
+    });
+    let words = &[HEADER_WORDS, &[b"blocks.0.mlp_block.ffw_up.w", b"params/", b"kernel"]].concat();
+    let fuzz = Fuzz { name: "google", format: Format::Headed, seeds: seeds.to_vec(), words };
+    fuzz.run(|bytes| imported(&file, bytes, &request(dir.path()), load_all));
+}
+
+/// Goal: shapes and types that fit the file, and not the model or each other.
+/// Method: spoil a list of names, types and shapes, and write a file around it that holds what it says.
+#[test]
+fn fuzzed_shapes_are_imported_or_refused() {
+    let (dir, config) = (tempfile::tempdir().unwrap(), config(Family::Griffin));
+    let mut tensors = hugging_face(&config);
+    tensors.insert("lm_head.weight".to_owned(), tensors["model.embed_tokens.weight"].clone());
+    write_hugging_face(dir.path(), &config, &tensors, 1);
+    let list = |tensors: &Values| {
+        let entry = |(name, (shape, _)): (&String, &(Vec<u64>, _))| json!([name, "F32", shape]);
+        tensors.iter().map(entry).collect::<Value>().to_string().into_bytes()
+    };
+    let fuzz = Fuzz {
+        name: "shapes",
+        format: Format::Text,
+        seeds: vec![list(&tensors), list(&hugging_face(&config))],
+        words: HEADER_WORDS,
+    };
+    let file = dir.path().join("model.safetensors");
+    fuzz.run(|bytes| {
+        let Some(bytes) = safetensors_of(bytes) else { return false };
+        imported(&file, &bytes, &request(dir.path()), load_all)
+    });
+}
+
+/// A file of the tensors that `list` names, if it is a list of names, types and shapes.
+fn safetensors_of(list: &[u8]) -> Option<Vec<u8>> {
+    const DATA_BYTES_MAX: u64 = 1 << 16;
+    let (mut header, mut end) = (serde_json::Map::new(), 0u64);
+    for entry in serde_json::from_slice::<Value>(list).ok()?.as_array()? {
+        let extents = entry.get(2)?.as_array()?.iter();
+        let elements = extents.map(Value::as_u64).try_fold(1u64, |n, it| n.checked_mul(it?))?;
+        let element_bytes = match entry.get(1)?.as_str()? {
+            "F16" | "BF16" => 2,
+            "F64" | "I64" => 8,
+            _ => 4,
+        };
+        let start = end;
+        end = elements.checked_mul(element_bytes)?.checked_add(start)?;
+        let name = entry.get(0)?.as_str()?.to_owned();
+        let (dtype, shape) = (&entry[1], &entry[2]);
+        let entry = json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] });
+        header.insert(name, entry);
+    }
+    if DATA_BYTES_MAX < end {
+        return None;
+    }
+    let header = Value::Object(header).to_string().into_bytes();
+    let data = vec![0; usize::try_from(end).unwrap()];
+    Some([&(header.len() as u64).to_le_bytes(), &*header, &data].concat())
+}
+
+/// An index says which file a tensor is in, and no more: the weights are the same or there are none.
+#[test]
+fn fuzzed_indices_mean_the_same_or_are_refused() {
+    let (dir, index) = sharded();
+    let fuzz = Fuzz {
+        name: "index",
+        format: Format::Text,
+        seeds: vec![fs::read(&index).unwrap()],
+        words: &[b"model-00001-of-00003.safetensors", b"../x.safetensors", b"weight_map", b"/"],
+    };
+    let config = config(Family::Griffin);
+    fuzz.run(|bytes| {
+        imported(&index, bytes, &request(dir.path()), |it| check_weights(it, &config))
+    });
+}
+
+#[test]
+fn fuzzed_configurations_are_understood_or_refused() {
+    let (dir, config) = (tempfile::tempdir().unwrap(), config(Family::Griffin));
+    write_hugging_face(dir.path(), &config, &hugging_face(&config), 1);
+    let file = dir.path().join(CONFIG_FILE);
+    let fuzz = Fuzz {
+        name: "config",
+        format: Format::Text,
+        seeds: vec![fs::read(&file).unwrap()],
+        words: &[b"recurrent", b"attention", b"_block_types", b"rope_parameters", b"head_dim"],
+    };
+    // Some numbers may change and still make a model of the same tensors, like the window.
+    fuzz.run(|bytes| imported(&file, bytes, &request(dir.path()), load_all));
+}
+
+#[test]
+fn fuzzed_tokenizers_are_taken_or_refused() {
+    let (dir, config) = (tempfile::tempdir().unwrap(), config(Family::Griffin));
+    write_hugging_face(dir.path(), &config, &hugging_face(&config), 1);
+    let file = dir.path().join(TOKENIZER_FILE);
+    let fuzz = Fuzz {
+        name: "tokenizer",
+        format: Format::Text,
+        seeds: vec![fs::read(&file).unwrap(), crate::emit::tokenizer_bytes(300)],
+        words: &[
+            b"BPE",
+            b"WordPiece",
+            b"Unigram",
+            b"WordLevel",
+            b"Split",
+            b"Regex",
+            b"(a+)+",
+            b"id",
+        ],
+    };
+    fuzz.run(|bytes| {
+        overwrite(&file, bytes);
+        tokenizer::read(&file, None, 300).is_ok()
+    });
+}
+
+/// The archive as it lies: its directory, its names, its pickle and its buffers. It has no checksum of
+/// its pickle that is read, so a name may come to mean another buffer of the same size.
+#[test]
+fn fuzzed_archives_are_imported_or_refused() {
+    let words: &[&[u8]] =
+        &[b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"data.pkl"];
+    let words = &[words, pickle::tests::WORDS].concat();
+    let seeds = vec![GRIFFIN_PT.to_vec()];
+    let (dir, file) = torch();
+    Fuzz { name: "archive", format: Format::Binary, seeds, words }
+        .run(|bytes| imported(&file, bytes, &request(dir.path()), load_all));
+}
+
+/// The pickle within a good archive: shapes, strides and offsets meet the buffers they are of.
+#[test]
+fn fuzzed_pickles_are_imported_or_refused() {
+    let (dir, file) = torch();
+    let seeds = vec![torch_file::tests::pickle()];
+    let fuzz = Fuzz {
+        name: "archived-pickle",
+        format: Format::Binary,
+        seeds,
+        words: pickle::tests::WORDS,
+    };
+    fuzz.run(|pickle| {
+        let change = |name: &str, bytes| {
+            Some(if name.ends_with("data.pkl") { pickle.to_vec() } else { bytes })
+        };
+        let bytes = torch_file::tests::changed(change);
+        imported(&file, &bytes, &request(dir.path()), load_all)
+    });
+}
+
+/// A folder with a good archive and a tokenizer.
+fn torch() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    write_tokenizer(dir.path());
+    let file = dir.path().join("griffin.pt");
+    (dir, file)
+}
+
+/// Imports with `bytes` as `file`; what is imported is for `accept` to judge.
+fn imported(file: &Path, bytes: &[u8], request: &Request<'_>, accept: impl Fn(&Source)) -> bool {
+    overwrite(file, bytes);
+    match import(request) {
+        Ok(imported) => {
             accept(&imported.source);
+            true
+        }
+        Err(error) => {
+            assert_ne!(error.to_string(), "");
+            false
         }
     }
-    fs::write(path, bytes).unwrap();
 }
 
 fn load_all(source: &Source) {
     for (name, spec) in census::parameters(&source.config) {
         // Values may be none that a model has; they are then refused here.
-        drop(source.weights.load(name.as_str(), &spec));
+        if let Ok(values) = source.weights.load(name.as_str(), &spec) {
+            assert!(values.iter().all(|it| it.is_finite()), "{name}");
+            assert_eq!(values.len() as u64, spec.shape.iter().product::<u64>(), "{name}");
+        }
     }
 }
 
@@ -303,7 +493,7 @@ pub(super) fn request(from: &Path) -> Request<'_> {
 }
 
 /// Extents that all differ, so that no mistake about axes goes unnoticed.
-pub(super) fn config(family: Family) -> ModelConfig {
+pub(crate) fn config(family: Family) -> ModelConfig {
     ModelConfig {
         family,
         vocab: 16,

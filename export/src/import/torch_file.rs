@@ -8,7 +8,7 @@
 //! ```
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},

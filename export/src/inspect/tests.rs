@@ -1,7 +1,9 @@
 //! What a bundle looks like.
 
+use aerie_fuzz::{Format, Fuzz};
 use aerie_models::Precision;
 use expect_test::expect;
+use prost::Message;
 
 use super::*;
 use crate::{
@@ -89,4 +91,41 @@ fn damaged_bundle_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let error = Bundle::open(dir.path()).unwrap_err().to_string();
     assert!(error.contains(MANIFEST_FILE), "{error}");
+}
+
+/// Products and sums of what a graph claims overflowed.
+#[test]
+fn more_elements_than_there_can_be_are_counted_as_many() {
+    let mut count = Count::default();
+    for dims in [vec![1 << 40, 1 << 40], vec![i64::MAX], vec![-1, 3], vec![2, 3]] {
+        count.add(&proto::Tensor { dims, data_type: 1, ..proto::Tensor::default() });
+    }
+    assert_eq!(count, Count { elements: u64::MAX, bytes: u64::MAX });
+}
+
+#[test]
+fn fuzzed_graphs_are_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("tiny");
+    let options = Options {
+        name: "tiny".to_owned(),
+        target: Target::Ragged,
+        precision: Precision::Q4,
+        force: false,
+    };
+    emit(&Source::random("tiny", 0).unwrap(), &options, &out).unwrap();
+    let Bundle { manifest, files, mut graph } = Bundle::open(&out).unwrap();
+    // Elements are counted by what is said of them.
+    graph.initializer.iter_mut().for_each(|it| it.raw_data = None);
+    let fuzz = Fuzz {
+        name: "inspect",
+        format: Format::Protobuf,
+        seeds: vec![graph.encode_to_vec()],
+        words: &[b"layers.", b"constant.", b"."],
+    };
+    fuzz.run(|bytes| {
+        let Ok(graph) = proto::Graph::decode(bytes) else { return false };
+        let bundle = Bundle { manifest: manifest.clone(), files: files.clone(), graph };
+        !bundle.to_string().is_empty()
+    });
 }

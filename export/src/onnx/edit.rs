@@ -34,7 +34,9 @@ const AXIS: &str = "constant.squares.axis";
 /// If the graph does not choose them as ours do.
 pub(crate) fn keep_every_row(graph: &mut proto::Graph) -> Result<(), EditError> {
     let name = format!("{LAST_ROWS}/Gather");
-    let Some(at) = graph.node.iter().position(|it| it.name == name && it.input.len() == 2) else {
+    let is_gather =
+        |it: &proto::Node| it.name == name && matches!((&*it.input, &*it.output), ([_, _], [_]));
+    let Some(at) = graph.node.iter().position(is_gather) else {
         return Err(EditError::NoNode { name });
     };
     let gather = graph.node.remove(at);
@@ -74,7 +76,7 @@ pub(crate) fn collect_squares(
         .node
         .iter()
         .filter(|it| it.op_type == "Cast")
-        .map(|it| (it.output[0].as_str(), it.input[0].as_str()))
+        .filter_map(|it| Some((it.output.first()?.as_str(), it.input.first()?.as_str())))
         .collect();
     let mut outputs = BTreeMap::new();
     let mut added = Vec::new();

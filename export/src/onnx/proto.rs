@@ -192,9 +192,14 @@ impl Tensor {
         self.external_data.iter().find(|it| it.key == key).map(|it| it.value.as_str())
     }
 
+    /// Number of elements; a graph may claim more than there can be, which is the largest number then.
+    pub fn elements(&self) -> u64 {
+        let extents = self.dims.iter().map(|&it| u64::try_from(it).unwrap_or(0));
+        extents.fold(1, u64::saturating_mul)
+    }
+
     /// Bytes of the elements, wherever they lie.
     pub fn bytes(&self) -> u64 {
-        let elements: u64 = self.dims.iter().map(|&it| u64::try_from(it).unwrap_or(0)).product();
-        elements * self.data_type().bytes()
+        self.elements().saturating_mul(self.data_type().bytes())
     }
 }

@@ -127,6 +127,10 @@ impl TensorFile {
         Ok(Self { path: path.to_owned(), file, tensors })
     }
 
+    pub(crate) fn path(&self) -> &FilePath {
+        &self.path
+    }
+
     pub(crate) fn tensors(&self) -> &BTreeMap<String, Stored> {
         &self.tensors
     }

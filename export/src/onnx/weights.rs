@@ -102,7 +102,8 @@ impl Checkpoint {
 
 impl Weights for Checkpoint {
     fn load(&self, name: &str, spec: &ParameterSpec) -> Result<Vec<f32>, WeightsError> {
-        self.file.read(name, 0..spec.shape.iter().product())
+        let values = self.file.read(name, 0..spec.shape.iter().product())?;
+        finite(values, self.file.path(), name)
     }
 }
 
@@ -143,6 +144,13 @@ impl Drawn {
 
 impl Weights for Drawn {
     fn load(&self, name: &str, spec: &ParameterSpec) -> Result<Vec<f32>, WeightsError> {
+        finite(self.read(name, spec)?, &self.path, name)
+    }
+}
+
+impl Drawn {
+    /// The elements of an initializer, whatever they are.
+    fn read(&self, name: &str, spec: &ParameterSpec) -> Result<Vec<f32>, WeightsError> {
         let path = || self.path.clone();
         let Some(tensor) = self.initializers.get(name) else {
             return Err(WeightsError::Missing { path: path(), name: name.to_owned() });
@@ -181,12 +189,38 @@ impl Weights for Drawn {
         let path = self.path.with_file_name(file_name);
         let file = File::open(&path).map_err(io_error(&path))?;
         let offset = number("offset");
+        // Before memory is asked for: the graph may say what it likes.
+        let file_bytes = file.metadata().map_err(io_error(&path))?.len();
+        if offset.checked_add(n_bytes).is_none_or(|end| file_bytes < end) {
+            return Err(WeightsError::Outside { path, name: name.to_owned(), file_bytes });
+        }
         let Some((packing, order)) = packing else {
             return elements.read(&file, offset).map_err(io_error(&path));
         };
         let mut bytes = vec![0; usize::try_from(n_bytes).expect("64 bits")];
         file.read_exact_at(&mut bytes, offset).map_err(io_error(&path))?;
         Ok(packing.unpack(&bytes, order))
+    }
+}
+
+/// `values`, if all of them are numbers: those of the tensor `name` in the file at `path`.
+///
+/// Formats of 16 bits have no other place where this is noticed: what our products read of them lies in
+/// the bundle as it is, and a server does not read gigabytes of it to find out.
+///
+/// # Errors
+/// [`WeightsError::NotFinite`], naming the first that is none.
+pub(crate) fn finite(
+    values: Vec<f32>,
+    path: &FilePath,
+    name: &str,
+) -> Result<Vec<f32>, WeightsError> {
+    match values.iter().position(|it| !it.is_finite()) {
+        None => Ok(values),
+        Some(index) => {
+            let (path, name) = (path.to_owned(), name.to_owned());
+            Err(WeightsError::NotFinite { path, name, index, found: values[index] })
+        }
     }
 }
 

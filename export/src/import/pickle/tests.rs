@@ -1,7 +1,6 @@
 //! Pickles that PyTorch does not write: whatever they ask for, nothing happens.
 
-use rand::Rng;
-use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+use aerie_fuzz::{Format, Fuzz};
 
 use super::*;
 
@@ -75,21 +74,43 @@ fn what_grows_without_end_is_stopped() {
     check(&[b"N", &*remembered].concat(), "more than 262144 values to remember");
 }
 
+/// Instructions and the names that they may have.
+pub(in crate::import) const WORDS: &[&[u8]] = &[
+    b"(",
+    b"t",
+    b"\x85",
+    b"\x86",
+    b"\x87",
+    b"}",
+    b")",
+    b"s",
+    b"u",
+    b"R",
+    b"b",
+    b"Q",
+    b"N",
+    b".",
+    b"q\x00",
+    b"h\x00",
+    b"r\xff\xff\xff\xff",
+    b"j\x01\x00\x00\x00",
+    b"K\x00",
+    b"M\xff\xff",
+    b"J\xff\xff\xff\xff",
+    b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f",
+    b"\x8a\x00",
+    b"X\x01\x00\x00\x00a",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ctorch._utils\n_rebuild_parameter\n",
+    b"ctorch\nHalfStorage\n",
+    b"ctorch\nBFloat16Storage\n",
+    b"ccollections\nOrderedDict\n",
+];
+
 #[test]
-fn spoilt_pickles_never_panic() {
-    for seed in 0..20_000 {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut pickle = GOOD.to_vec();
-        for _ in 0..rng.random_range(1..5) {
-            let at = rng.random_range(0..pickle.len());
-            pickle[at] = match rng.random_range(0..2) {
-                0 => rng.random(),
-                _ => b"N(q.RbstuQXcKMJ}h)\x80\x85\x86\x87\x88\x8a"[rng.random_range(0..24)],
-            };
-        }
-        eprintln!("seed {seed}");
-        drop(read(&pickle));
-    }
+fn fuzzed_pickles_are_read_or_refused() {
+    let seeds = vec![GOOD.to_vec(), crate::import::torch_file::tests::pickle()];
+    Fuzz { name: "pickle", format: Format::Binary, seeds, words: WORDS }.run(|it| read(it).is_ok());
 }
 
 #[track_caller]

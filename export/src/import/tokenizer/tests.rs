@@ -53,4 +53,10 @@ fn what_is_no_tokenizer_is_refused() {
         fs::write(&path, bytes).unwrap();
         assert!(read(&path, None, 64).is_err(), "{bytes:?}");
     }
+    // The library panicked on what is cut within a decoder.
+    let json = String::from_utf8(tokenizer_bytes(64)).unwrap();
+    let decoder = json.find("\"decoder\"").unwrap();
+    fs::write(&path, &json[..decoder + 20]).unwrap();
+    let error = read(&path, None, 64).unwrap_err().to_string();
+    assert!(error.contains("not the JSON of a tokenizer"), "{error}");
 }

@@ -89,10 +89,17 @@ fn strides_that_leave_gaps_are_refused() {
 /// Changes the archive's files, or leaves them out, and expects `message`.
 #[track_caller]
 fn check(change: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>, message: &str) {
-    let mut zip = ZipArchive::new(Cursor::new(GRIFFIN_PT)).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("griffin.pt");
-    let mut changed = ZipWriter::new(File::create(&path).unwrap());
+    fs::write(&path, changed(change)).unwrap();
+    let error = open(&path).unwrap_err().to_string();
+    assert!(error.contains(message), "{error}");
+}
+
+/// The archive with its files changed, or left out.
+pub(in crate::import) fn changed(change: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>) -> Vec<u8> {
+    let mut zip = ZipArchive::new(Cursor::new(GRIFFIN_PT)).unwrap();
+    let mut changed = ZipWriter::new(Cursor::new(Vec::new()));
     for idx in 0..zip.len() {
         let mut member = zip.by_index(idx).unwrap();
         let mut bytes = Vec::new();
@@ -104,7 +111,13 @@ fn check(change: impl Fn(&str, Vec<u8>) -> Option<Vec<u8>>, message: &str) {
             changed.write_all(&bytes).unwrap();
         }
     }
-    changed.finish().unwrap();
-    let error = open(&path).unwrap_err().to_string();
-    assert!(error.contains(message), "{error}");
+    changed.finish().unwrap().into_inner()
+}
+
+/// The archive's pickle.
+pub(in crate::import) fn pickle() -> Vec<u8> {
+    let mut zip = ZipArchive::new(Cursor::new(GRIFFIN_PT)).unwrap();
+    let mut pickle = Vec::new();
+    zip.by_name("griffin/data.pkl").unwrap().read_to_end(&mut pickle).unwrap();
+    pickle
 }

@@ -1,13 +1,18 @@
 //! What changes in a graph, and what does not.
 
-use aerie_models::{Precision, presets};
+use aerie_fuzz::{Format, Fuzz};
+use aerie_models::{Family, ModelConfig, Precision, presets};
+use prost::Message;
 
 use super::*;
-use crate::onnx::{
-    Limits, Target, emit,
-    graph::Elements,
-    weights::{Random, read_model},
-    write,
+use crate::{
+    import::tests::config,
+    onnx::{
+        Limits, Target, emit,
+        graph::Elements,
+        weights::{Random, read_model},
+        write,
+    },
 };
 
 #[test]
@@ -29,6 +34,21 @@ fn rows_are_kept_and_nothing_else_changes() {
 #[test]
 fn portable_graph_is_refused() {
     let mut graph = tiny(Target::Portable, Precision::F32);
+    let error = keep_every_row(&mut graph).unwrap_err();
+    assert_eq!(error.to_string(), "the graph has no node last_rows/Gather");
+}
+
+/// Nodes that take or give nothing were indexed as if they did.
+#[test]
+fn nodes_without_edges_are_refused_or_passed_over() {
+    let mut graph = tiny(Target::Ragged, Precision::F16);
+    graph.node.iter_mut().filter(|it| it.op_type == "Cast").for_each(|it| it.input.clear());
+    collect_squares(&mut graph).unwrap();
+    let gather = graph.node.iter_mut().find(|it| it.name == "last_rows/Gather");
+    assert_eq!(gather, None);
+    let mut graph = tiny(Target::Ragged, Precision::F16);
+    let gather = graph.node.iter_mut().find(|it| it.name == "last_rows/Gather");
+    gather.unwrap().output.clear();
     let error = keep_every_row(&mut graph).unwrap_err();
     assert_eq!(error.to_string(), "the graph has no node last_rows/Gather");
 }
@@ -65,10 +85,32 @@ fn squares_are_collected_for_what_is_packed() {
     }
 }
 
+#[test]
+fn fuzzed_graphs_are_changed_or_refused() {
+    let small = |precision| {
+        let mut graph = drawn(&config(Family::Griffin), Target::Ragged, precision);
+        // Elements are nothing that is changed.
+        graph.initializer.iter_mut().for_each(|it| it.raw_data = None);
+        graph.encode_to_vec()
+    };
+    let seeds = [Precision::F16, Precision::Q4].map(small).to_vec();
+    let words: &[&[u8]] =
+        &[b"last_rows/Gather", b"Cast", b"Gemm", b"PackedGated", b"aerie", b"logits"];
+    Fuzz { name: "edit", format: Format::Protobuf, seeds, words }.run(|bytes| {
+        let Ok(graph) = proto::Graph::decode(bytes) else { return false };
+        let mut squares = graph.clone();
+        rounds_inputs(&graph);
+        keep_every_row(&mut graph.clone()).is_ok() && collect_squares(&mut squares).is_ok()
+    });
+}
+
 fn tiny(target: Target, precision: Precision) -> proto::Graph {
-    let config = presets::preset("tiny").unwrap();
+    drawn(&presets::preset("tiny").unwrap(), target, precision)
+}
+
+fn drawn(config: &ModelConfig, target: Target, precision: Precision) -> proto::Graph {
     let dir = tempfile::tempdir().unwrap();
-    let graph = emit(&config, target, precision);
+    let graph = emit(config, target, precision);
     write(graph, "tiny", &Random { seed: 1 }, Limits::default(), dir.path()).unwrap();
     read_model(&dir.path().join("model.onnx")).unwrap().graph.unwrap()
 }

@@ -2,10 +2,15 @@
 
 use std::{collections::HashMap, fs};
 
-use aerie_models::{ParameterSpec, census, presets};
+use aerie_fuzz::{Format, Fuzz, overwrite};
+use aerie_models::{Family, ParameterSpec, Precision, bundle::MODEL_FILE, census, presets};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::*;
+use crate::{
+    import::tests::config,
+    onnx::{self, Limits, Target},
+};
 
 #[test]
 fn checkpoint_gives_what_was_written() {
@@ -94,6 +99,102 @@ fn headers_that_lie_are_refused() {
         0,
         "invalid shape, data type, or offset",
     );
+}
+
+/// A manifest may ask for a table of a petabyte, a graph may claim to have it, and nothing was asked of
+/// the file before memory was.
+#[test]
+fn weights_that_a_file_has_no_room_for_are_refused() {
+    let (dir, config) = (tempfile::tempdir().unwrap(), tiny());
+    let huge = ModelConfig { vocab: 1 << 24, ..config.clone() };
+    let path = dir.path().join(MODEL_FILE);
+    let outside = Limits { inline_bytes_max: 0, constant_bytes_max: 1 << 9 };
+    for precision in [Precision::F32, Precision::Q4] {
+        let graph = onnx::emit(&config, Target::Ragged, precision);
+        onnx::write(graph, "tiny", &Random { seed: 1 }, outside, dir.path()).unwrap();
+        let mut model = read_model(&path).unwrap();
+        let tables = model.graph.as_mut().unwrap().initializer.iter_mut();
+        let table = tables.into_iter().find(|it| it.name == "embed_tokens.weight").unwrap();
+        let panels = table.data_type() == DataType::U8;
+        table.dims[usize::from(panels)] = if panels { (1 << 24) / 64 } else { 1 << 24 };
+        let length = table.bytes().to_string();
+        table.external_data.iter_mut().find(|it| it.key == "length").unwrap().value = length;
+        fs::write(&path, model.encode_to_vec()).unwrap();
+        let drawn = Drawn::open(&path, &huge).unwrap();
+        let spec = ParameterSpec { shape: vec![1 << 24, 32], ..spec(Init::Zeros, 1) };
+        let error = drawn.load("embed_tokens.weight", &spec).unwrap_err().to_string();
+        assert!(error.contains("tensor embed_tokens.weight reaches beyond the file's"), "{error}");
+    }
+}
+
+/// What is bf16 in a bundle lies there as the products read it, and what is f16 or f32 as it came: none
+/// of these formats has another place where NaN is noticed.
+#[test]
+fn weights_that_are_no_numbers_are_refused_by_name() {
+    let (dir, config) = (tempfile::tempdir().unwrap(), tiny());
+    let path = dir.path().join(MODEL_FILE);
+    for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let graph = onnx::emit(&config, Target::Ragged, precision);
+            onnx::write(graph, "tiny", &Random { seed: 1 }, Limits::default(), dir.path()).unwrap();
+            let mut model = read_model(&path).unwrap();
+            let tables = model.graph.as_mut().unwrap().initializer.iter_mut();
+            let table = tables.into_iter().find(|it| it.name == "embed_tokens.weight").unwrap();
+            let first = match precision {
+                Precision::F32 => bad.to_le_bytes().to_vec(),
+                Precision::F16 => half::f16::from_f32(bad).to_le_bytes().to_vec(),
+                _ => half::bf16::from_f32(bad).to_le_bytes().to_vec(),
+            };
+            table.raw_data.as_mut().unwrap()[..first.len()].copy_from_slice(&first);
+            fs::write(&path, model.encode_to_vec()).unwrap();
+            let drawn = Drawn::open(&path, &config).unwrap();
+            let spec = ParameterSpec { shape: vec![64, 32], ..spec(Init::Zeros, 1) };
+            let error = drawn.load("embed_tokens.weight", &spec).unwrap_err().to_string();
+            let expected = format!("tensor embed_tokens.weight holds {bad} at element 0");
+            assert!(error.ends_with(&expected), "{precision:?}: {error}");
+        }
+    }
+    let path = dir.path().join("model.safetensors");
+    write(&path, |it| it.get_mut("final_norm.weight").unwrap().1[3] = f32::NAN);
+    let checkpoint = Checkpoint::open(&path, &config).unwrap();
+    let error = checkpoint.load("final_norm.weight", &spec(Init::Zeros, 32)).unwrap_err();
+    assert!(
+        error.to_string().ends_with("tensor final_norm.weight holds NaN at element 3"),
+        "{error}"
+    );
+}
+
+/// Goal: whatever a graph says of its initializers, of their types, extents and places in another file,
+/// what is loaded is what the model has, and numbers.
+#[test]
+fn fuzzed_graphs_give_weights_or_are_refused() {
+    let (dir, config) = (tempfile::tempdir().unwrap(), config(Family::Griffin));
+    let path = dir.path().join(MODEL_FILE);
+    let outside = Limits { inline_bytes_max: 0, constant_bytes_max: 64 };
+    // The file of large weights is that of the last.
+    let inline = Precision::ALL.map(|it| (it, Limits::default()));
+    let seeds =
+        inline.into_iter().chain([(Precision::Bf16, outside)]).map(|(precision, limits)| {
+            let graph = onnx::emit(&config, Target::Ragged, precision);
+            onnx::write(graph, "small", &Random { seed: 1 }, limits, dir.path()).unwrap();
+            fs::read(&path).unwrap()
+        });
+    let fuzz = Fuzz {
+        name: "graph",
+        format: Format::Protobuf,
+        seeds: seeds.collect(),
+        words: &[b"location", b"offset", b"length", b"18446744073709551615", b"..", b"model.onnx"],
+    };
+    fuzz.run(|bytes| {
+        overwrite(&path, bytes);
+        let Ok(drawn) = Drawn::open(&path, &config) else { return false };
+        census::parameters(&config).into_iter().all(|(name, spec)| {
+            let Ok(values) = drawn.load(name.as_str(), &spec) else { return false };
+            assert_eq!(values.len() as u64, spec.shape.iter().product::<u64>(), "{name}");
+            assert!(values.iter().all(|it| it.is_finite()), "{name}");
+            true
+        })
+    });
 }
 
 #[test]
