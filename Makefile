@@ -1,7 +1,7 @@
 # Aerie from a fresh machine: Rust, Python 3 with pip, make and a C++ compiler are all it takes.
 # Everything else comes from package registries, into .deps/ and target/.
 
-.PHONY: help demo build test lint bench python parity clean-deps
+.PHONY: help demo build test fuzz lint bench python parity clean-deps
 
 help: ## what you are reading
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -15,6 +15,10 @@ build: .deps/onnxruntime ## the server and the client, optimised
 test: .deps/onnxruntime .deps/libtorch python ## every test there is
 	cargo build --workspace
 	cargo test --workspace
+
+fuzz: export AERIE_FUZZ_SECONDS ?= 180
+fuzz: .deps/onnxruntime .deps/libtorch ## every reader of bytes from outside, for AERIE_FUZZ_SECONDS each
+	RUST_BACKTRACE=0 cargo test --lib -p aerie-export -p aerie-models -p aerie-ops -p aerie-serve fuzzed_ -- --nocapture
 
 lint: .deps/libtorch ## formatting and clippy, warnings being errors
 	cargo fmt --all --check
