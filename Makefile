@@ -1,10 +1,10 @@
 # Aerie from a fresh machine: Rust, Python 3 with pip, make and a C++ compiler are all it takes.
 # Everything else comes from package registries, into .deps/ and target/.
 
-.PHONY: help demo build test fuzz lint bench python parity clean-deps
+.PHONY: help demo build test fuzz lint bench python parity aarch64 clean-deps
 
 help: ## what you are reading
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 demo: build ## serve the bundled model and stream a tale from it over QUIC (no libtorch)
 	@clients/demo.sh
@@ -36,6 +36,9 @@ parity: ## Google's code and transformers beside ours (Python packages of 6 GB, 
 	cargo build -p aerie-export --no-default-features -p aerie-ops
 	.deps/parity/bin/python tests/goldens/make.py --check
 	.deps/parity/bin/python tests/python/transformers_parity.py target/debug/aerie-export target/debug/libaerie_ops.so
+
+aarch64: ## tests of the kernels on three emulated 64-bit Arm processors (160 MB where QEMU is missing)
+	@ops/setup/aarch64.sh
 
 .deps/onnxruntime: ops/setup/onnxruntime.sh
 	@ops/setup/onnxruntime.sh && touch $@

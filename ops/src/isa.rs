@@ -11,6 +11,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 #[cfg(test)]
@@ -18,6 +20,8 @@ mod tests;
 
 use std::marker::PhantomData;
 
+#[cfg(target_arch = "aarch64")]
+use self::neon::{Dotprod, I8mm, Neon, Widening};
 pub(crate) use self::portable::Portable;
 #[cfg(target_arch = "x86_64")]
 use self::{avx2::Avx2, avx512::Avx512};
@@ -60,6 +64,8 @@ pub(crate) trait Isa: Copy {
     const WIDE: bool;
     /// Rows of a product whose sums fit in registers beside four vectors of weights.
     const ROWS: usize;
+    /// Whether only one vector of weights fits beside the sums of so many rows; see [`Isa::dots8`].
+    const NARROW: bool = false;
 
     fn bytes(self, from: &Line) -> Self::Bytes;
     /// The lower four bits of each byte.
@@ -89,6 +95,26 @@ pub(crate) trait Isa: Copy {
     /// `sums[l] + Σ_i x[i] · (w[4l + i] - 128 + DOT8_ZERO)` for each of four vectors of sums and weights
     /// and the bytes of one word `x`, of which none is -128.
     fn dot8(self, sums: [Self::Ints; 4], w: [Self::Bytes; 4], x: &i32) -> [Self::Ints; 4];
+    /// Adds as [`Isa::dot8`] does to one vector of sums for each of `N` rows: the products of vector
+    /// `vector` of each step's weights with the row's word of that step. Steps come in pairs.
+    #[inline(always)]
+    fn dots8<const N: usize>(
+        self,
+        mut sums: [Self::Ints; N],
+        steps: &[[[Line; 4]; 2]],
+        vector: usize,
+        x: [&[[i32; 2]]; N],
+    ) -> [Self::Ints; N] {
+        for (pair, x) in steps.iter().zip(abreast(x, steps.len())) {
+            for (step, lines) in pair.iter().enumerate() {
+                let w = self.bytes(&lines[vector]);
+                for n in 0..N {
+                    [sums[n], ..] = self.dot8([sums[n]; 4], [w; 4], &x[n][step]);
+                }
+            }
+        }
+        sums
+    }
     /// Each integer rounded to nearest, ties to even.
     fn convert(self, ints: Self::Ints) -> Self::Floats;
 
@@ -155,6 +181,18 @@ pub(crate) fn best<L: Lanes>(lanes: L) -> L::Output {
             return unsafe { avx2(lanes) };
         }
     }
+    #[cfg(target_arch = "aarch64")]
+    if cfg!(target_endian = "little") {
+        if I8mm::detected() {
+            // SAFETY: as above.
+            return unsafe { i8mm(lanes) };
+        }
+        if Dotprod::detected() {
+            // SAFETY: as above.
+            return unsafe { dotprod(lanes) };
+        }
+        return lanes.run(Neon(Widening));
+    }
     lanes.run(Portable)
 }
 
@@ -168,6 +206,18 @@ fn avx512<L: Lanes>(lanes: L) -> L::Output {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn avx2<L: Lanes>(lanes: L) -> L::Output {
     lanes.run(Avx2(()))
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "dotprod,i8mm")]
+fn i8mm<L: Lanes>(lanes: L) -> L::Output {
+    lanes.run(Neon(I8mm(())))
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "dotprod")]
+fn dotprod<L: Lanes>(lanes: L) -> L::Output {
+    lanes.run(Neon(Dotprod(())))
 }
 
 /// Walks `N` rows of a matrix side by side, `C` columns at a time; see [`rows_abreast`].
@@ -256,5 +306,7 @@ pub(crate) fn bf16_dots<const N: usize>(rounds: usize) -> Option<f32> {
         // SAFETY: the machine has every feature that the function is compiled for.
         return Some(unsafe { avx512::bf16_dots::<N>(rounds) });
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = rounds;
     None
 }

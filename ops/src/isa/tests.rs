@@ -97,6 +97,34 @@ fn every_set_of_instructions_gives_the_same_bits() {
             // SAFETY: the machine has the features.
             assert_eq!(run(&|it| unsafe { avx2(it) }), plain, "round {round}");
         }
+        #[cfg(target_arch = "aarch64")]
+        if cfg!(target_endian = "little") {
+            assert_eq!(run(&|it| it.run(Neon(Widening))), plain, "round {round}");
+            if Dotprod::detected() {
+                // SAFETY: the machine has the features.
+                assert_eq!(run(&|it| unsafe { dotprod(it) }), plain, "round {round}");
+            }
+        }
+    }
+}
+
+/// Goal: each choice at run time is one that some run of the tests has made. Method: whoever emulates a
+/// processor, as `make aarch64` does, says in `AERIE_DOTS` what it is to choose.
+#[test]
+#[cfg(target_arch = "aarch64")]
+fn the_best_instructions_are_the_ones_that_the_processor_has() {
+    struct Name;
+    impl Lanes for Name {
+        type Output = &'static str;
+
+        #[inline(always)]
+        fn run<I: Isa>(self, _isa: I) -> &'static str {
+            std::any::type_name::<I>()
+        }
+    }
+    match std::env::var("AERIE_DOTS") {
+        Ok(expected) => assert_eq!(best(Name).rsplit("::").next(), Some(&*format!("{expected}>"))),
+        Err(_) => println!("skipped: AERIE_DOTS does not say what is expected"),
     }
 }
 
@@ -110,6 +138,55 @@ fn dot8_is_what_it_says() {
     let word = i32::from_le_bytes(x.map(i8::cast_unsigned));
     let expected = std::array::from_fn(|lane| 5 + dot(lane));
     assert_eq!(Portable.dot8([[5; LANES]; 4], [w; 4], &word), [expected; 4]);
+}
+
+/// Sums of one vector of outputs by `N` rows.
+#[derive(Clone, Copy)]
+struct Narrow<'a, const N: usize> {
+    steps: &'a [[[Line; 4]; 2]],
+    vector: usize,
+    x: [&'a [[i32; 2]]; N],
+}
+
+impl<const N: usize> Lanes for Narrow<'_, N> {
+    type Output = [[f32; LANES]; N];
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> [[f32; LANES]; N] {
+        let bytes = |it: &i32| it.to_le_bytes().map(|it| i32::from(it.cast_signed()));
+        let sum = |x: &[[i32; 2]]| x.as_flattened().iter().flat_map(bytes).sum::<i32>();
+        let zeros = self.x.map(|x| isa.ints(-I::DOT8_ZERO * sum(x)));
+        isa.dots8(zeros, self.steps, self.vector, self.x).map(|it| isa.store(isa.convert(it)))
+    }
+}
+
+/// Whatever the instructions do to rows at a time; none of the sums leaves what an f32 holds exactly.
+#[test]
+fn rows_of_one_vector_are_each_what_it_is_alone() {
+    const STEPS: usize = 8;
+    let mut seed = 1u32;
+    let mut word = || {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        // Without a byte of -128.
+        (seed & 0x7F7F_7F7F).cast_signed()
+    };
+    let mut line = || -> Line { std::array::from_fn(|_| word().to_le_bytes()[2] * 2 + 1) };
+    let steps: Vec<[[Line; 4]; 2]> =
+        (0..STEPS).map(|_| [(); 2].map(|()| [(); 4].map(|()| line()))).collect();
+    let rows = [(); 6].map(|()| [(); STEPS].map(|()| [word(), !word() | 0x0101_0101]));
+    let [a, b, c, d, e, f] = rows.each_ref().map(|it| &it[..]);
+    for vector in 0..4 {
+        let steps = &steps[..];
+        let plain = Narrow { steps, vector, x: [a, b, c, d, e, f] }.run(Portable);
+        for (x, plain) in rows.iter().zip(&plain) {
+            assert_eq!(best(Narrow { steps, vector, x: [x] }), [*plain]);
+        }
+        assert_eq!(best(Narrow { steps, vector, x: [a, b] })[..], plain[..2]);
+        assert_eq!(best(Narrow { steps, vector, x: [a, b, c] })[..], plain[..3]);
+        assert_eq!(best(Narrow { steps, vector, x: [a, b, c, d] })[..], plain[..4]);
+        assert_eq!(best(Narrow { steps, vector, x: [a, b, c, d, e] })[..], plain[..5]);
+        assert_eq!(best(Narrow { steps, vector, x: [a, b, c, d, e, f] }), plain);
+    }
 }
 
 #[test]

@@ -295,29 +295,45 @@ impl<const N: usize> Lanes for Bf16<'_, N> {
     type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
+    fn run<I: Isa>(mut self, isa: I) {
+        if I::NARROW {
+            for vector in 0..VECTORS {
+                self.vectors::<I, 1>(isa, vector);
+            }
+        } else {
+            self.vectors::<I, VECTORS>(isa, 0);
+        }
+    }
+}
+
+impl<const N: usize> Bf16<'_, N> {
+    /// `V` vectors of outputs, from `first` on.
+    #[inline(always)]
+    fn vectors<I: Isa, const V: usize>(&mut self, isa: I, first: usize) {
         let pairs = self.x.map(|x| x.as_chunks::<2>());
         let (lines, rest) = lines(self.panel).split_at(pairs[0].0.len());
-        let mut sums = [[isa.floats(0.0); VECTORS]; N];
+        let mut sums = [[isa.floats(0.0); V]; N];
         for (lines, x) in lines.iter().zip(abreast(pairs.map(|it| it.0), lines.len())) {
-            sums = bf16_pair(isa, sums, lines, x.map(|it| *it));
+            sums = bf16_pair(isa, sums, &lines[first..][..V], x.map(|it| *it));
         }
         if let [lines] = rest {
-            sums = bf16_pair(isa, sums, lines, pairs.map(|(_, last)| [last[0], 0.0]));
+            let x = pairs.map(|(_, last)| [last[0], 0.0]);
+            sums = bf16_pair(isa, sums, &lines[first..][..V], x);
         }
-        for (to, sums) in self.sums.into_iter().zip(settle(sums)) {
-            to.as_chunks_mut().0.iter_mut().zip(sums).for_each(|(to, it)| *to = isa.store(it));
+        for (to, sums) in self.sums.iter_mut().zip(settle(sums)) {
+            let to = &mut to.as_chunks_mut().0[first..];
+            to.iter_mut().zip(sums).for_each(|(to, it)| *to = isa.store(it));
         }
     }
 }
 
 #[inline(always)]
-fn bf16_pair<I: Isa, const N: usize>(
+fn bf16_pair<I: Isa, const N: usize, const V: usize>(
     isa: I,
-    mut sums: [[I::Floats; VECTORS]; N],
-    lines: &[Line; VECTORS],
+    mut sums: [[I::Floats; V]; N],
+    lines: &[Line],
     x: [[f32; 2]; N],
-) -> [[I::Floats; VECTORS]; N] {
+) -> [[I::Floats; V]; N] {
     for (vector, line) in lines.iter().enumerate() {
         let [even, odd] = isa.bf16_pairs(isa.bytes(line));
         for n in 0..N {
@@ -343,6 +359,10 @@ impl<const N: usize> Lanes for Bytes<'_, '_, N> {
         let Self { weights, tiles } = self;
         let tiles_x = tiles.x.as_chunks::<N>().0;
         for (x, to) in tiles_x.iter().zip(tiles.sums.as_chunks_mut::<N>().0) {
+            if I::NARROW {
+                narrow(isa, to, weights, x);
+                continue;
+            }
             let mut sums = start(isa, x);
             for (at, turn) in weights.iter().enumerate() {
                 tiles.ahead.turn();
@@ -418,6 +438,22 @@ fn blocks<I: Isa, const N: usize>(
         sums[n] = isa.add_pairs(sums[n], low, high, pairs);
     }
     sums
+}
+
+/// A tile of [`Bytes`], one vector of outputs after the other.
+#[inline(always)]
+fn narrow<I: Isa, const N: usize>(isa: I, to: &mut [Sums; N], weights: &[Turn], x: &[Span; N]) {
+    let steps = weights.as_flattened().as_chunks().0;
+    let words = x.each_ref().map(|x| &x.words.as_chunks().0[..steps.len()]);
+    for vector in 0..VECTORS {
+        let zeros = x.each_ref().map(|x| isa.ints(x.sum.wrapping_mul(-I::DOT8_ZERO)));
+        let sums = settle(isa.dots8(zeros, steps, vector, words));
+        for n in 0..N {
+            let to = &mut to[n].as_chunks_mut().0[vector];
+            let sum = isa.convert(sums[n]);
+            *to = isa.store(isa.mul_add(sum, isa.floats(x[n].scale), isa.load(to)));
+        }
+    }
 }
 
 /// What the sums of a tile begin with.

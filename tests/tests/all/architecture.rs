@@ -51,6 +51,8 @@ const UNSAFE: &[&str] = &[
     "ops/src/isa.rs",
     "ops/src/isa/avx2.rs",
     "ops/src/isa/avx512.rs",
+    "ops/src/isa/neon.rs",
+    "ops/src/isa/neon/dots.rs",
     "ops/src/ort.rs",
     "ops/src/ort/call.rs",
     "ops/src/simd.rs",
