@@ -118,6 +118,36 @@ fn tables_show_it_all() {
     .assert_eq(&report().to_string());
 }
 
+/// The bundle `long` loses half its pace between two lengths; `small` none.
+#[test]
+fn lengths_are_held_against_the_first_one_and_the_first_bundle() {
+    let task = Task::Decode { sessions: 2 };
+    let step = |system: &str, position, seconds| Step {
+        system: system.to_owned(),
+        precision: "q4".to_owned(),
+        task,
+        position,
+        figures: figures(&[seconds], &[10e9]),
+    };
+    let steps = vec![
+        step("small", Some(128), 0.2),
+        step("small", Some(4096), 0.2),
+        step("long", Some(128), 0.1),
+        step("long", Some(4096), 0.2),
+    ];
+    let machine = Machine { cpu: "some CPU".to_owned(), cores: 2 };
+    expect![[r#"
+        some CPU, 2 cores
+
+        step      bundle  weights  after       ms  tokens/s  to the first  to its first length  read GB/s
+        decode 2  small   q4         128  200.000      10.0          1.00                1.000       10.0
+        decode 2  long    q4         128  100.000      20.0          2.00                1.000       10.0
+        decode 2  small   q4        4096  200.000      10.0          1.00                1.000       10.0
+        decode 2  long    q4        4096  200.000      10.0          1.00                0.500       10.0
+    "#]]
+    .assert_eq(&Report { machine, steps, ..Report::default() }.to_string());
+}
+
 #[test]
 fn file_is_read_as_it_was_written() {
     let text = serde_json::to_string(&report()).unwrap();
