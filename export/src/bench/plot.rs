@@ -1,6 +1,7 @@
 //! Pictures of figures: products under the roof of the machine's limits, and tokens a second over the
-//! number of sessions and over their length.
+//! number of sessions and over their length. Steps taken apart are in [`parts`].
 
+mod parts;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +23,8 @@ use super::report::{Kernel, Limits, Report, Step, Task};
 Examples:
   aerie-export bench plot kernels.json --out roofline.svg
   aerie-export bench plot steps.json peers.json --draw sessions --out sessions.svg
-  aerie-export bench plot lengths.json --draw lengths --out lengths.svg")]
+  aerie-export bench plot lengths.json --draw lengths --out lengths.svg
+  aerie-export bench plot profile.json --draw parts --out parts.svg")]
 pub(super) struct Args {
     /// Files of figures; limits are taken from the first that has some
     #[arg(required = true, value_name = "FILE")]
@@ -43,6 +45,8 @@ enum Draw {
     Sessions,
     /// Tokens a second of whole systems over what sessions have read before
     Lengths,
+    /// Shares of a step by kinds of operators
+    Parts,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
@@ -55,6 +59,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         Draw::Roofline => roofline(&mut svg, &reports)?,
         Draw::Sessions => sessions(&mut svg, &reports)?,
         Draw::Lengths => lengths(&mut svg, &reports)?,
+        Draw::Parts => parts::draw(&mut svg, &reports)?,
     }
     super::write(&args.out, &svg)
 }

@@ -1,5 +1,6 @@
 //! What a run found: the figures, how they follow from turns, and the tables that show them.
 
+mod profile;
 #[cfg(test)]
 mod tests;
 
@@ -7,6 +8,7 @@ use std::{fmt, fs};
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::profile::{Kind, Part, Profile};
 use super::{resident::Resident, table::Table};
 
 /// What `--json` writes and `bench plot` reads; `tests/peers` writes the same.
@@ -18,6 +20,7 @@ pub(super) struct Report {
     pub(super) kernels: Vec<Kernel>,
     pub(super) bundles: Vec<Bundle>,
     pub(super) steps: Vec<Step>,
+    pub(super) profiles: Vec<Profile>,
 }
 
 /// Where figures come from.
@@ -255,6 +258,9 @@ impl fmt::Display for Report {
             let has_lengths = self.steps.iter().any(|it| it.position != self.steps[0].position);
             let table = if has_lengths { self.length_table() } else { self.step_table() };
             write!(f, "\n{table}")?;
+        }
+        if !self.profiles.is_empty() {
+            write!(f, "\n{}\n{}", self.part_table(), self.dispatch_table())?;
         }
         Ok(())
     }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     onnx::{Target, weights::read_model},
-    runtime::{self, Runtime, Segment, StepGraph},
+    runtime::{self, Runtime, RuntimeError, Segment, StepGraph},
 };
 
 /// Measures steps of bundles that take turns: decoding, prompts, loading, memory
@@ -140,13 +140,13 @@ impl Plan<'_> {
 }
 
 /// What the steps of a turn take at least.
-const TURN_SECONDS_MIN: f64 = 0.2;
+pub(super) const TURN_SECONDS_MIN: f64 = 0.2;
 
 /// A bundle with sessions of which each has its lane.
 pub(super) struct Subject {
     pub(super) bundle: Bundle,
     config: ModelConfig,
-    graph: StepGraph,
+    pub(super) graph: StepGraph,
     /// What is read, whatever the task.
     tokens: Vec<u32>,
     walked: Walked,
@@ -163,6 +163,15 @@ struct Walked {
 impl Subject {
     /// Loads the bundle in `dir`, noting what that takes, for up to `lanes` sessions.
     pub(super) fn load(runtime: &Runtime, dir: &Path, lanes: usize) -> anyhow::Result<Self> {
+        Self::open(dir, lanes, |file, config, target| runtime.open(file, config, target))
+    }
+
+    /// As [`Subject::load`], with a graph that `open` gives.
+    pub(super) fn open(
+        dir: &Path,
+        lanes: usize,
+        open: impl FnOnce(&Path, &ModelConfig, Target) -> Result<StepGraph, RuntimeError>,
+    ) -> anyhow::Result<Self> {
         let version = |op: &str| aerie_ops::schema::schema(op).map(|it| it.version);
         let (manifest, verify_seconds) = clock::timed(|| Manifest::open(dir, version));
         let manifest = manifest?;
@@ -174,7 +183,7 @@ impl Subject {
         let weights_bytes = parameters.map(|it| it.bytes()).sum();
 
         let before = Resident::now();
-        let (graph, load_seconds) = clock::timed(|| runtime.open(&file, &config, target));
+        let (graph, load_seconds) = clock::timed(|| open(&file, &config, target));
         let bundle = Bundle {
             system: manifest.name,
             precision: manifest.precision.name().to_owned(),
@@ -253,7 +262,13 @@ impl Subject {
     }
 
     /// What `turns` of a kind of step come to.
-    fn step(&self, task: Task, position: Option<usize>, limits: &Limits, turns: Vec<Turn>) -> Step {
+    pub(super) fn step(
+        &self,
+        task: Task,
+        position: Option<usize>,
+        limits: &Limits,
+        turns: Vec<Turn>,
+    ) -> Step {
         let Bundle { system, precision, .. } = &self.bundle;
         let limit = limits.multiply_adds_per_s(precision, limits.threads);
         let figures = Figures::new(self.work(task), limit, turns);

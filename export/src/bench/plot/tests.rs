@@ -19,6 +19,12 @@ const FILE: &str = r#"{
         {"system": "ours", "precision": "q4", "task": {"prompt": {"tokens": 64}}, "seconds": 0.1},
         {"system": "theirs", "precision": "Q4_0", "task": {"decode": {"sessions": 1}},
          "seconds": 0.02}
+    ],
+    "profiles": [
+        {"system": "ours", "precision": "q4", "task": {"decode": {"sessions": 1}}, "seconds": 0.01,
+         "traced_seconds": 0.012, "dispatch_seconds": 0.001, "trace_scale": 1.0, "parts": [
+            {"kind": "products", "nodes": 3, "seconds": 0.006},
+            {"kind": "hand-overs", "nodes": 3, "seconds": 0.004}]}
     ]
 }"#;
 
@@ -80,6 +86,7 @@ fn pictures_name_what_they_show_and_figures_without_it_are_refused() {
         (Draw::Roofline, ["q8", "limit of i8"]),
         (Draw::Sessions, ["ours q4", "theirs Q4_0"]),
         (Draw::Lengths, ["ours q4, 8 sessions", "tokens that the session has read"]),
+        (Draw::Parts, ["ours q4, decode 1: 10.0 ms", "matrix products"]),
     ] {
         let args = |files: &[&PathBuf]| Args {
             files: files.iter().map(|&it| it.clone()).collect(),

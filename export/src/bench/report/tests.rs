@@ -91,6 +91,16 @@ fn report() -> Report {
             step("small", Task::Prompt { tokens: 128 }, 0.8),
             step("other", decode, 0.1),
         ],
+        profiles: vec![Profile {
+            step: step("small", decode, 0.2),
+            traced_seconds: 0.25,
+            dispatch_seconds: 0.01,
+            trace_scale: 1.5,
+            parts: vec![
+                Part { kind: Kind::Products, nodes: 3, seconds: 0.15 },
+                Part { kind: Kind::HandOvers, nodes: 3, seconds: 0.05 },
+            ],
+        }],
     }
 }
 
@@ -114,6 +124,13 @@ fn tables_show_it_all() {
         decode 8    small   q4       200.000      40.0          1.00       10.0  memory      50 %
         decode 8    other   q4       100.000      80.0          2.00       10.0  memory     100 %
         prompt 128  small   q4       800.000     160.0          1.00       10.0  memory      12 %
+
+        step      bundle  weights  part             nodes        us  of the step
+        decode 8  small   q4       matrix products      3  150000.0         75 %
+        decode 8  small   q4       hand-overs               50000.0         25 %
+
+        step      bundle  weights  nodes       ms  ms with a trace  empty nodes us  of the step  parts scaled by
+        decode 8  small   q4           3  200.000          250.000         10000.0        5.0 %         1 / 1.50
     "#]]
     .assert_eq(&report().to_string());
 }
