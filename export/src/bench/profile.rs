@@ -44,7 +44,9 @@ Examples:
 Parts are medians of the rounds, from ONNX Runtime's trace; a node counts with what it takes beyond one
 that does nothing. A trace slows small models down, so parts are scaled to fit into the same step without
 a trace, of which hand-overs are the rest: at least what as many nodes that do nothing take, one after
-the other. How much larger the parts were before is in the last column: the nearer to 1, the better.")]
+the other. How much larger the parts were before is in the last column: the nearer to 1, the better.
+A node of several kinds counts as what it is called after: a norm that begins a product as a product, the
+projections of gates in PackedRgLru as RG-LRU.")]
 pub(super) struct Args {
     /// Folders of the bundles
     #[arg(required = true, value_name = "BUNDLE")]

@@ -28,10 +28,9 @@ fn step_of_a_small_bundle_is_taken_apart() {
     assert_eq!(profiles.len(), 2);
     for it in &profiles {
         let nodes = |kind| it.parts.iter().find(|it| it.kind == kind).map(|it| it.nodes);
-        // Four recurrent blocks and one of attention, with two norms each and one at the end.
+        // Four recurrent blocks and one of attention.
         assert_eq!(nodes(Kind::RgLru), Some(4));
         assert_eq!(nodes(Kind::Attention), Some(1));
-        assert_eq!(nodes(Kind::Norms), Some(11));
         assert_eq!(nodes(Kind::Embedding), Some(1));
         assert!(0.0 < it.dispatch_seconds && 0.0 < it.traced_seconds, "{it:?}");
         assert_eq!(it.parts.last().map(|it| it.kind), Some(Kind::HandOvers));

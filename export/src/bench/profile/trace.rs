@@ -65,13 +65,14 @@ pub(super) fn parse(text: &str) -> anyhow::Result<Vec<Run>> {
     Ok(runs)
 }
 
-/// What kind of work a node does. Operators that ONNX Runtime has made of several are called after
-/// the first of them.
+/// What kind of work a node does; one that does several counts as what it is called after. So norms,
+/// residuals and gates of the MLP may be in products, and the projections of its gates in the RG-LRU.
 pub(super) fn kind(node: &Node) -> Kind {
     match node.operator.trim_start_matches("Fused") {
-        "PackedMatMul" | "PackedGated" | "BlockDiagonal" | "MatMul" | "Gemm" => Kind::Products,
+        "PackedMatMul" | "PackedPair" | "PackedQkv" | "PackedGated" => Kind::Products,
+        "BlockDiagonal" | "MatMul" | "Gemm" => Kind::Products,
         "LocalAttention" => Kind::Attention,
-        "RgLru" => Kind::RgLru,
+        "RgLru" | "PackedRgLru" => Kind::RgLru,
         "CausalConv1d" => Kind::Convolution,
         "RmsNorm" => Kind::Norms,
         "PackedGather" => Kind::Embedding,
