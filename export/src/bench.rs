@@ -5,8 +5,10 @@
 
 mod clock;
 mod kernels;
+mod lengths;
 mod limits;
 mod plot;
+mod profile;
 mod report;
 mod resident;
 mod steps;
@@ -35,6 +37,8 @@ Examples:
   aerie-export bench kernels --preset recurrentgemma-2b --json kernels.json
   aerie-export emit --random griffin-small-512 --precision q4 --out /tmp/small-q4
   aerie-export bench steps /tmp/small-q4 models/bundles/tales --sessions 1,8,32 --json steps.json
+  aerie-export bench lengths griffin hawk mqa --sessions 1,8 --json lengths.json
+  aerie-export bench profile /tmp/small-q4 --json profile.json
   aerie-export bench plot kernels.json --out roofline.svg
   aerie-export bench plot steps.json --draw sessions --out sessions.svg
 What other systems do beside us: tests/peers/peers.py --help")]
@@ -48,6 +52,8 @@ enum Command {
     Limits(limits::Args),
     Kernels(kernels::Args),
     Steps(steps::Args),
+    Lengths(lengths::Args),
+    Profile(profile::Args),
     Turns(turns::Args),
     Plot(plot::Args),
 }
@@ -61,6 +67,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Command::Limits(args) => limits::run(args),
         Command::Kernels(args) => kernels::run(args),
         Command::Steps(args) => steps::run(args),
+        Command::Lengths(args) => lengths::run(args),
+        Command::Profile(args) => profile::run(args),
         Command::Turns(args) => turns::run(args),
         Command::Plot(args) => plot::run(args),
     }

@@ -102,7 +102,32 @@ impl Runtime {
         config: &ModelConfig,
         target: Target,
     ) -> Result<StepGraph, RuntimeError> {
-        StepGraph::new(self.builder(target)?.commit_from_file(file)?, config, target)
+        StepGraph::new(self.builder(target)?.commit_from_file(file)?, layout(config), target)
+    }
+
+    /// Opens the step in `file` whose state is `layout`, and has its runs traced into a file whose path
+    /// begins with `trace`; [`StepGraph::end_trace`] tells which.
+    ///
+    /// # Errors
+    /// If the runtime refuses it.
+    pub(crate) fn open_traced(
+        &self,
+        file: &Path,
+        layout: Vec<TensorSpec>,
+        target: Target,
+        trace: &Path,
+    ) -> Result<StepGraph, RuntimeError> {
+        let mut builder = self.builder(target)?.with_profiling(trace).map_err(plain)?;
+        StepGraph::new(builder.commit_from_file(file)?, layout, target)
+    }
+
+    /// Opens a ragged graph in `file` that is no model and has no state.
+    ///
+    /// # Errors
+    /// If the runtime refuses it.
+    pub(crate) fn open_stateless(&self, file: &Path) -> Result<StepGraph, RuntimeError> {
+        let target = Target::Ragged;
+        StepGraph::new(self.builder(target)?.commit_from_file(file)?, Vec::new(), target)
     }
 
     /// Opens a ragged step of `config` whose external data lies in `dir`.
@@ -119,7 +144,7 @@ impl Runtime {
         let builder = self.builder(target)?;
         let mut builder =
             builder.with_config_entry(DATA_FOLDER, dir.to_string_lossy()).map_err(plain)?;
-        StepGraph::new(builder.commit_from_memory(&model.encode_to_vec())?, config, target)
+        StepGraph::new(builder.commit_from_memory(&model.encode_to_vec())?, layout(config), target)
     }
 
     fn builder(&self, target: Target) -> Result<SessionBuilder, RuntimeError> {
@@ -137,6 +162,11 @@ impl Runtime {
             Target::Portable => Ok(builder),
         }
     }
+}
+
+/// The state of one session of `config`.
+pub(crate) fn layout(config: &ModelConfig) -> Vec<TensorSpec> {
+    Carry::layout(config).fields().cloned().collect()
 }
 
 /// The error without the builder that it brings back.
@@ -160,6 +190,8 @@ pub(crate) struct StepGraph {
     states: Vec<State>,
     /// Whether a step has run since the states were bound.
     has_run: bool,
+    /// Since the graph was opened.
+    runs: usize,
 }
 
 /// One tensor of the state, for all lanes.
@@ -185,8 +217,11 @@ pub(crate) struct Segment<'a> {
 pub(crate) struct Outputs<'s>(SessionOutputs<'s>);
 
 impl StepGraph {
-    fn new(session: Session, config: &ModelConfig, target: Target) -> Result<Self, RuntimeError> {
-        let layout: Vec<TensorSpec> = Carry::layout(config).fields().cloned().collect();
+    fn new(
+        session: Session,
+        layout: Vec<TensorSpec>,
+        target: Target,
+    ) -> Result<Self, RuntimeError> {
         let binding = session.create_binding()?;
         let is_state = |output: &str| {
             let states = layout.iter().map(state_name);
@@ -194,12 +229,25 @@ impl StepGraph {
         };
         let answers = session.outputs().iter().map(|it| it.name().to_owned());
         let answers = answers.filter(|it| !is_state(it)).collect();
-        let (states, has_run) = (Vec::new(), false);
-        Ok(Self { binding, session, target, layout, answers, states, has_run })
+        let (states, has_run, runs) = (Vec::new(), false, 0);
+        Ok(Self { binding, session, target, layout, answers, states, has_run, runs })
     }
 
     pub(crate) fn is_ragged(&self) -> bool {
         self.target == Target::Ragged
+    }
+
+    /// Steps that were run since the graph was opened.
+    pub(crate) fn runs(&self) -> usize {
+        self.runs
+    }
+
+    /// Ends the trace of a graph that was opened with one; gives the file that it is in.
+    ///
+    /// # Errors
+    /// If the runtime cannot write it.
+    pub(crate) fn end_trace(mut self) -> Result<PathBuf, RuntimeError> {
+        Ok(self.session.end_profiling()?.into())
     }
 
     /// Voids all sessions: `lanes` rows of what no computation may let through.
@@ -275,6 +323,7 @@ impl StepGraph {
             }
         }
         self.has_run = true;
+        self.runs += 1;
         Ok(Outputs(self.session.run_binding(&self.binding)?))
     }
 }

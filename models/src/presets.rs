@@ -20,6 +20,8 @@ presets![
     "tales-mqa",
     "shakespeare",
     "griffin-small-512",
+    "hawk-small-512",
+    "mqa-small-512",
     "griffin-100m",
     "griffin-100m-8h",
     "griffin-200m",

@@ -1,6 +1,7 @@
 //! Pictures of figures: products under the roof of the machine's limits, and tokens a second over the
-//! number of sessions.
+//! number of sessions and over their length. Steps taken apart are in [`parts`].
 
+mod parts;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +22,9 @@ use super::report::{Kernel, Limits, Report, Step, Task};
 #[command(after_help = "\
 Examples:
   aerie-export bench plot kernels.json --out roofline.svg
-  aerie-export bench plot steps.json peers.json --draw sessions --out sessions.svg")]
+  aerie-export bench plot steps.json peers.json --draw sessions --out sessions.svg
+  aerie-export bench plot lengths.json --draw lengths --out lengths.svg
+  aerie-export bench plot profile.json --draw parts --out parts.svg")]
 pub(super) struct Args {
     /// Files of figures; limits are taken from the first that has some
     #[arg(required = true, value_name = "FILE")]
@@ -40,6 +43,10 @@ enum Draw {
     Roofline,
     /// Tokens a second of whole systems over the number of sessions
     Sessions,
+    /// Tokens a second of whole systems over what sessions have read before
+    Lengths,
+    /// Shares of a step by kinds of operators
+    Parts,
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
@@ -51,6 +58,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     match args.draw {
         Draw::Roofline => roofline(&mut svg, &reports)?,
         Draw::Sessions => sessions(&mut svg, &reports)?,
+        Draw::Lengths => lengths(&mut svg, &reports)?,
+        Draw::Parts => parts::draw(&mut svg, &reports)?,
     }
     super::write(&args.out, &svg)
 }
@@ -82,6 +91,7 @@ fn roofline(svg: &mut String, reports: &[Report]) -> anyhow::Result<()> {
     let picture = Picture {
         x_label: "multiply-adds for each byte of weights",
         y_label: "10⁹ multiply-adds a second, one thread",
+        legend: SeriesLabelPosition::LowerRight,
         x,
         y: decades(shown.map(|it| it.1)),
     };
@@ -113,28 +123,39 @@ fn roofs(limits: &Limits, x: &Range<f64>) -> Vec<Series> {
     limits.multiply_adds.iter().map(roof).collect()
 }
 
-/// Decoding of every system.
+/// Decoding of every system by sessions.
 fn sessions(svg: &mut String, reports: &[Report]) -> anyhow::Result<()> {
-    let steps: Vec<&Step> = reports.iter().flat_map(|it| &it.steps).collect();
-    let lines = decodes(&steps);
+    let lines = decodes(reports, |step, sessions| {
+        Some((format!("{} {}", step.system, step.precision), sessions as f64))
+    });
     ensure!(!lines.is_empty(), "there are no steps that decode to draw");
-    let points = || lines.iter().flat_map(|it| &it.points);
-    let picture = Picture {
-        x_label: "sessions",
-        y_label: "tokens a second",
-        x: decades(points().map(|it| it.0)),
-        y: decades(points().map(|it| it.1)),
-    };
-    picture.draw(svg, &lines, &[])
+    paces(svg, "sessions", SeriesLabelPosition::LowerRight, &lines)
 }
 
-/// Tokens a second by sessions, a line for each system and precision.
-fn decodes(steps: &[&Step]) -> Vec<Series> {
+/// Decoding of every system with each number of sessions by length.
+fn lengths(svg: &mut String, reports: &[Report]) -> anyhow::Result<()> {
+    let lines = decodes(reports, |step, sessions| {
+        let plural = if sessions == 1 { "" } else { "s" };
+        let name = format!("{} {}, {sessions} session{plural}", step.system, step.precision);
+        // A logarithmic axis has no 0.
+        step.position.filter(|&it| 0 < it).map(|it| (name, it as f64))
+    });
+    ensure!(!lines.is_empty(), "there are no steps at a length to draw");
+    let label = "tokens that the session has read and written";
+    // What slows down with the length does so on the right.
+    paces(svg, label, SeriesLabelPosition::LowerLeft, &lines)
+}
+
+/// Tokens a second of steps that decode over what `place` gives, in lines by the name that it gives.
+fn decodes(
+    reports: &[Report],
+    place: impl Fn(&Step, usize) -> Option<(String, f64)>,
+) -> Vec<Series> {
     let mut lines: Vec<Series> = Vec::new();
-    for step in steps {
+    for step in reports.iter().flat_map(|it| &it.steps) {
         let Task::Decode { sessions } = step.task else { continue };
-        let name = format!("{} {}", step.system, step.precision);
-        let point = (sessions as f64, step.tokens_per_s());
+        let Some((name, x)) = place(step, sessions) else { continue };
+        let point = (x, step.tokens_per_s());
         match lines.iter_mut().find(|it| it.name == name) {
             Some(line) => line.points.push(point),
             None => lines.push(Series { name, points: vec![point] }),
@@ -146,10 +167,28 @@ fn decodes(steps: &[&Step]) -> Vec<Series> {
     lines
 }
 
+fn paces(
+    svg: &mut String,
+    x_label: &'static str,
+    legend: SeriesLabelPosition,
+    lines: &[Series],
+) -> anyhow::Result<()> {
+    let points = || lines.iter().flat_map(|it| &it.points);
+    let picture = Picture {
+        x_label,
+        y_label: "tokens a second",
+        legend,
+        x: decades(points().map(|it| it.0)),
+        y: decades(points().map(|it| it.1)),
+    };
+    picture.draw(svg, lines, &[])
+}
+
 /// A plane with logarithmic axes.
 struct Picture {
     x_label: &'static str,
     y_label: &'static str,
+    legend: SeriesLabelPosition,
     x: Range<f64>,
     y: Range<f64>,
 }
@@ -201,7 +240,7 @@ impl Picture {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
+            .position(self.legend.clone())
             .border_style(BLACK)
             .background_style(WHITE)
             .draw()?;

@@ -1,5 +1,6 @@
 //! What a run found: the figures, how they follow from turns, and the tables that show them.
 
+mod profile;
 #[cfg(test)]
 mod tests;
 
@@ -7,6 +8,7 @@ use std::{fmt, fs};
 
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::profile::{Kind, Part, Profile};
 use super::{resident::Resident, table::Table};
 
 /// What `--json` writes and `bench plot` reads; `tests/peers` writes the same.
@@ -18,6 +20,7 @@ pub(super) struct Report {
     pub(super) kernels: Vec<Kernel>,
     pub(super) bundles: Vec<Bundle>,
     pub(super) steps: Vec<Step>,
+    pub(super) profiles: Vec<Profile>,
 }
 
 /// Where figures come from.
@@ -252,7 +255,12 @@ impl fmt::Display for Report {
             write!(f, "\n{}", self.bundle_table())?;
         }
         if !self.steps.is_empty() {
-            write!(f, "\n{}", self.step_table())?;
+            let has_lengths = self.steps.iter().any(|it| it.position != self.steps[0].position);
+            let table = if has_lengths { self.length_table() } else { self.step_table() };
+            write!(f, "\n{table}")?;
+        }
+        if !self.profiles.is_empty() {
+            write!(f, "\n{}\n{}", self.part_table(), self.dispatch_table())?;
         }
         Ok(())
     }
@@ -352,13 +360,7 @@ impl Report {
             "of limit",
         ];
         let mut table = Table::new(3, &header);
-        let mut tasks: Vec<Task> = Vec::new();
-        for it in &self.steps {
-            if !tasks.contains(&it.task) {
-                tasks.push(it.task);
-            }
-        }
-        for task in tasks {
+        for task in distinct(self.steps.iter().map(|it| it.task)) {
             let steps: Vec<&Step> = self.steps.iter().filter(|it| it.task == task).collect();
             for it in &steps {
                 let Step { system, precision, figures, .. } = it;
@@ -377,6 +379,59 @@ impl Report {
         }
         table
     }
+}
+
+impl Report {
+    /// Each task at each length with everyone who did it; ratios are to the first of them, and to the
+    /// first length of the same one.
+    fn length_table(&self) -> Table {
+        let header = [
+            "step",
+            "bundle",
+            "weights",
+            "after",
+            "ms",
+            "tokens/s",
+            "to the first",
+            "to its first length",
+            "read GB/s",
+        ];
+        let mut table = Table::new(3, &header);
+        for kind in distinct(self.steps.iter().map(|it| (it.task, it.position))) {
+            let steps = self.steps.iter().filter(|it| (it.task, it.position) == kind);
+            let steps: Vec<&Step> = steps.collect();
+            for it in &steps {
+                let Step { system, precision, task, position, figures } = it;
+                let is_its_own = |other: &&Step| {
+                    (&other.system, &other.precision, other.task) == (system, precision, *task)
+                };
+                let first = self.steps.iter().find(is_its_own).unwrap_or(it);
+                table.row([
+                    task.to_string(),
+                    system.clone(),
+                    precision.clone(),
+                    position.map_or_else(|| "window".to_owned(), |it| it.to_string()),
+                    format!("{:.3}", figures.seconds * 1e3),
+                    format!("{:.1}", it.tokens_per_s()),
+                    format!("{:.2}", figures.times_as_fast_as(&steps[0].figures)),
+                    format!("{:.3}", figures.times_as_fast_as(&first.figures)),
+                    giga(figures.read_bytes_per_s),
+                ]);
+            }
+        }
+        table
+    }
+}
+
+/// Each of `values` once, in the order in which they first come.
+pub(super) fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut found = Vec::new();
+    for value in values {
+        if !found.contains(&value) {
+            found.push(value);
+        }
+    }
+    found
 }
 
 impl Step {

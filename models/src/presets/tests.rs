@@ -47,6 +47,17 @@ fn paper_sizes_have_the_totals_of_their_extents() {
     }
 }
 
+/// Throughputs of the three are compared, so none may have more to read than another.
+#[test]
+fn small_twins_have_the_same_total() {
+    let total = |name| census::parameter_total(&preset(name).unwrap()) as f64;
+    for twin in ["hawk-small-512", "mqa-small-512"] {
+        let ratio = total(twin) / total("griffin-small-512");
+        // Widths of the MLP are multiples of eight, which are 0.35 % of the total.
+        assert!((ratio - 1.0).abs() < 0.002, "{twin}: {ratio}");
+    }
+}
+
 /// The closed formula of the block sizes, written independently of the walk.
 #[test]
 fn walk_and_formula_agree_on_every_preset() {

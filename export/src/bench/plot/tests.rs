@@ -13,11 +13,18 @@ const FILE: &str = r#"{
          "work": {"bytes": 100, "multiply_adds": 10000}, "seconds": 1e-7}
     ],
     "steps": [
-        {"system": "ours", "precision": "q4", "task": {"decode": {"sessions": 8}}, "seconds": 0.04},
+        {"system": "ours", "precision": "q4", "task": {"decode": {"sessions": 8}},
+         "position": 4000, "seconds": 0.04},
         {"system": "ours", "precision": "q4", "task": {"decode": {"sessions": 1}}, "seconds": 0.01},
         {"system": "ours", "precision": "q4", "task": {"prompt": {"tokens": 64}}, "seconds": 0.1},
         {"system": "theirs", "precision": "Q4_0", "task": {"decode": {"sessions": 1}},
          "seconds": 0.02}
+    ],
+    "profiles": [
+        {"system": "ours", "precision": "q4", "task": {"decode": {"sessions": 1}}, "seconds": 0.01,
+         "traced_seconds": 0.012, "dispatch_seconds": 0.001, "trace_scale": 1.0, "parts": [
+            {"kind": "products", "nodes": 3, "seconds": 0.006},
+            {"kind": "hand-overs", "nodes": 3, "seconds": 0.004}]}
     ]
 }"#;
 
@@ -52,17 +59,21 @@ fn roof_rises_with_reading_up_to_the_peak() {
     check(50.0..100.0, [(50.0, 200.0), (50.0, 200.0), (100.0, 200.0)]);
 }
 
+fn series(name: &str, points: &[(f64, f64)]) -> Series {
+    Series { name: name.to_owned(), points: points.to_vec() }
+}
+
 #[test]
-fn lines_are_systems_by_sessions() {
-    let report = report();
-    let steps: Vec<&Step> = report.steps.iter().collect();
-    let series = |name: &str, points: &[(f64, f64)]| Series {
-        name: name.to_owned(),
-        points: points.to_vec(),
-    };
+fn lines_are_what_steps_are_called_and_go_from_left_to_right() {
+    let reports = [report()];
+    let by_sessions = decodes(&reports, |it, sessions| {
+        Some((format!("{} {}", it.system, it.precision), sessions as f64))
+    });
     let expected =
         [series("ours q4", &[(1.0, 100.0), (8.0, 200.0)]), series("theirs Q4_0", &[(1.0, 50.0)])];
-    assert_eq!(decodes(&steps), expected);
+    assert_eq!(by_sessions, expected);
+    let by_length = decodes(&reports, |it, _| Some((it.system.clone(), it.position? as f64)));
+    assert_eq!(by_length, [series("ours", &[(4000.0, 200.0)])]);
 }
 
 #[test]
@@ -71,9 +82,12 @@ fn pictures_name_what_they_show_and_figures_without_it_are_refused() {
     let [file, empty, out] = ["a.json", "b.json", "a.svg"].map(|it| dir.path().join(it));
     fs::write(&file, FILE).unwrap();
     fs::write(&empty, "{}").unwrap();
-    for (draw, names) in
-        [(Draw::Roofline, ["q8", "limit of i8"]), (Draw::Sessions, ["ours q4", "theirs Q4_0"])]
-    {
+    for (draw, names) in [
+        (Draw::Roofline, ["q8", "limit of i8"]),
+        (Draw::Sessions, ["ours q4", "theirs Q4_0"]),
+        (Draw::Lengths, ["ours q4, 8 sessions", "tokens that the session has read"]),
+        (Draw::Parts, ["ours q4, decode 1: 10.0 ms", "matrix products"]),
+    ] {
         let args = |files: &[&PathBuf]| Args {
             files: files.iter().map(|&it| it.clone()).collect(),
             draw,

@@ -91,6 +91,16 @@ fn report() -> Report {
             step("small", Task::Prompt { tokens: 128 }, 0.8),
             step("other", decode, 0.1),
         ],
+        profiles: vec![Profile {
+            step: step("small", decode, 0.2),
+            traced_seconds: 0.25,
+            dispatch_seconds: 0.01,
+            trace_scale: 1.5,
+            parts: vec![
+                Part { kind: Kind::Products, nodes: 3, seconds: 0.15 },
+                Part { kind: Kind::HandOvers, nodes: 3, seconds: 0.05 },
+            ],
+        }],
     }
 }
 
@@ -114,8 +124,45 @@ fn tables_show_it_all() {
         decode 8    small   q4       200.000      40.0          1.00       10.0  memory      50 %
         decode 8    other   q4       100.000      80.0          2.00       10.0  memory     100 %
         prompt 128  small   q4       800.000     160.0          1.00       10.0  memory      12 %
+
+        step      bundle  weights  part             nodes        us  of the step
+        decode 8  small   q4       matrix products      3  150000.0         75 %
+        decode 8  small   q4       hand-overs               50000.0         25 %
+
+        step      bundle  weights  nodes       ms  ms with a trace  empty nodes us  of the step  parts scaled by
+        decode 8  small   q4           3  200.000          250.000         10000.0        5.0 %         1 / 1.50
     "#]]
     .assert_eq(&report().to_string());
+}
+
+/// The bundle `long` loses half its pace between two lengths; `small` none.
+#[test]
+fn lengths_are_held_against_the_first_one_and_the_first_bundle() {
+    let task = Task::Decode { sessions: 2 };
+    let step = |system: &str, position, seconds| Step {
+        system: system.to_owned(),
+        precision: "q4".to_owned(),
+        task,
+        position,
+        figures: figures(&[seconds], &[10e9]),
+    };
+    let steps = vec![
+        step("small", Some(128), 0.2),
+        step("small", Some(4096), 0.2),
+        step("long", Some(128), 0.1),
+        step("long", Some(4096), 0.2),
+    ];
+    let machine = Machine { cpu: "some CPU".to_owned(), cores: 2 };
+    expect![[r#"
+        some CPU, 2 cores
+
+        step      bundle  weights  after       ms  tokens/s  to the first  to its first length  read GB/s
+        decode 2  small   q4         128  200.000      10.0          1.00                1.000       10.0
+        decode 2  long    q4         128  100.000      20.0          2.00                1.000       10.0
+        decode 2  small   q4        4096  200.000      10.0          1.00                1.000       10.0
+        decode 2  long    q4        4096  200.000      10.0          1.00                0.500       10.0
+    "#]]
+    .assert_eq(&Report { machine, steps, ..Report::default() }.to_string());
 }
 
 #[test]

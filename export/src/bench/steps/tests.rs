@@ -34,6 +34,26 @@ fn tasks_are_run_and_timed() {
     }
 }
 
+/// A session that has read its tokens is in a lane that nobody else has, and that a step finds.
+#[test]
+fn walked_sessions_have_lanes_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut subject) = load(dir.path(), Target::Ragged, Precision::F32, 2) else { return };
+    subject.walk(2, vec![3, WALK_TOKENS + 1]).unwrap();
+    let lanes = [Some(3), Some(WALK_TOKENS + 1), Some(7), None];
+    assert_eq!(lanes.map(|it| subject.walked.first_lane(it)), [0, 2, 0, 0]);
+    let logits = |subject: &mut Subject, lane| {
+        let segment = segment(&subject.tokens, lane, 3, 1);
+        subject.graph.step(&[segment]).unwrap().floats("logits").unwrap().to_vec()
+    };
+    let walked = logits(&mut subject, 1);
+    let tokens = segment(&subject.tokens, 1, 0, 3);
+    subject.graph.step(&[tokens]).unwrap();
+    assert_eq!(logits(&mut subject, 1), walked);
+    let decode = Task::Decode { sessions: 2 };
+    assert!(0.0 < subject.turn(decode, Some(WALK_TOKENS + 1), 0.0).unwrap());
+}
+
 #[test]
 fn portable_graph_decodes_and_says_that_it_reads_no_prompts() {
     let dir = tempfile::tempdir().unwrap();
@@ -41,6 +61,7 @@ fn portable_graph_decodes_and_says_that_it_reads_no_prompts() {
     assert!(0.0 < subject.turn(Task::Decode { sessions: 2 }, None, 0.0).unwrap());
     let error = subject.turn(Task::Prompt { tokens: 2 }, None, 0.0).unwrap_err();
     assert!(error.to_string().contains("one token"), "{error}");
+    assert!(subject.walk(1, vec![2]).is_err());
 }
 
 /// The preset `tiny` has 64 tokens of width 32, and 77280 parameters of which the matrices are counted.
