@@ -13,10 +13,11 @@ pub const BLOCK: usize = 1024;
 
 /// The lowest of the places of the largest finite logit, and that logit; none if none is finite.
 pub fn argmax(logits: &[f32]) -> Option<(usize, f32)> {
-    let mut largest = f32::NEG_INFINITY;
-    widest(Largest { logits, largest: &mut largest });
-    let place = logits.iter().position(|&it| it == largest && it.is_finite())?;
-    Some((place, largest))
+    let (mut largest, mut first) = (f32::NEG_INFINITY, 0);
+    widest(Largest { logits, largest: &mut largest, first: &mut first });
+    let block = &logits[first..];
+    let place = block.iter().position(|&it| it == largest && it.is_finite())?;
+    Some((first + place, largest))
 }
 
 /// Writes `exp((logit - top) · scale)` for each logit, and 0 where it is not finite; `sums` are those
@@ -37,21 +38,40 @@ pub fn weights(logits: &[f32], top: f32, scale: f32, weights: &mut [f32], sums: 
 struct Largest<'a> {
     logits: &'a [f32],
     largest: &'a mut f32,
+    /// Where the block begins that holds it first.
+    first: &'a mut usize,
 }
 
 impl Loops for Largest<'_> {
     #[inline(always)]
     fn run(self) {
-        let larger = |a: f32, b: f32| if b.is_finite() && a < b { b } else { a };
-        let (whole, rest) = self.logits.as_chunks::<PARTIALS>();
-        let mut partials = [f32::NEG_INFINITY; PARTIALS];
-        for logits in whole {
-            for (partial, logit) in partials.iter_mut().zip(logits) {
-                *partial = larger(*partial, *logit);
+        // Several chains, as a comparison waits for the one before. What is no number, and infinity,
+        // is not below infinity.
+        const CHAINS: usize = 4 * PARTIALS;
+        let finite = |x: f32| if x < f32::INFINITY { x } else { f32::NEG_INFINITY };
+        let larger = |a: f32, b: f32| if a < b { b } else { a };
+        for (idx, block) in self.logits.chunks(BLOCK).enumerate() {
+            let (whole, rest) = block.as_chunks::<CHAINS>();
+            let mut partials = [f32::NEG_INFINITY; CHAINS];
+            for logits in whole {
+                for (partial, logit) in partials.iter_mut().zip(logits) {
+                    *partial = larger(*partial, finite(*logit));
+                }
+            }
+            // In halves: one after the other would be the slowest part, and keep the loop above from
+            // being vectors.
+            let mut half = CHAINS / 2;
+            while 0 < half {
+                for i in 0..half {
+                    partials[i] = larger(partials[i], partials[i + half]);
+                }
+                half /= 2;
+            }
+            let largest = rest.iter().map(|it| finite(*it)).fold(partials[0], larger);
+            if *self.largest < largest {
+                (*self.largest, *self.first) = (largest, idx * BLOCK);
             }
         }
-        *self.largest =
-            partials.into_iter().chain(rest.iter().copied()).fold(*self.largest, larger);
     }
 }
 

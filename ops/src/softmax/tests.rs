@@ -13,6 +13,23 @@ fn argmax_is_the_lowest_place_of_the_largest_finite() {
     assert_eq!(argmax(&[]), None);
 }
 
+/// Goal: the place is right in whichever block, chain or rest it is.
+/// Method: a largest logit at each of many places, its equal further on, infinities around.
+#[test]
+fn argmax_finds_every_place() {
+    let mut logits: Vec<f32> = (0..3 * BLOCK + 77).map(|i| ((i * 37) % 101) as f32).collect();
+    for i in (0..logits.len()).step_by(500) {
+        logits[i] = [f32::INFINITY, f32::NAN, f32::NEG_INFINITY][i / 500 % 3];
+    }
+    let last = logits.len() - 1;
+    for place in (1..logits.len()).step_by(13).filter(|place| place % 500 != 0) {
+        let before = (logits[place], logits[last]);
+        (logits[place], logits[last]) = (200.0, 200.0);
+        assert_eq!(argmax(&logits), Some((place, 200.0)));
+        (logits[place], logits[last]) = before;
+    }
+}
+
 /// Goal: weights and their sums are those of f64, up to the rounding that is promised.
 #[test]
 fn weights_follow_f64() {
