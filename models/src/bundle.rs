@@ -6,6 +6,7 @@
 //! <name>/tokenizer.json     Hugging Face tokenizers format
 //! ```
 
+mod hash;
 #[cfg(test)]
 mod tests;
 
@@ -158,6 +159,22 @@ impl Manifest {
         dir: &FilePath,
         op_version: impl Fn(&str) -> Option<u32>,
     ) -> Result<Self, BundleError> {
+        let manifest = Self::read(dir, op_version)?;
+        for (file, expected) in &manifest.files {
+            compare(file, hash_file(&dir.join(file))?, expected)?;
+        }
+        Ok(manifest)
+    }
+
+    /// Reads the manifest of the bundle in `dir`, for a reader who verifies the files with
+    /// [`verify_bytes`] before it trusts them.
+    ///
+    /// # Errors
+    /// See [`BundleError`]; each names the field that does not hold.
+    pub fn read(
+        dir: &FilePath,
+        op_version: impl Fn(&str) -> Option<u32>,
+    ) -> Result<Self, BundleError> {
         let path = dir.join(MANIFEST_FILE);
         let io_error = |source| BundleError::Io { path: path.clone(), source };
         let found_bytes = fs::metadata(&path).map_err(io_error)?.len();
@@ -177,13 +194,6 @@ impl Manifest {
                     return Err(BundleError::OpVersion { op: op.clone(), found, expected });
                 }
                 Some(_) => {}
-            }
-        }
-        for (file, expected) in &manifest.files {
-            let found = hash_file(&dir.join(file))?;
-            if found != *expected {
-                let (file, expected) = (file.clone(), expected.clone());
-                return Err(BundleError::Hash { file, found, expected });
             }
         }
         Ok(manifest)
@@ -253,6 +263,22 @@ pub fn hash_file(path: &FilePath) -> Result<String, BundleError> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(fs::File::open(path).map_err(io_error)?).map_err(io_error)?;
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Holds the content of `file` to the BLAKE3 that the manifest has of it; taken on all cores.
+///
+/// # Errors
+/// [`BundleError::Hash`] if they differ.
+pub fn verify_bytes(file: &str, bytes: &[u8], expected: &str) -> Result<(), BundleError> {
+    compare(file, hash::hash(bytes).to_hex().to_string(), expected)
+}
+
+fn compare(file: &str, found: String, expected: &str) -> Result<(), BundleError> {
+    if found != expected {
+        let (file, expected) = (file.to_owned(), expected.to_owned());
+        return Err(BundleError::Hash { file, found, expected });
+    }
+    Ok(())
 }
 
 /// Whether a model may be called `name`: it becomes a folder, a label and part of an identifier.
