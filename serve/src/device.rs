@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod files;
+mod initializers;
 pub mod ort;
 #[cfg(test)]
 mod tests;

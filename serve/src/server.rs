@@ -3,20 +3,15 @@
 //! A transport is a function from its part of the configuration and a [`Service`] to a
 //! [`Listener`]; it stops accepting and winds up its calls when its [`Shutdown`] says so.
 
+mod bundles;
 mod caches;
 #[cfg(test)]
 mod tests;
 pub(crate) mod workers;
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use aerie_models::{BundleError, Manifest, bundle::TOKENIZER_FILE, census};
+use aerie_models::BundleError;
 use aerie_state_cache::OpenError;
 use thiserror::Error;
 use tokio::{
@@ -24,17 +19,20 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
     time::timeout,
 };
-use tracing::{info, warn};
+use tracing::warn;
 
-use self::workers::{Crew, Post};
+use self::{
+    bundles::Draft,
+    workers::{Crew, Post},
+};
 use crate::{
     admission::Admission,
     config::Config,
     device::ort::{LoadError, OrtDevice, Runtime},
     router::Router,
-    service::{Hosted, Parts, Readiness, Service},
+    service::{Parts, Readiness, Service},
     telemetry::{http, metrics::Metrics},
-    text::{Tokenizer, TokenizerError},
+    text::TokenizerError,
     tls::{Identity, TlsError},
     transport::{grpc, quic},
     worker::Clock,
@@ -116,22 +114,20 @@ impl Server {
     /// See [`StartError`]; what had been started is stopped again.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         check_lists(&config)?;
-        let bundles = blocking({
-            let dirs = config.models.clone();
-            move || dirs.iter().map(|dir| open_bundle(dir)).collect::<Result<Vec<_>, _>>()
-        })
-        .await?;
-        for (i, (bundle, _)) in bundles.iter().enumerate() {
-            if bundles[..i].iter().any(|(other, _)| other.name == bundle.name) {
-                return Err(StartError::DuplicateModel { name: bundle.name.clone() });
-            }
-        }
+        let (drafts, senders) = bundles::read(&config).await?;
         let (readiness, _) = watch::channel(Readiness::Starting);
         let (metrics, clock) = (Metrics::new(), Clock::start());
-        let (crew, router) =
-            start_workers(&config, &bundles, &metrics, clock, readiness.clone()).await?;
+        // Side by side, as each takes about as long as the others.
+        let (verified, hosted, workers) = tokio::join!(
+            bundles::verify(&drafts),
+            bundles::host(&drafts, senders),
+            start_workers(&config, &drafts, &metrics, clock, readiness.clone()),
+        );
+        // What is not the bundle that it says to be may fail in any other way, too.
+        verified?;
+        let (models, (crew, router)) = (hosted?, workers?);
         let service = Service::new(Parts {
-            models: bundles.into_iter().map(|(hosted, _)| hosted).collect(),
+            models,
             router,
             admission: Admission::new(config.admission),
             request: config.request,
@@ -211,57 +207,33 @@ fn check_lists(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Reads and verifies a bundle; the graph itself is left to the workers.
-fn open_bundle(dir: &Path) -> Result<(Hosted, PathBuf), StartError> {
-    let op_version = |op: &str| aerie_ops::schema::schema(op).map(|schema| schema.version);
-    let manifest = Manifest::open(dir, op_version)
-        .map_err(|source| StartError::Bundle { path: dir.to_owned(), source })?;
-    // A portable graph steps a whole batch of states; ours names lanes of an arena.
-    if manifest.ops.is_empty() {
-        return Err(StartError::Portable { path: dir.to_owned(), name: manifest.name });
-    }
-    let tokenizer_error = |source| StartError::Tokenizer { path: dir.to_owned(), source };
-    let tokenizer = Tokenizer::open(&dir.join(TOKENIZER_FILE)).map_err(tokenizer_error)?;
-    let vocabulary = tokenizer.vocabulary(manifest.model.vocab).map_err(tokenizer_error)?;
-    let hosted = Hosted {
-        name: manifest.name.clone(),
-        fingerprint: manifest.fingerprint(),
-        parameters: census::parameter_total(&manifest.model),
-        tokenizer,
-        vocabulary: Arc::new(vocabulary),
-        manifest,
-    };
-    info!(model = hosted.name, parameters = hosted.parameters, "bundle opened");
-    Ok((hosted, dir.to_owned()))
-}
-
 /// One worker for each model on each device.
 async fn start_workers(
     config: &Config,
-    bundles: &[(Hosted, PathBuf)],
+    drafts: &[Draft],
     metrics: &Metrics,
     clock: Clock,
     readiness: watch::Sender<Readiness>,
 ) -> Result<(Crew, Router), StartError> {
     let runtime = blocking(Runtime::load).await.map_err(StartError::Runtime)?;
     let mut crew = Crew::new(readiness);
-    for (i, (hosted, dir)) in bundles.iter().enumerate() {
+    for (i, draft) in drafts.iter().enumerate() {
         let caches = blocking({
-            let key = caches::Owner::new(&config.data_dir, hosted, config.sessions.sessions_max);
+            let key = caches::Owner::new(&config.data_dir, draft, config.sessions.sessions_max);
             let devices = config.devices.clone();
             move || caches::open_all(&key, &devices)
         })
         .await?;
         for (device, cache) in config.devices.iter().zip(caches) {
-            let post = Post::new(i, hosted, device, config, metrics, clock);
-            let (runtime, dir) = (runtime.clone(), dir.clone());
-            let (manifest, spec) = (hosted.manifest.clone(), device.clone());
+            let post = Post::new(i, draft, device, config, metrics, clock);
+            let (runtime, files) = (runtime.clone(), Arc::clone(&draft.files));
+            let (manifest, spec) = (draft.manifest.clone(), device.clone());
             let scheduler = config.scheduler;
-            let load = move || OrtDevice::load(&runtime, &dir, &manifest, &spec, scheduler);
-            crew.hire(post, cache, load).await?;
+            let load = move || OrtDevice::load(&runtime, &files, &manifest, &spec, scheduler);
+            crew.hire(post, cache, load)?;
         }
     }
-    Ok(crew.complete())
+    crew.complete().await
 }
 
 /// Runs what takes long or reads files away from the threads that serve sockets.

@@ -14,8 +14,9 @@ use std::{
     ffi::{CString, c_void},
     fmt,
     hint::black_box,
-    path::{Path, PathBuf},
+    path::PathBuf,
     ptr::NonNull,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use aerie_models::{Manifest, TensorSpec, bundle::MODEL_FILE};
@@ -25,19 +26,30 @@ use ort::{
     memory::MemoryInfo,
     ortsys,
     session::{IoBinding, Session, builder::SessionBuilder},
+    sys,
     value::{PrimitiveTensorElementType, Shape, TensorRefMut},
 };
 use thiserror::Error;
 
-use crate::device::{Batch, Device, DeviceDims, DeviceError, DeviceSpec, Lane};
+use crate::device::{
+    Batch, Device, DeviceDims, DeviceError, DeviceSpec, Lane,
+    files::BundleFiles,
+    initializers::{External, WeightType, externals},
+};
 
 /// Where ONNX Runtime is if `ORT_DYLIB_PATH` does not say.
 const RUNTIME: &str = "libonnxruntime.so";
+
+/// Option of a session: where the files are that its graph refers to.
+const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
 /// ONNX Runtime, loaded; one for the whole process.
 #[derive(Clone, Debug)]
 pub struct Runtime {
     environment: Environment,
+    /// Held while a session is made. Two that bring the same operators must not be made at once: ONNX
+    /// Runtime looks for their domain, then adds it, and refuses whoever comes second.
+    making: Arc<Mutex<()>>,
 }
 
 /// A bundle's step graph on some cores.
@@ -52,6 +64,9 @@ pub struct OrtDevice {
     fresh: Port<bool>,
     logits: Port<f32>,
     states: Vec<State>,
+    _weights: Vec<Lent>,
+    /// Whose bytes the weights are.
+    _files: Arc<BundleFiles>,
     dims: DeviceDims,
 }
 
@@ -82,33 +97,54 @@ impl Runtime {
         if path.components().nth(1).is_some() && !path.exists() {
             return Err(LoadError::NoRuntime { path });
         }
+        keep_blocks_apart();
         let builder = ort::init_from(&path).map_err(|_| LoadError::NoRuntime { path })?;
-        Ok(Self { environment: builder.with_telemetry(false).build()? })
+        Ok(builder.with_telemetry(false).build()?.into())
     }
 }
+
+/// Holds glibc to what it does at first: blocks above 128 KiB are maps of their own, which go back to the
+/// system when they are freed. Left to itself it raises that limit with the first large block that is
+/// freed, and each session would hold on to twice as much as its graph takes.
+#[cfg(target_env = "gnu")]
+fn keep_blocks_apart() {
+    // SAFETY: the call takes two numbers and may be made at any time; one that it does not like it
+    // ignores.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn keep_blocks_apart() {}
 
 impl From<Environment> for Runtime {
     /// The runtime that a process has loaded already: it may have one environment only.
     fn from(environment: Environment) -> Self {
-        Self { environment }
+        Self { environment, making: Arc::default() }
     }
 }
 
 impl OrtDevice {
-    /// Loads the bundle in `dir`, whose manifest has been verified, with `lanes` lanes for steps of
-    /// up to `tokens_max` tokens.
+    /// Loads the bundle that `files` are of. The weights are read where they are mapped, so that
+    /// devices share them.
     ///
     /// # Errors
     /// See [`LoadError`].
     pub fn load(
         runtime: &Runtime,
-        dir: &Path,
+        files: &Arc<BundleFiles>,
         manifest: &Manifest,
         spec: &DeviceSpec,
         config: crate::scheduler::Config,
     ) -> Result<Self, LoadError> {
-        let mut builder = options(Session::builder(&runtime.environment)?, spec)?;
-        let session = builder.commit_from_file(dir.join(MODEL_FILE))?;
+        let mut builder = options(Session::builder(&runtime.environment)?, spec)?
+            .with_config_entry(EXTERNAL_FOLDER, files.dir().to_string_lossy())
+            .map_err(|error| ort::Error::new(error.to_string()))?;
+        let model = files.bytes(MODEL_FILE);
+        let weights = Lent::all(&mut builder, model, files)?;
+        let session = {
+            let _making = runtime.making.lock().unwrap_or_else(PoisonError::into_inner);
+            builder.commit_from_memory(model)?
+        };
         let mut binding = session.create_binding()?;
 
         let vocab = manifest.model.vocab;
@@ -141,6 +177,8 @@ impl OrtDevice {
             fresh,
             logits,
             states,
+            _weights: weights,
+            _files: Arc::clone(files),
             dims,
         })
     }
@@ -194,6 +232,61 @@ impl Device for OrtDevice {
 impl fmt::Debug for OrtDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OrtDevice").field("dims", &self.dims).finish_non_exhaustive()
+    }
+}
+
+/// A weight that a session reads where it is mapped. Has to outlive the session.
+struct Lent {
+    value: NonNull<sys::OrtValue>,
+}
+
+impl Lent {
+    /// Lends a session all weights of `model` that lie in other files. It looks for what is left out
+    /// beside the bundle's graph itself.
+    fn all(
+        builder: &mut SessionBuilder,
+        model: &[u8],
+        files: &BundleFiles,
+    ) -> Result<Vec<Self>, LoadError> {
+        let mut lent = Vec::new();
+        for weight in externals(model) {
+            let Some(bytes) = files.find(&weight.file).and_then(|file| weight.of(file)) else {
+                continue;
+            };
+            let value = Self::new(&weight, bytes)?;
+            let name = c_name(&weight.name);
+            // SAFETY: the builder and the value are live, and the name, which is copied, ends in a
+            // zero.
+            ortsys![unsafe AddInitializer(builder.ptr_mut(), name.as_ptr(), value.value.as_ptr())?];
+            lent.push(value);
+        }
+        Ok(lent)
+    }
+
+    fn new(weight: &External, bytes: &[u8]) -> ort::Result<Self> {
+        let element = match weight.element {
+            WeightType::F32 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+            WeightType::F16 => {
+                sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16
+            }
+            WeightType::U8 => sys::ONNXTensorElementDataType::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+        };
+        let memory = MemoryInfo::default();
+        let data = bytes.as_ptr().cast::<c_void>().cast_mut();
+        let (shape, mut value) = (&weight.shape, std::ptr::null_mut());
+        // SAFETY: `bytes` are as many as the shape asks for and aligned, which `External` has seen to;
+        // initializers are only read, and `OrtDevice` keeps the map until its session is gone.
+        ortsys![unsafe CreateTensorWithDataAsOrtValue(
+            memory.ptr(), data, bytes.len(), shape.as_ptr(), shape.len(), element, &mut value
+        )?];
+        Ok(Self { value: NonNull::new(value).expect("there is a value where there is no error") })
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // SAFETY: the value is ours, and the session that read it has gone before.
+        ortsys![unsafe ReleaseValue(self.value.as_ptr())];
     }
 }
 

@@ -15,12 +15,8 @@ use std::{
 use aerie_state_cache::{Config, Fingerprint, StateCache};
 use tracing::{info, warn};
 
-use super::StartError;
-use crate::{
-    device::DeviceSpec,
-    residency::record_bytes,
-    service::{Hex, Hosted},
-};
+use super::{StartError, bundles::Draft};
+use crate::{device::DeviceSpec, residency::record_bytes, service::Hex};
 
 const EXTENSION: &str = "sessions";
 
@@ -32,12 +28,13 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(data_dir: &Path, model: &Hosted, sessions_max: u32) -> Self {
-        let folder = format!("{}-{}", model.name, Hex(&model.fingerprint[..6]));
+    pub(super) fn new(data_dir: &Path, model: &Draft, sessions_max: u32) -> Self {
+        let Draft { manifest, fingerprint, .. } = model;
+        let folder = format!("{}-{}", manifest.name, Hex(&fingerprint[..6]));
         let config = Config {
-            record_bytes: record_bytes(model.manifest.layout().bytes()),
+            record_bytes: record_bytes(manifest.layout().bytes()),
             records_max: sessions_max,
-            fingerprint: Fingerprint(model.fingerprint),
+            fingerprint: Fingerprint(*fingerprint),
         };
         Self { dir: data_dir.join("sessions").join(folder), config }
     }

@@ -10,13 +10,13 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{LoadError, StartError};
+use super::{LoadError, StartError, bundles::Draft};
 use crate::{
     config::Config,
     device::{Device, DeviceSpec},
     residency::Residency,
     router::{Router, WorkerHandle, WorkerId},
-    service::{Hosted, Readiness, Service},
+    service::{Readiness, Service},
     sessions::Fingerprint,
     telemetry::metrics::{Metrics, WorkerMetrics},
     text::Vocabulary,
@@ -31,9 +31,17 @@ const NOTICES_PER_REQUEST: usize = 6;
 #[derive(Debug)]
 pub(crate) struct Crew {
     threads: Vec<thread::JoinHandle<()>>,
-    handles: Vec<WorkerHandle>,
-    recovered: Vec<(WorkerId, Vec<Notice>)>,
+    starting: Vec<Starting>,
     readiness: watch::Sender<Readiness>,
+}
+
+/// A worker that loads its device.
+#[derive(Debug)]
+struct Starting {
+    model: String,
+    device: String,
+    handle: WorkerHandle,
+    start: oneshot::Receiver<Result<Vec<Notice>, LoadError>>,
 }
 
 /// What a worker is hired for.
@@ -42,7 +50,8 @@ pub(crate) struct Post {
     model: usize,
     name: String,
     fingerprint: Fingerprint,
-    vocabulary: Arc<Vocabulary>,
+    /// Gives it once it has been read.
+    vocabulary: Receiver<Arc<Vocabulary>>,
     device: DeviceSpec,
     scheduler: crate::scheduler::Config,
     stop_bytes_max: u32,
@@ -55,7 +64,7 @@ pub(crate) struct Post {
 impl Post {
     pub(crate) fn new(
         model: usize,
-        hosted: &Hosted,
+        draft: &Draft,
         device: &DeviceSpec,
         config: &Config,
         metrics: &Metrics,
@@ -63,15 +72,15 @@ impl Post {
     ) -> Self {
         Self {
             model,
-            name: hosted.name.clone(),
-            fingerprint: hosted.fingerprint,
-            vocabulary: Arc::clone(&hosted.vocabulary),
+            name: draft.manifest.name.clone(),
+            fingerprint: draft.fingerprint,
+            vocabulary: draft.vocabulary.clone(),
             device: device.clone(),
             scheduler: config.scheduler,
             stop_bytes_max: config.request.stop_bytes_max,
             requests_max: config.admission.requests_max,
             retry_after: Duration::from_millis(config.admission.retry_after_ms.into()),
-            metrics: metrics.worker(&hosted.name, &device.to_string()),
+            metrics: metrics.worker(&draft.manifest.name, &device.to_string()),
             clock,
         }
     }
@@ -80,14 +89,14 @@ impl Post {
 impl Crew {
     /// A crew without workers. If one dies, `readiness` says that the server drains.
     pub(crate) fn new(readiness: watch::Sender<Readiness>) -> Self {
-        Self { threads: Vec::new(), handles: Vec::new(), recovered: Vec::new(), readiness }
+        Self { threads: Vec::new(), starting: Vec::new(), readiness }
     }
 
-    /// Starts a worker on a thread of its own and waits until its device is loaded.
+    /// Starts a worker on a thread of its own, which begins with loading its device.
     ///
     /// # Errors
-    /// [`StartError::Load`] if `load` fails.
-    pub(crate) async fn hire<S: Storage + Send + 'static, D: Device>(
+    /// [`StartError::Io`] if there is no thread to be had.
+    pub(crate) fn hire<S: Storage + Send + 'static, D: Device>(
         &mut self,
         post: Post,
         cache: StateCache<S>,
@@ -113,11 +122,13 @@ impl Crew {
                 };
                 let elapsed = post.clock.now() - began;
                 post.metrics.model_load.observe(elapsed.as_secs_f64());
+                // Who was to read it says why there is none.
+                let Ok(vocabulary) = post.vocabulary.recv() else { return };
                 let parts = worker::Parts {
                     residency: Residency::new(cache, post.fingerprint, device.dims()),
                     device,
                     scheduler: post.scheduler,
-                    text: Text::new(post.vocabulary, post.stop_bytes_max),
+                    text: Text::new(vocabulary, post.stop_bytes_max),
                     notices: outbox,
                     metrics: post.metrics,
                     clock: post.clock,
@@ -128,24 +139,32 @@ impl Crew {
             })
             .map_err(|source| StartError::Io { path: "thread".into(), source })?;
         self.threads.push(thread);
-        let recovered = match start.await {
-            Ok(Ok(recovered)) => recovered,
-            Ok(Err(source)) => return Err(StartError::Load { model, device, source }),
-            Err(_) => return Err(StartError::WorkerEnded { model, device }),
-        };
-        info!(model, device, sessions = recovered.len(), "worker started");
-        self.recovered.push((WorkerId(self.handles.len()), recovered));
-        self.handles.push(handle);
+        self.starting.push(Starting { model, device, handle, start });
         Ok(())
     }
 
-    /// The router to all workers, which knows the sessions that they recovered.
-    pub(crate) fn complete(mut self) -> (Self, Router) {
-        let router = Router::new(std::mem::take(&mut self.handles));
-        for (worker, notices) in self.recovered.drain(..) {
+    /// The router to all workers, which knows the sessions that they recovered. Waits until every
+    /// device is loaded.
+    ///
+    /// # Errors
+    /// [`StartError::Load`] if one cannot be.
+    pub(crate) async fn complete(mut self) -> Result<(Self, Router), StartError> {
+        let (mut handles, mut recovered) = (Vec::new(), Vec::new());
+        for Starting { model, device, handle, start } in self.starting.drain(..) {
+            let notices = match start.await {
+                Ok(Ok(notices)) => notices,
+                Ok(Err(source)) => return Err(StartError::Load { model, device, source }),
+                Err(_) => return Err(StartError::WorkerEnded { model, device }),
+            };
+            info!(model, device, sessions = notices.len(), "worker started");
+            recovered.push((WorkerId(handles.len()), notices));
+            handles.push(handle);
+        }
+        let router = Router::new(handles);
+        for (worker, notices) in recovered {
             router.adopt(worker, notices);
         }
-        (self, router)
+        Ok((self, router))
     }
 
     /// Drains every worker and joins its thread.

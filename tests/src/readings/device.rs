@@ -1,11 +1,11 @@
 //! The ragged graph as the server runs it: on its own device, every lane bound in place.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use aerie_export::onnx::Target;
 use aerie_models::Carry;
 use aerie_serve::{
-    device::{Batch, Device as _, DeviceSpec, Lane, ort as device},
+    device::{Batch, Device as _, DeviceSpec, Lane, files::BundleFiles, ort as device},
     scheduler::Config,
 };
 use tempfile::TempDir;
@@ -37,7 +37,9 @@ impl Server {
         let config = Config { lanes_max, step_tokens_max: STEP_TOKENS_MAX };
         let runtime = device::Runtime::from(runtime::environment().clone());
         let spec = DeviceSpec { cores: Some((0, 0)) };
-        let device = device::OrtDevice::load(&runtime, &bundle, &manifest, &spec, config);
+        let files = BundleFiles::open(&bundle, &manifest).unwrap_or_else(|e| panic!("{e}"));
+        let files = Arc::new(files);
+        let device = device::OrtDevice::load(&runtime, &files, &manifest, &spec, config);
         let device = device.unwrap_or_else(|e| panic!("{e}"));
         Self { device, ranges: manifest.layout().byte_ranges(), _folder: folder }
     }

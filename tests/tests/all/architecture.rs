@@ -32,7 +32,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "tests/src/readings/portable.rs",
         ],
     ),
-    ("memmap2", &["state-cache/src/storage.rs"]),
+    ("memmap2", &["serve/src/device/files.rs", "state-cache/src/storage.rs"]),
     (
         "quinn",
         &[
@@ -56,7 +56,9 @@ const UNSAFE: &[&str] = &[
     "ops/src/ort.rs",
     "ops/src/ort/call.rs",
     "ops/src/simd.rs",
+    "serve/src/device/files.rs",
     "serve/src/device/ort.rs",
+    "serve/tests/allocations.rs",
     "state-cache/src/storage.rs",
     "tests/fuzz/src/memory.rs",
 ];
