@@ -3,16 +3,20 @@
 //! Tokens become text one at a time, and neither a character cut between two tokens nor a possible
 //! beginning of a stop string may leave early: see [`Utf8Tail`] and [`StopMatcher`].
 
+mod bpe;
+mod model;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    panic::{self, UnwindSafe},
-    path::Path,
-};
+use std::panic;
 
 use thiserror::Error;
-use tokenizers::{DecoderWrapper, Tokenizer as HuggingFace};
+use tokenizers::{
+    AddedToken, DecoderWrapper, Model as _, NormalizerWrapper, PostProcessorWrapper,
+    PreTokenizerWrapper, TokenizerImpl,
+};
+
+use self::model::Model;
 
 /// Content of the token that ends a document, the first that there is: ours, then Gemma's.
 const ENDS_OF_TEXT: [&str; 2] = ["<|endoftext|>", "<eos>"];
@@ -22,6 +26,15 @@ const ENDS_OF_TEXT: [&str; 2] = ["<|endoftext|>", "<eos>"];
 pub struct Tokenizer {
     inner: HuggingFace,
 }
+
+/// The library's tokenizer, around a [`Model`].
+type HuggingFace = TokenizerImpl<
+    Model,
+    NormalizerWrapper,
+    PreTokenizerWrapper,
+    PostProcessorWrapper,
+    DecoderWrapper,
+>;
 
 /// The bytes of every token.
 #[derive(Debug)]
@@ -67,34 +80,21 @@ pub enum TokenizerError {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`.
-    ///
-    /// # Errors
-    /// [`TokenizerError::Load`] if it is not one.
-    pub fn open(path: &Path) -> Result<Self, TokenizerError> {
-        Self::load(|| HuggingFace::from_file(path))
-    }
-
     /// Reads a tokenizer from the bytes of `tokenizer.json`.
     ///
     /// # Errors
     /// [`TokenizerError::Load`] if it is not one.
     pub fn parse(json: &[u8]) -> Result<Self, TokenizerError> {
-        Self::load(|| HuggingFace::from_bytes(json))
-    }
-
-    /// The library panics where JSON ends or errs within a decoder.
-    fn load(
-        load: impl FnOnce() -> tokenizers::Result<HuggingFace> + UnwindSafe,
-    ) -> Result<Self, TokenizerError> {
-        let loaded = panic::catch_unwind(load).map_err(|_| TokenizerError::Panic)?;
-        Ok(Self::new(loaded.map_err(TokenizerError::Load)?))
-    }
-
-    fn new(mut inner: HuggingFace) -> Self {
+        let read = || {
+            let text = std::str::from_utf8(json)?;
+            Ok(serde_json::from_str::<HuggingFace>(text)?)
+        };
+        // The library panics where JSON ends or errs within a decoder.
+        let read = panic::catch_unwind(read).map_err(|_| TokenizerError::Panic)?;
+        let mut inner = read.map_err(TokenizerError::Load)?;
         // A prompt that quotes a control token means its characters, not its effect.
         inner.set_encode_special_tokens(true);
-        Self { inner }
+        Ok(Self { inner })
     }
 
     /// The tokens of `text`; none if the tokenizer knows no way to write it.
@@ -111,12 +111,15 @@ impl Tokenizer {
     /// # Errors
     /// See [`TokenizerError`].
     pub fn vocabulary(&self, vocab: u32) -> Result<Vocabulary, TokenizerError> {
-        let found = u32::try_from(self.inner.get_vocab_size(true)).unwrap_or(u32::MAX);
+        let added = self.inner.get_added_tokens_decoder();
+        let model = self.inner.get_model();
+        let is_beside = |token: &&AddedToken| model.token_to_id(&token.content).is_none();
+        let found = model.get_vocab_size() + added.values().filter(is_beside).count();
+        let found = u32::try_from(found).unwrap_or(u32::MAX);
         if vocab < found {
             return Err(TokenizerError::Vocab { found, vocab });
         }
         let spelling = self.spelling();
-        let added = self.inner.get_added_tokens_decoder();
         let mut bytes = Vec::new();
         let mut ends = Vec::with_capacity(vocab as usize);
         for id in 0..vocab {
@@ -319,6 +322,12 @@ impl StopMatcher {
     pub fn new(stops: Vec<String>) -> Self {
         assert!(stops.iter().all(|stop| !stop.is_empty()), "an empty string is met everywhere");
         Self { stops, held: String::new() }
+    }
+
+    /// Makes room for what is held back and `bytes` of text beside it, so that no push allocates.
+    pub fn reserve(&mut self, bytes: usize) {
+        let held_max = self.stops.iter().map(String::len).max();
+        self.held.reserve(held_max.map_or(0, |held| held + bytes));
     }
 
     /// Appends `text`; what is certain not to belong to a stop string is appended to `out`.
