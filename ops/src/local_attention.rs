@@ -342,6 +342,10 @@ impl Step<'_> {
         let keys = |row: usize| self.keys(row / heads..row / heads + 1);
         let count = (0..tokens).map(|token| keys(token * heads).count()).max().unwrap_or(1);
         let width = count.next_multiple_of(products::BLOCK);
+        // At once for a full window, or memory would grow with the sessions; without, if there is not as
+        // much to be had.
+        let most = tokens * heads * (self.dims.window + 1).next_multiple_of(products::BLOCK);
+        weights.try_reserve_exact(most.saturating_sub(weights.len())).ok();
         let weights = room(weights, tokens * heads * width);
 
         let columns = products::part(width, PARTS);

@@ -211,10 +211,11 @@ impl<S: Storage, D: Device> Worker<S, D> {
         }
 
         let before = now();
+        let result = self.parts.device.step(&self.batch);
+        let after = now();
         // Taken out so that the logits, which borrow the device, do not hold up the rest.
-        let failed = match self.parts.device.step(&self.batch) {
+        let failed = match result {
             Ok(logits) => {
-                let after = now();
                 self.parts.metrics.step_duration.observe((after - before).as_secs_f64());
                 draw_all(
                     logits,
@@ -227,7 +228,6 @@ impl<S: Storage, D: Device> Worker<S, D> {
             }
             Err(error) => Some(error),
         };
-        let after = now();
         match failed {
             None => self.deliver(after),
             Some(error) => self.fail_step(&error),
@@ -276,8 +276,9 @@ impl<S: Storage, D: Device> Worker<S, D> {
             (_, true) => Origin::Resident,
             (_, false) => Origin::Parked,
         };
-        let generation =
+        let mut generation =
             Generation::new(id, request, decoder, seed, pipe, (permit, load), arrived, origin);
+        generation.reserve(&self.parts.text);
         let prompt_left = generation.left();
         let slot = self.generations.iter().position(Option::is_none);
         let slot = slot.unwrap_or_else(|| {

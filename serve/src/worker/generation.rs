@@ -117,6 +117,11 @@ impl Generation {
         }
     }
 
+    /// Makes room for the text of any token.
+    pub(super) fn reserve(&mut self, text: &Text) {
+        self.stop.reserve(text.characters_max());
+    }
+
     /// Tokens to feed before the first draw.
     pub(super) fn left(&self) -> u32 {
         u32::try_from(self.feed.len() - self.fed).expect("prompt_tokens_max is below u32::MAX")

@@ -33,3 +33,13 @@ fn latency_buckets_resolve_steps_of_100_microseconds() {
     assert!(text.contains(&format!("{bucket}\"0.0001\"}} 0")), "{text}");
     assert!(text.contains(&format!("{bucket}\"0.0002\"}} 1")), "{text}");
 }
+
+#[test]
+fn overhead_buckets_tell_whether_a_step_stays_within_20_microseconds() {
+    let metrics = Metrics::new();
+    metrics.worker("m", "d").step_overhead.observe(15e-6);
+    let text = metrics.render();
+    let bucket = "serve_step_overhead_seconds_bucket{device=\"d\",model=\"m\",le=";
+    assert!(text.contains(&format!("{bucket}\"0.00001\"}} 0")), "{text}");
+    assert!(text.contains(&format!("{bucket}\"0.00002\"}} 1")), "{text}");
+}

@@ -1,0 +1,172 @@
+//! Counts what a warm step of the worker allocates in Rust: nothing. A binary of its own, since an
+//! allocator is the whole program's.
+//!
+//! The step is the server's from end to end: the scheduler plans it, the batch is filled and bound, ONNX
+//! Runtime runs the bundled model with our kernels on the calling thread, a token is drawn, made text of,
+//! sent, and observed. ONNX Runtime's own memory is C++'s and not counted, nor is what the transports
+//! do with a token afterwards.
+
+#![expect(unsafe_code, reason = "an allocator is unsafe to write")]
+#![expect(clippy::unwrap_used, reason = "all of it is a test")]
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use aerie_models::{Manifest, bundle::TOKENIZER_FILE};
+use aerie_serve::{
+    admission::{self, Admission},
+    device::{Device as _, DeviceSpec, files::BundleFiles, ort as onnx},
+    pipe::{PipeEvent, PipeReader, pipe},
+    request::Request,
+    residency::{Residency, record_bytes},
+    router::{Router, WorkerHandle, WorkerId},
+    sampler::Sampling,
+    scheduler,
+    sessions::SessionId,
+    telemetry::metrics::Metrics,
+    text::Tokenizer,
+    worker::{Clock, Event, Parts, Progress, Submission, Worker, generation::Text},
+};
+use aerie_state_cache::{Config as CacheConfig, Fingerprint, MappedFile, StateCache};
+use crossbeam::channel::bounded;
+
+/// The system's allocator, with a count of each thread's calls.
+struct Counting;
+
+thread_local! {
+    static CALLS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: all calls go to the system's allocator as they come; counting needs no memory, as the
+// counter is constant at first and has nothing to drop.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.set(CALLS.get() + 1);
+        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: `block` came from `System`, with the same layout.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const SESSIONS: u32 = 3;
+const SCHEDULER: scheduler::Config = scheduler::Config { lanes_max: SESSIONS, step_tokens_max: 32 };
+/// After prompts, and after the first of everything that is kept: a pipe's channel has blocks of 32
+/// events, and two that take turns once it has met its second.
+const WARM_STEPS: u32 = 40;
+const STEPS: u32 = 400;
+
+/// Goal: a stream of tokens costs no memory, however long it gets.
+/// Method: sessions that draw in three ways, until windows are full and rings turn; allocations are
+/// counted once the first steps are over.
+#[test]
+fn a_warm_step_allocates_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut worker = worker(&folder.path().join("sessions"));
+    let admission = Admission::new(admission::Config { requests_max: SESSIONS, retry_after_ms: 1 });
+    let (events, _inbox) = bounded(1);
+    let (_outbox, notices) = bounded(1);
+    let router = Router::new(vec![WorkerHandle::new(0, "cpu".to_owned(), events, notices)]);
+    let clock = Clock::start();
+    let mut readers: Vec<PipeReader> = (0..SESSIONS)
+        .map(|session| {
+            let (pipe, reader) = pipe(64);
+            let submission = Submission {
+                id: SessionId(u128::from(session)),
+                request: request(session),
+                pipe,
+                permit: admission.admit().unwrap(),
+                load: router.load(WorkerId(0)),
+                arrived: clock.now(),
+            };
+            worker.handle(Event::Open(Box::new(submission)), clock.now());
+            reader
+        })
+        .collect();
+
+    let now = || clock.now();
+    let (mut tokens, mut allocating) = (0, Vec::new());
+    for step in 0..WARM_STEPS + STEPS {
+        let before = CALLS.get();
+        assert_eq!(worker.step(&now), Progress::Stepped, "step {step}");
+        let calls = CALLS.get() - before;
+        if WARM_STEPS <= step && 0 < calls {
+            allocating.push((step, calls));
+        }
+        tokens += readers.iter_mut().map(read).sum::<u32>();
+    }
+    assert_eq!(allocating, [], "steps that allocated, and how often");
+    assert_eq!(tokens, (WARM_STEPS + STEPS) * SESSIONS, "every step gave each session a token");
+}
+
+/// The tokens that have come.
+fn read(reader: &mut PipeReader) -> u32 {
+    let events = std::iter::from_fn(|| reader.receiver.try_recv().ok());
+    let tokens = events.filter(|event| match event {
+        PipeEvent::Token { .. } => true,
+        PipeEvent::Finished(_) | PipeEvent::Failed(_) => panic!("{event:?}"),
+        PipeEvent::Accepted(_) | PipeEvent::Text(_) => false,
+    });
+    u32::try_from(tokens.count()).unwrap()
+}
+
+fn request(session: u32) -> Request {
+    let sampling = [
+        Sampling::GREEDY,
+        Sampling { temperature: 0.8, top_k: 0, top_p: 1.0 },
+        Sampling { temperature: 0.8, top_k: 40, top_p: 0.9 },
+    ];
+    Request {
+        session: None,
+        keep: false,
+        prompt: vec![300, 301, 302],
+        sampling: sampling[session as usize],
+        seed: Some(u64::from(session)),
+        tokens_max: 10_000,
+        stop: vec!["never said".to_owned()],
+        expected_position: None,
+        request_id: String::new(),
+    }
+}
+
+fn worker(sessions: &Path) -> Worker<MappedFile, onnx::OrtDevice> {
+    let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/bundles/tales");
+    let version = |op: &str| aerie_ops::schema::schema(op).map(|schema| schema.version);
+    let manifest = Manifest::read(&bundle, version).unwrap();
+    let files = Arc::new(BundleFiles::open(&bundle, &manifest).unwrap());
+    let tokenizer = Tokenizer::parse(files.bytes(TOKENIZER_FILE)).unwrap();
+    let vocabulary = Arc::new(tokenizer.vocabulary(manifest.model.vocab).unwrap());
+    let runtime = onnx::Runtime::load().unwrap();
+    // One core: ONNX Runtime runs every kernel on the thread that counts.
+    let spec = DeviceSpec { cores: Some((0, 0)) };
+    let device = onnx::OrtDevice::load(&runtime, &files, &manifest, &spec, SCHEDULER).unwrap();
+    let config = CacheConfig {
+        record_bytes: record_bytes(device.dims().state_bytes),
+        records_max: SESSIONS,
+        fingerprint: Fingerprint(manifest.fingerprint()),
+    };
+    let cache = StateCache::open(sessions, config).unwrap();
+    Worker::new(Parts {
+        residency: Residency::new(cache, manifest.fingerprint(), device.dims()),
+        device,
+        scheduler: SCHEDULER,
+        text: Text::new(vocabulary, 64),
+        // A directory that has gone needs no notices.
+        notices: bounded(1).0,
+        metrics: Metrics::new().worker("tales", "cpu:0-0"),
+        clock: Clock::start(),
+        requests_max: SESSIONS,
+        retry_after: Duration::ZERO,
+    })
+}
