@@ -86,6 +86,7 @@ impl Fuzz<'_> {
     }
 
     fn run_with(&self, settings: &Settings, mut reader: impl FnMut(&[u8]) -> bool) -> Tried {
+        memory::leave_reports_out();
         let mut tried = Tried::default();
         if let Some(path) = &settings.input {
             let input = fs::read(path).unwrap_or_else(|it| panic!("{}: {it}", path.display()));

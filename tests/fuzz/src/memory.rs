@@ -7,6 +7,8 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
+    panic,
+    sync::Once,
 };
 
 /// What a thread cannot have while it is counted: more than anybody should notice who looks at the
@@ -44,6 +46,20 @@ impl Meter {
         let count = COUNT.take().unwrap_or_default();
         count.held_max.max(0).unsigned_abs()
     }
+}
+
+/// Has panics be reported beside the count of the thread that panics: what a report takes, a trace of the
+/// stack above all, is not the reader's.
+pub(crate) fn leave_reports_out() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let report = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            let count = COUNT.take();
+            report(panic);
+            COUNT.set(count);
+        }));
+    });
 }
 
 /// Counts a change of what this thread holds; says whether it may be.
