@@ -29,7 +29,7 @@ pub struct Port {
     pub name: &'static str,
     pub element: Element,
     /// In the letters of `aerie-models`; `L` is the number of lanes, `S` that of segments plus 1;
-    /// `G P Y` are the groups, panels and bytes of packed weights.
+    /// `G P Y` are the groups, panels and bytes of packed weights, `U` the panels of narrower ones.
     pub shape: &'static str,
     /// Whether it may be left out; such inputs come last.
     pub optional: bool,
@@ -160,7 +160,7 @@ pub const PACKED_MATMUL: OpSchema = OpSchema {
     version: 3,
     inputs: &[
         f32("x", "N D"),
-        port("weight", Element::U8, "G P Y"),
+        packed("weight"),
         Port { optional: true, ..f32("bias", "R") },
         Port { optional: true, ..f32("residual", "N R") },
     ],
@@ -186,19 +186,13 @@ pub const PACKED_PAIR: OpSchema = OpSchema {
     inputs: &[
         f32("x", "N D"),
         f32("norm", "D"),
-        port("first", Element::U8, "G P Y"),
-        port("second", Element::U8, "G P Y"),
+        packed("first"),
+        packed("second"),
         f32("first_bias", "R"),
         f32("second_bias", "R"),
     ],
     outputs: &[f32("y", "N R"), f32("u", "N R")],
-    attributes: &[
-        int("bits"),
-        int("inputs"),
-        int("outputs"),
-        int("activation_bits"),
-        float("epsilon"),
-    ],
+    attributes: NORMED_PRODUCT,
     equation: "y = gelu(z first + first_bias), u = z second + second_bias, GELU in its tanh form, \
                z = RmsNorm(x, norm)",
 };
@@ -211,7 +205,7 @@ pub const PACKED_QKV: OpSchema = OpSchema {
     inputs: &[
         f32("x", "N D"),
         f32("norm", "D"),
-        port("q_weight", Element::U8, "G P Y"),
+        packed("q_weight"),
         port("k_weight", Element::U8, "G U Y"),
         port("v_weight", Element::U8, "G U Y"),
     ],
@@ -234,19 +228,13 @@ pub const PACKED_GATED: OpSchema = OpSchema {
     inputs: &[
         f32("x", "N D"),
         f32("norm", "D"),
-        port("gate", Element::U8, "G P Y"),
-        port("up", Element::U8, "G P Y"),
+        packed("gate"),
+        packed("up"),
         f32("gate_bias", "R"),
         f32("up_bias", "R"),
     ],
     outputs: &[f32("y", "N R")],
-    attributes: &[
-        int("bits"),
-        int("inputs"),
-        int("outputs"),
-        int("activation_bits"),
-        float("epsilon"),
-    ],
+    attributes: NORMED_PRODUCT,
     equation: "y = gelu(z gate + gate_bias) * (z up + up_bias), GELU in its tanh form, \
                z = RmsNorm(x, norm)",
 };
@@ -257,8 +245,8 @@ pub const PACKED_RG_LRU: OpSchema = OpSchema {
     version: 3,
     inputs: &[
         f32("x", "N R"),
-        port("a_weight", Element::U8, "G P Y"),
-        port("x_weight", Element::U8, "G P Y"),
+        packed("a_weight"),
+        packed("x_weight"),
         f32("a_bias", "R"),
         f32("x_bias", "R"),
         f32("p", "R"),
@@ -277,11 +265,15 @@ pub const PACKED_RG_LRU: OpSchema = OpSchema {
 pub const PACKED_GATHER: OpSchema = OpSchema {
     name: "PackedGather",
     version: 2,
-    inputs: &[port("weight", Element::U8, "G P Y"), port("tokens", Element::I64, "N")],
+    inputs: &[packed("weight"), port("tokens", Element::I64, "N")],
     outputs: &[f32("y", "N D")],
     attributes: &[int("bits"), int("inputs"), int("outputs")],
     equation: "y[n, i] = weight[tokens[n], i]",
 };
+
+/// What is told of products with packed weights of normalised inputs.
+const NORMED_PRODUCT: &[Attribute] =
+    &[int("bits"), int("inputs"), int("outputs"), int("activation_bits"), float("epsilon")];
 
 const SEGMENTS: Port = port("segments", Element::I32, "S");
 const LANES: Port = port("lanes", Element::I32, "B");
@@ -289,6 +281,11 @@ const FRESH: Port = port("fresh", Element::Bool, "B");
 
 const fn port(name: &'static str, element: Element, shape: &'static str) -> Port {
     Port { name, element, shape, optional: false }
+}
+
+/// Weights laid out as [`crate::matmul::packing`] says.
+const fn packed(name: &'static str) -> Port {
+    port(name, Element::U8, "G P Y")
 }
 
 const fn f32(name: &'static str, shape: &'static str) -> Port {
