@@ -53,6 +53,10 @@ struct Desk {
 /// spread out to bytes before.
 const BLOCKS_ROWS_MAX: usize = 16;
 
+/// Rows up to which weights are read once, in order, and as fast as memory gives them: what the machine
+/// fetches by itself is what comes next, and asking for it only holds that up.
+const STREAMED_ROWS_MAX: usize = 2;
+
 /// Words of inputs between two looks ahead.
 const TURN: usize = UNIT / 4;
 /// What they are multiplied with.
@@ -132,7 +136,8 @@ impl Product<'_> {
             let units = weights.as_chunks().0;
             let x = &x.rows(self.group, span)[self.row..][..sums.len()];
             let next = &panel[SCALES_BYTES + span * span_bytes + weights.len()..];
-            let next = &next[..next.len().min(span_bytes)];
+            let ahead = if sums.len() <= STREAMED_ROWS_MAX { 0 } else { span_bytes };
+            let next = &next[..next.len().min(ahead)];
             if self.packing.format == Format::Q8 {
                 multiply(run, Form::Bytes(turns(lines(weights))), x, sums, next);
             } else if sums.len() <= BLOCKS_ROWS_MAX {
