@@ -1,4 +1,4 @@
-//! Fixed-size records of bytes in a memory-mapped file, by key.
+//! Fixed-size records of bytes in a memory-mapped file, by key; and [`Tapes`], the logs that they are the outcome of.
 //!
 //! A [`StateCache`] keeps the states of sessions that are not on a device. It knows nothing of what
 //! the bytes mean, has no threads, no sockets and no clock, and is owned by one worker: every call
@@ -61,6 +61,7 @@ mod eviction;
 mod layout;
 mod recovery;
 mod storage;
+mod tape;
 
 pub use cache::{
     Key, Lease, LeaseError, Leased, ReadError, Record, RecordInfo, ReleaseError, RemoveError,
@@ -71,3 +72,4 @@ pub use recovery::{OpenError, Recovery};
 #[cfg(any(test, feature = "faulty"))]
 pub use storage::faulty::{Fault, FaultyStorage};
 pub use storage::{MappedFile, Storage};
+pub use tape::{Tape, TapeConfig, TapeError, Tapes};

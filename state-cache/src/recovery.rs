@@ -31,7 +31,9 @@ pub enum OpenError {
     TooLarge { record_bytes: u64, records_max: u32 },
     #[error("the file is open elsewhere")]
     Locked,
-    #[error("header field `magic` is {found:02x?}, {expected:02x?} is expected: not a state cache")]
+    #[error(
+        "header field `magic` is {found:02x?}, {expected:02x?} is expected: another kind of file"
+    )]
     Magic { found: [u8; 8], expected: [u8; 8] },
     #[error("header field `format` is {found}; this build reads {expected}")]
     Format { found: u32, expected: u32 },
@@ -41,6 +43,10 @@ pub enum OpenError {
     RecordsMax { found: u32, expected: u32 },
     #[error("header field `record_bytes` is {found}, {expected} is expected")]
     RecordBytes { found: u64, expected: u64 },
+    #[error("header field `tapes_max` is {found}, {expected} is expected")]
+    TapesMax { found: u32, expected: u32 },
+    #[error("header field `cells_max` is {found}, {expected} is expected")]
+    CellsMax { found: u32, expected: u32 },
     #[error("header field `fingerprint` is {found}, {expected} is expected")]
     Fingerprint { found: Fingerprint, expected: Fingerprint },
     #[error("the file has {found_bytes} bytes, {expected_bytes} are expected")]

@@ -15,6 +15,7 @@ use std::{
 };
 
 use memmap2::{Mmap, MmapOptions};
+use rustix::{fs::FallocateFlags, io::Errno};
 
 /// Bytes at offsets, of a size that is set once.
 ///
@@ -45,6 +46,12 @@ pub trait Storage: fmt::Debug {
     /// `UnexpectedEof` if the storage ends before; else whatever the medium reports, for instance
     /// that the disk is full.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes `n_bytes` from `offset` zeros, and gives their place back where the medium can.
+    ///
+    /// # Errors
+    /// As [`Storage::write`].
+    fn discard(&mut self, offset: u64, n_bytes: u64) -> io::Result<()>;
 
     /// Returns when every write so far would survive the loss of power.
     ///
@@ -113,8 +120,31 @@ impl Storage for MappedFile {
         self.file.write_all_at(bytes, offset)
     }
 
+    fn discard(&mut self, offset: u64, n_bytes: u64) -> io::Result<()> {
+        slice(&self.map, offset, n_bytes)?;
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, hole, offset, n_bytes) {
+            // Not every file system has holes.
+            Err(Errno::OPNOTSUPP) => self.write_zeros(offset, n_bytes),
+            result => Ok(result?),
+        }
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.file.sync_data()
+    }
+}
+
+impl MappedFile {
+    fn write_zeros(&self, mut offset: u64, n_bytes: u64) -> io::Result<()> {
+        let zeros = [0; 1 << 16];
+        let end = offset + n_bytes;
+        while offset < end {
+            let n = zeros.len().min(usize::try_from(end - offset).unwrap_or(usize::MAX));
+            self.file.write_all_at(&zeros[..n], offset)?;
+            offset += n as u64;
+        }
+        Ok(())
     }
 }
 

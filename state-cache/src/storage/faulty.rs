@@ -117,6 +117,11 @@ impl Storage for FaultyStorage {
         Ok(())
     }
 
+    fn discard(&mut self, offset: u64, n_bytes: u64) -> io::Result<()> {
+        let n_bytes = usize::try_from(n_bytes).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        self.write(offset, &vec![0; n_bytes])
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.flushed.clone_from(&self.bytes);
         self.unflushed.clear();
