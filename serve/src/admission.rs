@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::sessions::SessionId;
+use crate::{router::Gone, sessions::SessionId};
 
 /// Grants [`Permit`]s up to a limit.
 #[derive(Clone, Debug)]
@@ -41,8 +41,16 @@ pub enum Reject {
     Invalid { field: &'static str, problem: String },
     #[error("model {name:?} is not served here")]
     UnknownModel { name: String },
-    #[error("session {id} does not exist")]
-    UnknownSession { id: SessionId },
+    #[error("session {id} {}", gone.map_or("does not exist", Gone::describe))]
+    UnknownSession { id: SessionId, gone: Option<Gone> },
+    #[error("no session has the name {name:?}")]
+    UnknownName { name: String },
+    #[error("session {id} exists already, at position {position}")]
+    SessionExists { id: SessionId, position: u64 },
+    #[error("session {id} has the name {name} already")]
+    NameTaken { id: SessionId, name: String },
+    #[error("session {id} cannot be taken to position {found}: it reaches from {min} to {max}")]
+    OutOfRange { id: SessionId, found: u64, min: u64, max: u64 },
     #[error("session {id} is at position {position}, but expected_position is {expected}")]
     StalePosition { id: SessionId, position: u64, expected: u64 },
     #[error("session {id} has a generation running")]
@@ -62,6 +70,10 @@ pub enum RejectKind {
     Invalid,
     UnknownModel,
     UnknownSession,
+    UnknownName,
+    SessionExists,
+    NameTaken,
+    OutOfRange,
     StalePosition,
     SessionBusy,
     QueueFull,
@@ -117,11 +129,46 @@ impl Reject {
             Self::Invalid { .. } => RejectKind::Invalid,
             Self::UnknownModel { .. } => RejectKind::UnknownModel,
             Self::UnknownSession { .. } => RejectKind::UnknownSession,
+            Self::UnknownName { .. } => RejectKind::UnknownName,
+            Self::SessionExists { .. } => RejectKind::SessionExists,
+            Self::NameTaken { .. } => RejectKind::NameTaken,
+            Self::OutOfRange { .. } => RejectKind::OutOfRange,
             Self::StalePosition { .. } => RejectKind::StalePosition,
             Self::SessionBusy { .. } => RejectKind::SessionBusy,
             Self::QueueFull { .. } => RejectKind::QueueFull,
             Self::Unavailable { .. } => RejectKind::Unavailable,
             Self::Internal { .. } => RejectKind::Internal,
+        }
+    }
+
+    /// What kind of refusal it is, for programs.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::UnknownSession { gone, .. } => {
+                gone.map_or("NEVER_EXISTED", Gone::label).to_owned()
+            }
+            _ => self.kind().label().to_uppercase(),
+        }
+    }
+
+    /// What a program needs to react, by name.
+    pub fn metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Invalid { field, .. } => vec![("field", (*field).to_owned())],
+            Self::StalePosition { id, position, .. } | Self::SessionExists { id, position } => {
+                vec![("session_id", id.to_string()), ("position", position.to_string())]
+            }
+            Self::OutOfRange { id, min, max, .. } => vec![
+                ("session_id", id.to_string()),
+                ("position_min", min.to_string()),
+                ("position", max.to_string()),
+            ],
+            Self::UnknownSession { id, .. }
+            | Self::SessionBusy { id }
+            | Self::NameTaken { id, .. } => {
+                vec![("session_id", id.to_string())]
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -138,10 +185,14 @@ impl Reject {
 
 impl RejectKind {
     /// Every kind, so that each has its series from the start.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::Invalid,
         Self::UnknownModel,
         Self::UnknownSession,
+        Self::UnknownName,
+        Self::SessionExists,
+        Self::NameTaken,
+        Self::OutOfRange,
         Self::StalePosition,
         Self::SessionBusy,
         Self::QueueFull,
@@ -155,6 +206,10 @@ impl RejectKind {
             Self::Invalid => "invalid",
             Self::UnknownModel => "unknown_model",
             Self::UnknownSession => "unknown_session",
+            Self::UnknownName => "unknown_name",
+            Self::SessionExists => "session_exists",
+            Self::NameTaken => "name_taken",
+            Self::OutOfRange => "out_of_range",
             Self::StalePosition => "stale_position",
             Self::SessionBusy => "session_busy",
             Self::QueueFull => "queue_full",

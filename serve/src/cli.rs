@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use crate::{config::Config, device::DeviceSpec, server::Server};
+use crate::{config::Config, device::DeviceSpec, server::Server, sessions::Durability};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -94,6 +94,10 @@ pub struct Args {
     #[arg(long, value_name = "N", help_heading = "Limits")]
     requests_max: Option<u32>,
 
+    /// What a token that was shown survives: fast, the server's end; durable, a loss of power
+    #[arg(long, value_name = "MODE", hide_possible_values = true, help_heading = "Limits")]
+    durability: Option<Durability>,
+
     /// Print the settings that would be used, in TOML, and exit
     #[arg(long)]
     print_config: bool,
@@ -135,6 +139,7 @@ impl Args {
         override_with(&mut config.scheduler.lanes_max, self.lanes_max.as_ref());
         override_with(&mut config.scheduler.step_tokens_max, self.step_tokens_max.as_ref());
         override_with(&mut config.sessions.sessions_max, self.sessions_max.as_ref());
+        override_with(&mut config.sessions.durability, self.durability.as_ref());
         override_with(&mut config.admission.requests_max, self.requests_max.as_ref());
         coherent(config)
     }

@@ -20,9 +20,11 @@ pub mod residency;
 pub mod router;
 pub mod sampler;
 pub mod scheduler;
+pub mod sealed;
 pub mod server;
 pub mod service;
 pub mod sessions;
+pub mod store;
 pub mod telemetry;
 #[cfg(test)]
 mod testing;

@@ -1,7 +1,6 @@
 //! What a worker tells the client of one generation: a bounded pipe of small values.
 //!
-//! The worker never waits for a reader. It looks at [`Pipe::has_room`] before it plans a step; a
-//! sequence without room sits out, one whose reader has gone is cancelled.
+//! The worker never waits for a reader: it looks at [`Pipe::has_room`] before it sends.
 
 #[cfg(test)]
 mod tests;
@@ -42,10 +41,11 @@ pub struct Config {
     pub events_max: u32,
 }
 
-/// One report of a worker; fixed size, nothing behind a pointer but in [`PipeEvent::Failed`].
+/// One report of a worker; fixed size, nothing behind a pointer but at the beginning and in failures.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PipeEvent {
-    Accepted(Accepted),
+    Accepted(Box<Accepted>),
+    Attached(Attached),
     /// A token, with the text that it completed.
     Token {
         token: u32,
@@ -68,6 +68,32 @@ pub struct Accepted {
     pub resumed_tokens: u64,
     pub prompt_tokens: u32,
     pub seed: u64,
+    /// Tokens before the prompt whose state has to be computed again, and why.
+    pub recomputed_tokens: u64,
+    pub recompute_reason: Option<RecomputeReason>,
+    /// Whether the same request was accepted before.
+    pub repeated: bool,
+}
+
+/// Why tokens of a session are computed again.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RecomputeReason {
+    /// The server was stopped amid a generation, or a device failed.
+    Interrupted,
+    /// The session was taken back, or forked, to a position between two states.
+    Rewound,
+    /// A state was damaged, or gave way to others.
+    StateLost,
+}
+
+/// The reader is shown what it asked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Attached {
+    pub session: SessionId,
+    /// Tokens of the session now.
+    pub position: u64,
+    /// Whether a generation is running.
+    pub running: bool,
 }
 
 /// The generation has ended, and the session stands at `position`.
@@ -90,6 +116,22 @@ pub enum FinishReason {
     EndOfText,
     Cancelled,
     Shutdown,
+    /// The server was stopped amid the generation, or a device failed.
+    Interrupted,
+    /// The prompt has been read, and nothing was to be drawn.
+    Prompt,
+}
+
+impl FinishReason {
+    pub const ALL: [Self; 7] = [
+        Self::Length,
+        Self::Stop,
+        Self::EndOfText,
+        Self::Cancelled,
+        Self::Shutdown,
+        Self::Interrupted,
+        Self::Prompt,
+    ];
 }
 
 /// A few bytes of text, in place.
@@ -123,9 +165,9 @@ impl Pipe {
         self.sender.is_closed()
     }
 
-    /// Whether the reader asked to end, or has gone.
+    /// Whether the reader asked to end the generation.
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed) || self.is_closed()
+        self.cancelled.load(Ordering::Relaxed)
     }
 
     /// Sends an event; one to a reader that has gone is dropped.

@@ -4,6 +4,7 @@
 mod tests;
 
 use aerie_proto::v1;
+use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -16,12 +17,14 @@ use crate::{
 /// A generation to run. Whatever depends on the session alone is checked already.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// The session to go on with; none for a new one.
-    pub session: Option<SessionId>,
+    /// What it goes on with.
+    pub origin: Origin,
     /// Whether the session outlives the generation.
     pub keep: bool,
-    /// Tokens to append; empty only if `session` is given.
+    /// Tokens to append; empty only if there are some already.
     pub prompt: Vec<u32>,
+    /// Read the prompt, and draw nothing.
+    pub prompt_only: bool,
     pub sampling: Sampling,
     /// What makes the draws repeatable; none to go on with the session's or choose one.
     pub seed: Option<u64>,
@@ -31,6 +34,19 @@ pub struct Request {
     pub stop: Vec<String>,
     pub expected_position: Option<u64>,
     pub request_id: String,
+    /// Of the whole request, if it has an id to know it by: the same request sent again has the same.
+    pub digest: Option<u128>,
+}
+
+/// What a generation goes on with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// Nothing, in a session that the server names.
+    New,
+    /// A session; or nothing, in one that is to be made under its id, where `expected_position` is 0.
+    Session,
+    /// Where another session stands, or stood at `position`.
+    Fork { of: SessionId, position: Option<u64> },
 }
 
 /// Limits of a [`Request`].
@@ -50,23 +66,18 @@ pub struct Config {
 }
 
 impl Request {
-    /// Parses `start` for a model with `vocab` tokens.
+    /// Parses `start`, which goes on with `origin`, for a model with `vocab` tokens.
     ///
     /// # Errors
     /// [`Reject::Invalid`], which names the field and the limit.
     pub fn parse(
         start: v1::Start,
+        origin: Origin,
         config: &Config,
         tokenizer: &Tokenizer,
         vocab: u32,
     ) -> Result<Self, Reject> {
-        let session = match start.session_id.as_str() {
-            "" => None,
-            text => {
-                let invalid = || invalid("session_id", "is not a UUID");
-                Some(SessionId::parse(text).ok_or_else(invalid)?)
-            }
-        };
+        let digest = (!start.request_id.is_empty()).then(|| digest(&start));
         at_most("request_id", "bytes", start.request_id.len(), config.request_id_bytes_max)?;
         at_most("max_tokens", "tokens", start.max_tokens as usize, config.tokens_max)?;
         at_most("stop", "strings", start.stop.len(), config.stops_max)?;
@@ -76,16 +87,22 @@ impl Request {
             }
             at_most("stop", "bytes in one string", stop.len(), config.stop_bytes_max)?;
         }
-        let place = if session.is_none() { Place::First } else { Place::Later };
+        let begins = match origin {
+            Origin::New => true,
+            Origin::Session => start.expected_position == Some(0),
+            Origin::Fork { position, .. } => position == Some(0),
+        };
+        let place = if begins { Place::First } else { Place::Later };
         let prompt = parse_prompt(start.prompt, place, config, tokenizer, vocab)?;
-        if prompt.is_empty() && session.is_none() {
+        if prompt.is_empty() && begins {
             return Err(invalid("prompt", "has no token, and the session is new"));
         }
         let sampling = start.sampling.unwrap_or_default();
         Ok(Self {
-            session,
+            origin,
             keep: start.keep,
             prompt,
+            prompt_only: start.prompt_only,
             seed: sampling.seed,
             sampling: parse_sampling(&sampling)?,
             tokens_max: match start.max_tokens {
@@ -95,8 +112,15 @@ impl Request {
             stop: start.stop,
             expected_position: start.expected_position,
             request_id: start.request_id,
+            digest,
         })
     }
+}
+
+/// What tells a request from all others: 128 bits of the BLAKE3 of its encoding.
+pub fn digest(request: &impl Message) -> u128 {
+    let hash = blake3::hash(&request.encode_to_vec());
+    u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
 }
 
 impl Default for Config {

@@ -1,31 +1,30 @@
-//! Moves states between a device's lanes and the state cache; only here do their bytes move.
+//! Moves states between a device's lanes and the store; only here do their bytes move.
 //!
-//! A lane is a cache of a session's state. Whoever has a generation running is *pinned* to its lane;
-//! the lanes of all others go to the next who needs one, least recently used first. Each session
-//! with a generation holds a lease on its record, so that there is always room to park it.
+//! A lane has a state of a session, which has seen some of its log. Whoever has a generation running is *pinned*
+//! to its lane; the lanes of all others go to the next who needs one, least recently used first.
 
 #[cfg(test)]
 mod tests;
 
-use aerie_state_cache::{Key, LeaseError, ReadError, StateCache, Storage, WriteError};
+use std::io;
+
+use aerie_state_cache::Storage;
 use thiserror::Error;
 use tracing::warn;
 
 use crate::{
     device::{Device, DeviceDims, Lane},
-    sessions::{Fingerprint, Session, SessionId, Sessions, Snapshot, SnapshotError},
+    sessions::{Session, SessionId, Sessions},
+    store::{Store, StoreError},
     telemetry::metrics::Origin,
 };
 
-/// The lanes of one device and the records of one state cache.
+/// The lanes of one device.
 ///
 /// # Invariants
 /// - A lane is free or held by exactly one session, whose [`LaneTicket`] says so.
-/// - A session that is not in a lane has a record of its state, or has none yet.
 #[derive(Debug)]
-pub struct Residency<S> {
-    cache: StateCache<S>,
-    fingerprint: Fingerprint,
+pub struct Residency {
     lanes: Vec<Slot>,
     free: Vec<Lane>,
     /// Grows with every seat taken; the lane with the least has been idle longest.
@@ -33,6 +32,14 @@ pub struct Residency<S> {
     /// One state, on its way.
     scratch: Box<[u8]>,
     park_failures: u64,
+}
+
+/// What moves: the lanes' states, the sessions that they are of, and where they are kept.
+#[expect(missing_debug_implementations, reason = "devices have nothing to show")]
+pub struct Place<'a, S> {
+    pub store: &'a mut Store<S>,
+    pub sessions: &'a mut Sessions,
+    pub device: &'a mut dyn Device,
 }
 
 /// A lane as its holder knows it; void once the lane has been given to another.
@@ -46,9 +53,9 @@ pub struct LaneTicket {
 /// A session in its lane.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Seat {
-    pub lane: Lane,
-    /// Where its state was before.
-    pub origin: Origin,
+    pub ticket: LaneTicket,
+    /// Tokens that the state in the lane has seen.
+    pub computed: u64,
 }
 
 /// Why a session gets no lane.
@@ -57,21 +64,7 @@ pub enum SeatError {
     #[error("every lane is pinned, or its state cannot be parked")]
     NoLane,
     #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
-    #[error("the latest record is damaged; the one before stands at position {position}")]
-    RolledBack { position: u64 },
-}
-
-/// What became of a session whose generation ended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Closed {
-    /// A record of how it stands was written.
-    Parked,
-    /// No record was to be written, or none could be.
-    Kept,
-    Gone,
+    Io(#[from] io::Error),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -84,17 +77,12 @@ struct Slot {
     used: u64,
 }
 
-impl<S: Storage> Residency<S> {
+impl Residency {
     /// All lanes free.
-    ///
-    /// # Panics
-    /// If the records of `cache` do not have [`record_bytes`] of `dims`.
-    pub fn new(cache: StateCache<S>, fingerprint: Fingerprint, dims: DeviceDims) -> Self {
+    pub fn new(dims: DeviceDims) -> Self {
         let slot = Slot { generation: 0, holder: None, pinned: false, used: 0 };
         let state_bytes = usize::try_from(dims.state_bytes).expect("a state fits in memory");
         Self {
-            cache,
-            fingerprint,
             lanes: vec![slot; dims.lanes as usize],
             free: (0..dims.lanes).rev().map(Lane).collect(),
             seats: 0,
@@ -103,206 +91,85 @@ impl<S: Storage> Residency<S> {
         }
     }
 
-    /// The sessions of which the cache has records; those that are not worth keeping are removed.
-    pub fn recover(&mut self) -> Sessions {
-        let mut sessions = Sessions::default();
-        let records: Vec<_> = self.cache.records().collect();
-        for info in records {
-            let id = SessionId(info.key.0);
-            let snapshot =
-                self.cache.read(info.key).map_err(SeatError::from).and_then(|record| {
-                    Ok(Snapshot::decode(block(record.bytes), &self.fingerprint)?)
-                });
-            match snapshot {
-                Ok(snapshot) if snapshot.keep => {
-                    sessions.insert(id, Session::parked(&snapshot, info.used_at));
-                }
-                Ok(_) => self.remove_record(id),
-                Err(error) => {
-                    warn!(session = %id, %error, "a session is lost");
-                    self.remove_record(id);
-                }
-            }
-        }
-        sessions
-    }
-
-    /// Makes sure that the session `id`, which begins a generation, can be parked; returns the
-    /// session whose record gave way, which is forgotten.
-    ///
-    /// # Errors
-    /// If every record belongs to a session with a generation, or the cache fails.
-    pub fn reserve(
-        &mut self,
-        sessions: &mut Sessions,
-        device: &mut dyn Device,
-        id: SessionId,
-    ) -> Result<Option<SessionId>, LeaseError> {
-        if sessions.expect(id).lease.is_some() {
-            return Ok(None);
-        }
-        let leased = self.cache.lease(Key(id.0))?;
-        sessions.expect(id).lease = Some(leased.lease);
-        let Some(Key(evicted)) = leased.evicted else { return Ok(None) };
-        let evicted = SessionId(evicted);
-        if let Some(session) = sessions.remove(evicted) {
-            self.free_lane(device, &session);
-        }
-        Ok(Some(evicted))
-    }
-
-    /// Puts a session in a lane and pins it there.
+    /// Puts a session in a lane, with the latest state that there is of it and that has seen no more than `max` tokens, and
+    /// pins it there. Says where that state was.
     ///
     /// # Errors
     /// See [`SeatError`]; the session has no lane then.
     pub fn seat(
         &mut self,
-        sessions: &mut Sessions,
-        device: &mut dyn Device,
+        place: &mut Place<'_, impl Storage>,
         id: SessionId,
-    ) -> Result<Seat, SeatError> {
+        max: u64,
+    ) -> Result<Origin, SeatError> {
         self.seats += 1;
-        let &mut Session { lane, decoder, .. } = sessions.expect(id);
-        if let Some(ticket) = lane {
-            let slot = self.slot(ticket);
-            slot.pinned = true;
-            return Ok(Seat { lane: ticket.lane, origin: Origin::Resident });
+        if let Some(seat) = place.sessions.expect(id).seat {
+            if seat.computed <= max {
+                self.slot(seat.ticket).pinned = true;
+                return Ok(Origin::Resident);
+            }
+            self.leave(place, id);
         }
-        let lane = self.take_lane(sessions, device)?;
-        let origin = if decoder.computed() == 0 {
-            Origin::New
-        } else if let Err(error) = self.load(sessions, device, id, lane) {
-            self.free.push(lane);
-            return Err(error);
-        } else {
-            Origin::Parked
+        let lane = self.take_lane(place)?;
+        let Place { store, sessions, device } = place;
+        let session = sessions.expect(id);
+        let found = store.find_state(session, max, |state| device.write_lane(lane, state));
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                self.free.push(lane);
+                return Err(error.into());
+            }
         };
         let seats = self.seats;
         let slot = &mut self.lanes[lane.0 as usize];
         let generation = slot.generation + 1;
         *slot = Slot { generation, holder: Some(id), pinned: true, used: seats };
-        sessions.expect(id).lane = Some(LaneTicket { lane, generation });
-        Ok(Seat { lane, origin })
+        let ticket = LaneTicket { lane, generation };
+        session.seat = Some(Seat { ticket, computed: found.unwrap_or(0) });
+        Ok(if found.is_some() { Origin::Parked } else { Origin::New })
     }
 
     /// Leaves a session in its lane, but lets others take it.
     pub fn unpin(&mut self, sessions: &mut Sessions, id: SessionId) {
-        if let Some(ticket) = sessions.expect(id).lane {
-            self.slot(ticket).pinned = false;
+        if let Some(seat) = sessions.expect(id).seat {
+            self.slot(seat.ticket).pinned = false;
         }
     }
 
-    /// Ends a session's generation. A session that is kept gets a record of how it stands now;
-    /// any other is forgotten.
-    pub fn close(
-        &mut self,
-        sessions: &mut Sessions,
-        device: &mut dyn Device,
-        id: SessionId,
-    ) -> Closed {
-        self.unpin(sessions, id);
-        let session = sessions.expect(id);
-        session.active = false;
-        // Nothing has been computed: there is no state to go on from.
-        if !session.keep || session.decoder.position == 0 {
-            self.forget(sessions, device, id);
-            return Closed::Gone;
-        }
-        if !session.needs_record() {
-            self.release(session);
-            return Closed::Kept;
-        }
-        if let Err(error) = self.park(sessions, device, id) {
-            // It lives on in its lane, and holds its lease; parking is tried again.
-            warn!(session = %id, %error, "a session could not be parked");
-            return Closed::Kept;
-        }
-        self.release(sessions.expect(id));
-        Closed::Parked
-    }
-
-    /// Undoes what a failed step may have done to a session: goes back to its record.
-    pub fn revert(
-        &mut self,
-        sessions: &mut Sessions,
-        device: &mut dyn Device,
-        id: SessionId,
-    ) -> Closed {
-        let fingerprint = self.fingerprint;
-        let snapshot = match self.cache.read(Key(id.0)) {
-            Ok(record) => Snapshot::decode(block(record.bytes), &fingerprint).ok(),
-            Err(_) => None,
-        };
-        let Some(snapshot) = snapshot.filter(|snapshot| snapshot.keep) else {
-            self.forget(sessions, device, id);
-            return Closed::Gone;
-        };
-        let session = sessions.expect(id);
-        session.active = false;
-        session.decoder = snapshot.decoder;
-        session.recorded = true;
-        let lane = session.lane.take();
-        self.release(session);
-        if let Some(ticket) = lane {
-            self.vacate(device, ticket);
-        }
-        Closed::Kept
-    }
-
-    /// Forgets a session wherever it is.
-    pub fn forget(&mut self, sessions: &mut Sessions, device: &mut dyn Device, id: SessionId) {
-        let Some(mut session) = sessions.remove(id) else { return };
-        self.release(&mut session);
-        self.free_lane(device, &session);
-        self.remove_record(id);
-    }
-
-    /// Writes a record of a session that is in a lane.
+    /// Keeps the state of a session that is in a lane, if it is later than those that are kept already. Its row is
+    /// to be written after that.
     ///
     /// # Errors
-    /// If the state cache fails; the session stays as it was.
-    pub fn park(
+    /// If the store fails; the session stays as it was.
+    pub fn keep(
         &mut self,
-        sessions: &mut Sessions,
-        device: &mut dyn Device,
+        place: &mut Place<'_, impl Storage>,
         id: SessionId,
-    ) -> Result<(), WriteError> {
-        let session = sessions.expect(id);
-        let &mut Session { decoder, keep, used_at, .. } = session;
-        let ticket = session.lane.expect("who is not in a lane has a record");
-        let lease = session.lease.expect("who has no record holds a lease");
-        self.slot(ticket);
-        device.read_lane(ticket.lane, &mut self.scratch);
-        let block = Snapshot { decoder, keep, fingerprint: self.fingerprint }.encode();
-        let written = self.cache.write_leased(lease, &[&block, &self.scratch], used_at);
-        if written.is_err() {
+    ) -> Result<bool, StoreError> {
+        let session = place.sessions.expect(id);
+        let Some(seat) = session.seat.filter(|_| session.needs_state()) else { return Ok(false) };
+        self.slot(seat.ticket);
+        place.device.read_lane(seat.ticket.lane, &mut self.scratch);
+        let kept = place.store.keep_state(session, seat.computed, &self.scratch);
+        if kept.is_err() {
             self.park_failures += 1;
         }
-        written?;
-        sessions.expect(id).recorded = true;
-        Ok(())
+        kept.map(|()| true)
     }
 
-    /// Parks all that can be, and makes the records survive a loss of power.
-    ///
-    /// # Errors
-    /// If the state cache cannot be flushed.
-    pub fn flush(
-        &mut self,
-        sessions: &mut Sessions,
-        device: &mut dyn Device,
-    ) -> std::io::Result<()> {
-        let unrecorded: Vec<SessionId> = sessions
-            .iter()
-            .filter(|(_, session)| session.keep && session.needs_record())
-            .map(|(id, _)| id)
-            .collect();
-        for id in unrecorded {
-            if let Err(error) = self.park(sessions, device, id) {
-                warn!(session = %id, %error, "a session is lost");
-            }
+    /// Takes a session out of its lane, whose state is not wanted any more.
+    pub fn leave(&mut self, place: &mut Place<'_, impl Storage>, id: SessionId) {
+        if let Some(seat) = place.sessions.expect(id).seat.take() {
+            self.vacate(place.device, seat.ticket);
         }
-        self.cache.flush()
+    }
+
+    /// Frees the lane of a session that has been forgotten.
+    pub fn forgotten(&mut self, device: &mut dyn Device, session: &Session) {
+        if let Some(seat) = session.seat {
+            self.vacate(device, seat.ticket);
+        }
     }
 
     /// Lanes that nobody holds.
@@ -314,17 +181,13 @@ impl<S: Storage> Residency<S> {
         self.lanes.len()
     }
 
-    /// Records that could not be written, so far.
+    /// States that could not be kept, so far.
     pub fn park_failures(&self) -> u64 {
         self.park_failures
     }
 
     /// A free lane, or the one that has been idle longest; its holder is parked.
-    fn take_lane(
-        &mut self,
-        sessions: &mut Sessions,
-        device: &mut dyn Device,
-    ) -> Result<Lane, SeatError> {
+    fn take_lane(&mut self, place: &mut Place<'_, impl Storage>) -> Result<Lane, SeatError> {
         if let Some(lane) = self.free.pop() {
             return Ok(lane);
         }
@@ -336,39 +199,25 @@ impl<S: Storage> Residency<S> {
             let slot = idle.min_by_key(|slot| slot.used).ok_or(SeatError::NoLane)?;
             used_min = slot.used + 1;
             let holder = slot.holder.expect("no lane is free");
-            if sessions.expect(holder).needs_record()
-                && let Err(error) = self.park(sessions, device, holder)
-            {
-                warn!(session = %holder, %error, "a session could not be parked");
-                continue;
+            match self.keep(place, holder) {
+                Ok(false) => {}
+                Ok(true) => {
+                    let session = place.sessions.expect(holder);
+                    if let Err(error) = place.store.write(holder, session) {
+                        warn!(session = %holder, %error, "its row could not be written");
+                    }
+                    if !session.active {
+                        place.store.release(session);
+                    }
+                }
+                Err(error) => {
+                    warn!(session = %holder, %error, "a session could not be parked");
+                    continue;
+                }
             }
-            let session = sessions.expect(holder);
-            let ticket = session.lane.take().expect("it holds a lane");
-            if !session.active {
-                self.release(session);
-            }
-            self.vacate(device, ticket);
+            self.leave(place, holder);
             return Ok(self.free.pop().expect("it has just been vacated"));
         }
-    }
-
-    /// Copies a session's record to `lane`.
-    fn load(
-        &mut self,
-        sessions: &mut Sessions,
-        device: &mut dyn Device,
-        id: SessionId,
-        lane: Lane,
-    ) -> Result<(), SeatError> {
-        let record = self.cache.read(Key(id.0))?;
-        let snapshot = Snapshot::decode(block(record.bytes), &self.fingerprint)?;
-        let session = sessions.expect(id);
-        if snapshot.decoder != session.decoder {
-            session.decoder = snapshot.decoder;
-            return Err(SeatError::RolledBack { position: snapshot.decoder.position });
-        }
-        device.write_lane(lane, &record.bytes[Snapshot::BYTES..]);
-        Ok(())
     }
 
     /// The lane of a ticket.
@@ -381,12 +230,6 @@ impl<S: Storage> Residency<S> {
         assert_eq!(slot.generation, ticket.generation, "{:?} has another holder", ticket.lane);
         slot.used = seats;
         slot
-    }
-
-    fn free_lane(&mut self, device: &mut dyn Device, session: &Session) {
-        if let Some(ticket) = session.lane {
-            self.vacate(device, ticket);
-        }
     }
 
     fn vacate(&mut self, device: &mut dyn Device, ticket: LaneTicket) {
@@ -402,27 +245,4 @@ impl<S: Storage> Residency<S> {
             device.write_lane(ticket.lane, &self.scratch);
         }
     }
-
-    fn release(&mut self, session: &mut Session) {
-        if let Some(lease) = session.lease.take() {
-            self.cache.release(lease).expect("a session holds its lease until here");
-        }
-    }
-
-    fn remove_record(&mut self, id: SessionId) {
-        if self.cache.record(Key(id.0)).is_some()
-            && let Err(error) = self.cache.remove(Key(id.0))
-        {
-            warn!(session = %id, %error, "a record could not be removed");
-        }
-    }
-}
-
-/// Bytes of a session's record.
-pub fn record_bytes(state_bytes: u64) -> u64 {
-    Snapshot::BYTES as u64 + state_bytes
-}
-
-fn block(record: &[u8]) -> &[u8; Snapshot::BYTES] {
-    record.first_chunk().expect("records begin with a block")
 }

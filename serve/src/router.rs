@@ -5,7 +5,7 @@
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -15,8 +15,9 @@ use std::{
 use crossbeam::channel::{Receiver, Sender, TrySendError};
 
 use crate::{
-    sessions::SessionId,
-    worker::{Event, Notice},
+    admission::Reject,
+    sessions::{Name, SessionId},
+    worker::{Event, Notice, Standing},
 };
 
 /// The way from requests to workers, and the directory of sessions.
@@ -50,10 +51,19 @@ pub struct Load(Arc<AtomicU32>);
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Entry {
     pub worker: WorkerId,
-    pub position: u64,
-    pub residence: Residence,
-    /// In the clock of the state cache.
-    pub used_at: u64,
+    pub standing: Standing,
+}
+
+/// Why a session is not there any more.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Gone {
+    /// It was not to be kept.
+    Ended,
+    Deleted,
+    /// It gave way to others.
+    Evicted,
+    /// Nobody used it for too long.
+    Expired,
 }
 
 /// Where a session's state is.
@@ -79,6 +89,10 @@ pub enum SendError {
 #[derive(Debug, Default)]
 struct Directory {
     entries: HashMap<SessionId, Entry>,
+    names: HashMap<Name, SessionId>,
+    /// Who has gone lately, and why: the last [`GONE_MAX`].
+    gone: HashMap<SessionId, Gone>,
+    gone_order: VecDeque<SessionId>,
     /// Sessions of each worker.
     n_sessions: Vec<u32>,
 }
@@ -98,7 +112,7 @@ impl Router {
     /// A router to `workers`, whose sessions it does not know yet.
     pub fn new(workers: Vec<WorkerHandle>) -> Self {
         let n_sessions = vec![0; workers.len()];
-        let directory = Directory { entries: HashMap::new(), n_sessions };
+        let directory = Directory { n_sessions, ..Directory::default() };
         Self { workers, directory: Mutex::new(directory) }
     }
 
@@ -117,8 +131,30 @@ impl Router {
         &self.workers[id.0]
     }
 
-    pub fn session(&self, id: SessionId) -> Option<Entry> {
-        self.directory().entries.get(&id).copied()
+    /// The session `id`.
+    ///
+    /// # Errors
+    /// [`Reject::UnknownSession`], with why it is not there, if that is known.
+    pub fn session(&self, id: SessionId) -> Result<Entry, Reject> {
+        let directory = self.directory();
+        let gone = || Reject::UnknownSession { id, gone: directory.gone.get(&id).copied() };
+        directory.entries.get(&id).copied().ok_or_else(gone)
+    }
+
+    /// The session that has a name.
+    pub fn named(&self, name: &Name) -> Option<SessionId> {
+        self.directory().names.get(name).copied()
+    }
+
+    /// Holds a name for a session, until a notice tells what has become of that.
+    ///
+    /// # Errors
+    /// [`Reject::NameTaken`] if another has it.
+    pub fn reserve_name(&self, name: Name, id: SessionId) -> Result<(), Reject> {
+        match *self.directory().names.entry(name).or_insert(id) {
+            other if other != id => Err(Reject::NameTaken { id: other, name: name.to_string() }),
+            _ => Ok(()),
+        }
     }
 
     /// Every session, in the order of their ids.
@@ -129,10 +165,22 @@ impl Router {
         sessions
     }
 
-    /// Finds a place for a new session of `model` and notes it: the worker with the least load, of
-    /// those the one with the fewest sessions.
-    pub fn place(&self, id: SessionId, model: usize, used_at: u64) -> WorkerId {
+    /// Gives up a name that was held for a session which did not get it.
+    pub fn release_name(&self, name: &Name, id: SessionId) {
         let mut directory = self.directory();
+        let has_it = directory.entries.get(&id).is_some_and(|it| it.standing.name == Some(*name));
+        if !has_it && directory.names.get(name) == Some(&id) {
+            directory.names.remove(name);
+        }
+    }
+
+    /// Finds a place for session `id` of `model`, which is new unless it is there: the worker with the least load,
+    /// of those the one with the fewest sessions. A new one is noted; says whether it was.
+    pub fn place(&self, id: SessionId, model: usize, used_at: u64) -> (WorkerId, bool) {
+        let mut directory = self.directory();
+        if let Some(entry) = directory.entries.get(&id) {
+            return (entry.worker, false);
+        }
         let worker = (0..self.workers.len())
             .filter(|&i| self.workers[i].model == model)
             .min_by_key(|&i| {
@@ -140,9 +188,18 @@ impl Router {
             })
             .map(WorkerId)
             .expect("every model has a worker");
-        let residence = Residence::Active;
-        directory.insert(id, Entry { worker, position: 0, residence, used_at });
-        worker
+        directory.insert(id, Entry { worker, standing: Standing::new(id, used_at) });
+        (worker, true)
+    }
+
+    /// Notes a new session on the worker that has its origin; says whether it was not there yet.
+    pub fn place_beside(&self, id: SessionId, worker: WorkerId, used_at: u64) -> bool {
+        let mut directory = self.directory();
+        let is_new = !directory.entries.contains_key(&id);
+        if is_new {
+            directory.insert(id, Entry { worker, standing: Standing::new(id, used_at) });
+        }
+        is_new
     }
 
     /// Takes back a [`Router::place`] that came to nothing.
@@ -191,22 +248,61 @@ impl Drop for Load {
 impl Directory {
     fn apply(&mut self, worker: WorkerId, notice: Notice) {
         match notice {
-            Notice::Session { id, position, residence, used_at } => {
-                self.insert(id, Entry { worker, position, residence, used_at });
+            Notice::Session(standing) => self.insert(standing.id, Entry { worker, standing }),
+            Notice::Gone { id, why } => {
+                self.remove(id);
+                if self.gone.insert(id, why).is_none() {
+                    self.gone_order.push_back(id);
+                }
+                if GONE_MAX < self.gone_order.len()
+                    && let Some(oldest) = self.gone_order.pop_front()
+                {
+                    self.gone.remove(&oldest);
+                }
             }
-            Notice::Gone { id } => self.remove(id),
         }
     }
 
     fn insert(&mut self, id: SessionId, entry: Entry) {
         self.remove(id);
         self.n_sessions[entry.worker.0] += 1;
+        if let Some(name) = entry.standing.name {
+            self.names.insert(name, id);
+        }
         self.entries.insert(id, entry);
     }
 
     fn remove(&mut self, id: SessionId) {
         if let Some(old) = self.entries.remove(&id) {
             self.n_sessions[old.worker.0] -= 1;
+            if let Some(name) = old.standing.name {
+                self.names.remove(&name);
+            }
         }
     }
 }
+
+impl Gone {
+    /// What is said of a session that is not there.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Ended => "was not to be kept",
+            Self::Deleted => "was deleted",
+            Self::Evicted => "gave way to others that were used later",
+            Self::Expired => "was not used for too long",
+        }
+    }
+
+    /// For programs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Ended => "ENDED",
+            Self::Deleted => "DELETED",
+            Self::Evicted => "EVICTED",
+            Self::Expired => "EXPIRED",
+        }
+    }
+}
+
+/// Sessions that are remembered for having gone.
+const GONE_MAX: usize = 1 << 14;

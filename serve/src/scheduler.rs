@@ -121,6 +121,7 @@ impl Scheduler {
     /// Seats whom it can, then plans one step. A plan without work means that nobody can run.
     ///
     /// `sits_out` tells who cannot take a token now, for instance because its reader is slow.
+    /// The plan is what [`Scheduler::plan`] shows until the next step.
     pub fn step(&mut self, sits_out: impl Fn(SequenceId) -> bool) -> &Plan {
         self.plan.clear();
         self.change_seats(&sits_out);
@@ -143,6 +144,18 @@ impl Scheduler {
             }
         }
         &self.plan
+    }
+
+    /// The plan of the last step.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Has a seated sequence begin with `prompt_left` tokens: what the last plan says of it is void.
+    pub fn restart(&mut self, id: SequenceId, prompt_left: u32) {
+        assert!(0 < prompt_left, "{id:?} has no token to start from");
+        let sequence = self.seated.iter_mut().find(|it| it.id == id);
+        sequence.expect("it has just been seated").prompt_left = prompt_left;
     }
 
     /// Takes a sequence out, wherever it stands.

@@ -4,7 +4,7 @@
 //! [`Listener`]; it stops accepting and winds up its calls when its [`Shutdown`] says so.
 
 mod bundles;
-mod caches;
+mod stores;
 #[cfg(test)]
 mod tests;
 pub(crate) mod workers;
@@ -131,6 +131,7 @@ impl Server {
             router,
             admission: Admission::new(config.admission),
             request: config.request,
+            log_tokens_max: config.sessions.log_tokens_max,
             pipe: config.pipe,
             metrics,
             readiness,
@@ -218,19 +219,20 @@ async fn start_workers(
     let runtime = blocking(Runtime::load).await.map_err(StartError::Runtime)?;
     let mut crew = Crew::new(readiness);
     for (i, draft) in drafts.iter().enumerate() {
-        let caches = blocking({
-            let key = caches::Owner::new(&config.data_dir, draft, config.sessions.sessions_max);
+        let stores = blocking({
+            let lanes_max = config.scheduler.lanes_max;
+            let owner = stores::Owner::new(&config.data_dir, draft, &config.sessions, lanes_max);
             let devices = config.devices.clone();
-            move || caches::open_all(&key, &devices)
+            move || stores::open_all(&owner, &devices)
         })
         .await?;
-        for (device, cache) in config.devices.iter().zip(caches) {
+        for (device, store) in config.devices.iter().zip(stores) {
             let post = Post::new(i, draft, device, config, metrics, clock);
             let (runtime, files) = (runtime.clone(), Arc::clone(&draft.files));
             let (manifest, spec) = (draft.manifest.clone(), device.clone());
             let scheduler = config.scheduler;
             let load = move || OrtDevice::load(&runtime, &files, &manifest, &spec, scheduler);
-            crew.hire(post, cache, load)?;
+            crew.hire(post, store, load)?;
         }
     }
     crew.complete().await

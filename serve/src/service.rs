@@ -11,18 +11,26 @@ use std::{
 
 use aerie_models::Manifest;
 use aerie_proto::v1;
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    sync::{oneshot, watch},
+    task::spawn_blocking,
+};
 use tokio_stream::Stream;
 
 use crate::{
     admission::{Admission, Permit, Reject},
-    pipe::{self, FinishReason, PipeEvent, PipeReader, pipe},
-    request::{self, Request},
+    pipe::{self, FinishReason, PipeEvent, PipeReader, RecomputeReason, pipe},
+    request::{self, Origin, Request},
     router::{Entry, Load, Residence, Router, SendError, WorkerId},
-    sessions::{Fingerprint, SessionId},
+    sealed,
+    sessions::{Fingerprint, Name, SessionId},
+    store::Parcel,
     telemetry::metrics::Metrics,
     text::{Tokenizer, Vocabulary},
-    worker::{Clock, Event, Submission},
+    worker::{
+        Attachment, Change, Clock, Event, Fork, Pack, Rename, Rewind, Standing, Submission, Unpack,
+        What,
+    },
 };
 
 #[cfg(test)]
@@ -36,7 +44,8 @@ pub struct Service {
 
 /// The tokens of one generation.
 ///
-/// Dropping it cancels the generation within one step; the session is kept if it asked to be.
+/// Dropping it cancels the generation within one step, unless that can be gone on with; the session is kept if it
+/// asked to be.
 #[derive(Debug)]
 pub struct TokenStream {
     reader: PipeReader,
@@ -47,10 +56,11 @@ pub struct TokenStream {
     is_over: bool,
 }
 
-/// One event of a generation: `Accepted`, then any number of `Delta`, then one of the others.
+/// One event of a generation: `Accepted` or `Attached`, then any number of `Delta`, then one of the others.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TokenEvent {
     Accepted(v1::Accepted),
+    Attached(v1::Attached),
     Delta(v1::Delta),
     Finished(v1::Finished),
     Failed(Reject),
@@ -83,6 +93,8 @@ pub struct Parts {
     pub router: Router,
     pub admission: Admission,
     pub request: request::Config,
+    /// Tokens of a session's log that are kept.
+    pub log_tokens_max: u32,
     pub pipe: pipe::Config,
     pub metrics: Metrics,
     pub readiness: watch::Sender<Readiness>,
@@ -118,31 +130,192 @@ impl Service {
     /// Every session, in the order of their ids.
     pub fn sessions(&self) -> Vec<v1::Session> {
         let sessions = self.parts().router.sessions();
-        sessions.into_iter().map(|(id, entry)| self.describe(id, entry)).collect()
+        sessions.into_iter().map(|(_, entry)| self.describe(entry)).collect()
     }
 
-    /// One session.
+    /// One session, by its id or its name.
     ///
     /// # Errors
-    /// [`Reject::Invalid`] or [`Reject::UnknownSession`].
+    /// [`Reject::Invalid`], [`Reject::UnknownSession`] or [`Reject::UnknownName`].
     pub fn session(&self, id: &str) -> Result<v1::Session, Reject> {
-        let id = parse_session_id(id)?;
-        let entry = self.parts().router.session(id).ok_or(Reject::UnknownSession { id })?;
-        Ok(self.describe(id, entry))
+        let (_, entry) = self.find("session_id", id)?;
+        Ok(self.describe(entry))
+    }
+
+    /// Lets a reader follow a session from a position on.
+    ///
+    /// # Errors
+    /// See [`Reject`].
+    pub async fn attach(&self, request: &v1::AttachRequest) -> Result<TokenStream, Reject> {
+        let result = self.open_reader(request).await;
+        if let Err(reject) = &result {
+            self.count_reject(reject);
+        }
+        result
     }
 
     /// Forgets an idle session.
     ///
     /// # Errors
     /// See [`Reject`]; [`Reject::SessionBusy`] if a generation is running.
-    pub async fn delete_session(&self, id: &str) -> Result<(), Reject> {
-        let id = parse_session_id(id)?;
+    pub async fn delete_session(&self, request: &v1::DeleteSessionRequest) -> Result<(), Reject> {
+        let (id, entry) = self.find("session_id", &request.session_id)?;
+        self.change(id, entry.worker, request.expected_position, What::Delete).await?;
+        Ok(())
+    }
+
+    /// Makes a session that stands where another stands or has stood.
+    ///
+    /// # Errors
+    /// See [`Reject`].
+    pub async fn fork_session(
+        &self,
+        request: &v1::ForkSessionRequest,
+    ) -> Result<v1::Session, Reject> {
+        self.check_request_id(&request.request_id)?;
+        let (id, entry) = self.find("session_id", &request.session_id)?;
+        let new = match request.new_session_id.as_str() {
+            "" => SessionId::random(),
+            text => parse_session_id("new_session_id", text)?,
+        };
+        let used_at = self.parts().clock.unix_ms(self.parts().clock.now());
         let router = &self.parts().router;
-        let entry = router.session(id).ok_or(Reject::UnknownSession { id })?;
+        let is_new = router.place_beside(new, entry.worker, used_at);
+        let digest = digest_of(&request.request_id, request);
+        let fork = What::Fork(Fork { new, position: request.position, digest });
+        let forked = self.change(id, entry.worker, request.expected_position, fork).await;
+        if is_new && forked.is_err() {
+            router.unplace(new);
+        }
+        self.described(entry.worker, forked?)
+    }
+
+    /// Takes an idle session back to a position where it has stood.
+    ///
+    /// # Errors
+    /// See [`Reject`].
+    pub async fn rewind_session(
+        &self,
+        request: &v1::RewindSessionRequest,
+    ) -> Result<v1::Session, Reject> {
+        self.check_request_id(&request.request_id)?;
+        let (id, entry) = self.find("session_id", &request.session_id)?;
+        let digest = digest_of(&request.request_id, request);
+        let rewind = What::Rewind(Rewind { position: request.position, digest });
+        let standing = self.change(id, entry.worker, request.expected_position, rewind).await?;
+        self.described(entry.worker, standing)
+    }
+
+    /// Gives a session a name, or takes it away.
+    ///
+    /// # Errors
+    /// See [`Reject`].
+    pub async fn name_session(
+        &self,
+        request: &v1::NameSessionRequest,
+    ) -> Result<v1::Session, Reject> {
+        let id = parse_session_id("session_id", &request.session_id)?;
+        let entry = self.parts().router.session(id)?;
+        let name =
+            match request.name.as_str() {
+                "" => None,
+                text => Some(Name::parse(text).map_err(|error| Reject::Invalid {
+                    field: "name",
+                    problem: error.to_string(),
+                })?),
+            };
+        let router = &self.parts().router;
+        if let Some(name) = name {
+            router.reserve_name(name, id)?;
+        }
+        let rename = What::Name(Rename { name });
+        let named = self.change(id, entry.worker, request.expected_position, rename).await;
+        if let (Some(name), Err(_)) = (&name, &named) {
+            router.release_name(name, id);
+        }
+        self.described(entry.worker, named?)
+    }
+
+    /// A session as a sealed file; see [`sealed`].
+    ///
+    /// # Errors
+    /// See [`Reject`].
+    pub async fn export_session(
+        &self,
+        request: &v1::ExportSessionRequest,
+    ) -> Result<Vec<u8>, Reject> {
+        let (id, entry) = self.find("session_id", &request.session_id)?;
         let (reply, answer) = oneshot::channel();
-        let event = Event::Delete { id, reply };
+        let event = Event::Pack(Pack { id, expected_position: request.expected_position, reply });
+        let router = &self.parts().router;
         router.send(entry.worker, event).map_err(|error| self.undelivered(error))?;
-        answer.await.unwrap_or(Err(Reject::Internal { what: "its worker has ended" }))
+        let ended = Err(Reject::Internal { what: "its worker has ended" });
+        let parcel =
+            answer.await.unwrap_or(ended).inspect_err(|reject| self.count_reject(reject))?;
+        let (service, model) = (self.clone(), router.worker(entry.worker).model);
+        spawn_blocking(move || sealed::seal(&service.parts().models[model].manifest, id, &parcel))
+            .await
+            .map_err(|_| Reject::Internal { what: "its file could not be written" })
+    }
+
+    /// Makes a session of a file.
+    ///
+    /// # Errors
+    /// See [`Reject`].
+    pub async fn import_session(
+        &self,
+        start: v1::ImportStart,
+        file: Vec<u8>,
+    ) -> Result<v1::Session, Reject> {
+        self.check_request_id(&start.request_id)?;
+        let named = match start.session_id.as_str() {
+            "" => None,
+            text => Some(parse_session_id("session_id", text)?),
+        };
+        let digest = digest_of(&start.request_id, &start);
+        let service = self.clone();
+        let opened = spawn_blocking(move || service.open_sealed(&file))
+            .await
+            .map_err(|_| Reject::Internal { what: "its file could not be read" })?;
+        let (model, sealed_id, parcel) = opened.inspect_err(|reject| self.count_reject(reject))?;
+        let id = named.unwrap_or(sealed_id);
+        let used_at = self.parts().clock.unix_ms(self.parts().clock.now());
+        let router = &self.parts().router;
+        let (worker, is_new) = router.place(id, model, used_at);
+        let (reply, answer) = oneshot::channel();
+        let event = Event::Unpack(Box::new(Unpack { id, parcel, digest, reply }));
+        let sent = router.send(worker, event).map_err(|error| self.undelivered(error));
+        let imported = match sent {
+            Ok(()) => {
+                answer.await.unwrap_or(Err(Reject::Internal { what: "its worker has ended" }))
+            }
+            Err(reject) => Err(reject),
+        };
+        if is_new && imported.is_err() {
+            router.unplace(id);
+        }
+        let standing = imported.inspect_err(|reject| self.count_reject(reject))?;
+        self.described(worker, standing)
+    }
+
+    /// Bytes of the largest file that can be imported.
+    pub fn sealed_bytes_max(&self) -> u64 {
+        let Parts { models, log_tokens_max, .. } = self.parts();
+        let bytes = models.iter().map(|it| sealed::bytes_max(&it.manifest, *log_tokens_max));
+        bytes.max().expect("there is a model")
+    }
+
+    /// Reads a file for the model that it is of.
+    fn open_sealed(&self, file: &[u8]) -> Result<(usize, SessionId, Parcel), Reject> {
+        let mut refused = None;
+        for (model, hosted) in self.parts().models.iter().enumerate() {
+            match sealed::open(&hosted.manifest, file) {
+                Ok((id, parcel)) => return Ok((model, id, parcel)),
+                Err(error) => _ = refused.get_or_insert(error),
+            }
+        }
+        let error = refused.expect("there is a model");
+        Err(Reject::Invalid { field: "chunk", problem: format!("is refused: {error}") })
     }
 
     /// Every model, in the order of the configuration.
@@ -185,67 +358,145 @@ impl Service {
             return Err(self.parts().admission.unavailable());
         }
         let permit = self.parts().admission.admit()?;
-        let (model, entry) = self.resolve(&start)?;
-        let request = self.parse(model, start).await?;
-        let (id, worker) = match (request.session, entry) {
-            (Some(id), Some(entry)) => (id, entry.worker),
-            _ => {
-                let id = SessionId::random();
-                let used_at = self.parts().clock.unix_ms(arrived);
-                (id, self.parts().router.place(id, model, used_at))
-            }
+        let Target { model, origin, beside } = self.resolve(&start)?;
+        let named = match start.session_id.as_str() {
+            "" => None,
+            text => Some(parse_session_id("session_id", text)?),
         };
-        let reader = self.submit(Seat { id, worker, permit, arrived }, request)?;
+        let makes = origin != Origin::Session || start.expected_position == Some(0);
+        let request = self.parse(model, start, origin).await?;
+        let used_at = self.parts().clock.unix_ms(arrived);
+        let router = &self.parts().router;
+        let id = named.unwrap_or_else(SessionId::random);
+        let (worker, is_new) = match beside {
+            Some(worker) => (worker, makes && router.place_beside(id, worker, used_at)),
+            None => router.place(id, model, used_at),
+        };
+        let reader = self.submit(Seat { id, worker, is_new, permit, arrived }, request)?;
         let name = self.parts().models[model].name.clone();
         let stream = TokenStream::begin(reader, name.clone(), self.clone()).await?;
         self.metrics().generations_accepted.with_label_values(&[&name]).inc();
         Ok(stream)
     }
 
-    /// The model that `start` means, and its session's entry if it names one.
-    fn resolve(&self, start: &v1::Start) -> Result<(usize, Option<Entry>), Reject> {
+    async fn open_reader(&self, request: &v1::AttachRequest) -> Result<TokenStream, Reject> {
+        let (id, entry) = self.find("session_id", &request.session_id)?;
+        let permit = self.parts().admission.admit()?;
+        let (sender, reader) = pipe(self.parts().pipe.events_max as usize);
+        let from_position = request.from_position;
+        let attachment = Attachment { id, from_position, pipe: sender, permit };
+        let event = Event::Attach(Box::new(attachment));
+        let router = &self.parts().router;
+        router.send(entry.worker, event).map_err(|error| self.undelivered(error))?;
+        let model = self.parts().models[router.worker(entry.worker).model].name.clone();
+        TokenStream::begin(reader, model, self.clone()).await
+    }
+
+    /// Has a worker make a change, and waits for its answer.
+    async fn change(
+        &self,
+        id: SessionId,
+        worker: WorkerId,
+        expected_position: Option<u64>,
+        what: What,
+    ) -> Result<Standing, Reject> {
+        let (reply, answer) = oneshot::channel();
+        let change = Change { id, expected_position, what, reply };
+        let event = Event::Change(Box::new(change));
+        self.parts().router.send(worker, event).map_err(|error| self.undelivered(error))?;
+        let result = answer.await.unwrap_or(Err(Reject::Internal { what: "its worker has ended" }));
+        result.inspect_err(|reject| self.count_reject(reject))
+    }
+
+    /// What `start` goes on with: its model, and the worker if that is decided by a session.
+    fn resolve(&self, start: &v1::Start) -> Result<Target, Reject> {
         let models = &self.parts().models;
         let named = models.iter().position(|it| it.name == start.model);
         if named.is_none() && !start.model.is_empty() {
             return Err(Reject::UnknownModel { name: start.model.clone() });
         }
-        if start.session_id.is_empty() {
-            return Ok((named.unwrap_or(0), None));
-        }
-        let id = parse_session_id(&start.session_id)?;
-        let entry = self.parts().router.session(id).ok_or(Reject::UnknownSession { id })?;
+        let (origin, entry) = if !start.fork_of.is_empty() {
+            let (of, entry) = self.find("fork_of", &start.fork_of)?;
+            (Origin::Fork { of, position: start.fork_position }, Some(entry))
+        } else if start.session_id.is_empty() {
+            (Origin::New, None)
+        } else {
+            let id = parse_session_id("session_id", &start.session_id)?;
+            match self.parts().router.session(id) {
+                Ok(entry) => (Origin::Session, Some(entry)),
+                Err(_) if start.expected_position == Some(0) => (Origin::Session, None),
+                Err(reject) => return Err(reject),
+            }
+        };
+        let Some(entry) = entry else {
+            return Ok(Target { model: named.unwrap_or(0), origin, beside: None });
+        };
         let model = self.parts().router.worker(entry.worker).model;
         if named.is_some_and(|named| named != model) {
             let problem = format!("is {:?}, but the session is of another", start.model);
             return Err(Reject::Invalid { field: "model", problem });
         }
-        Ok((model, Some(entry)))
+        Ok(Target { model, origin, beside: Some(entry.worker) })
     }
 
-    async fn parse(&self, model: usize, start: v1::Start) -> Result<Request, Reject> {
+    /// The session that `field` means, by its id or its name.
+    fn find(&self, field: &'static str, text: &str) -> Result<(SessionId, Entry), Reject> {
+        let router = &self.parts().router;
+        let id = match SessionId::parse(text) {
+            Some(id) => id,
+            None => {
+                let name = Name::parse(text).map_err(|error| Reject::Invalid {
+                    field,
+                    problem: format!("is neither a UUID nor a name: {error}"),
+                })?;
+                router.named(&name).ok_or_else(|| Reject::UnknownName { name: text.to_owned() })?
+            }
+        };
+        Ok((id, router.session(id)?))
+    }
+
+    fn check_request_id(&self, id: &str) -> Result<(), Reject> {
+        let max = self.parts().request.request_id_bytes_max;
+        if id.len() <= max as usize {
+            return Ok(());
+        }
+        let problem = format!("has {} bytes; at most {max} are allowed", id.len());
+        Err(Reject::Invalid { field: "request_id", problem })
+    }
+
+    async fn parse(
+        &self,
+        model: usize,
+        start: v1::Start,
+        origin: Origin,
+    ) -> Result<Request, Reject> {
         let is_long = matches!(
             &start.prompt,
             Some(v1::start::Prompt::Text(text)) if INLINE_PROMPT_BYTES_MAX < text.len()
         );
         if !is_long {
-            return self.parse_here(model, start);
+            return self.parse_here(model, start, origin);
         }
         let service = self.clone();
-        tokio::task::spawn_blocking(move || service.parse_here(model, start))
+        spawn_blocking(move || service.parse_here(model, start, origin))
             .await
             .unwrap_or(Err(Reject::Internal { what: "its prompt could not be tokenized" }))
     }
 
-    fn parse_here(&self, model: usize, start: v1::Start) -> Result<Request, Reject> {
+    fn parse_here(
+        &self,
+        model: usize,
+        start: v1::Start,
+        origin: Origin,
+    ) -> Result<Request, Reject> {
         let Hosted { tokenizer, vocabulary, .. } = &self.parts().models[model];
-        Request::parse(start, &self.parts().request, tokenizer, vocabulary.len())
+        Request::parse(start, origin, &self.parts().request, tokenizer, vocabulary.len())
     }
 
     /// Sends the generation to its worker.
     fn submit(&self, seat: Seat, request: Request) -> Result<PipeReader, Reject> {
-        let Seat { id, worker, permit, arrived } = seat;
+        let Seat { id, worker, is_new, permit, arrived } = seat;
         let (sender, reader) = pipe(self.parts().pipe.events_max as usize);
-        let is_new = request.session.is_none();
         let load: Load = self.parts().router.load(worker);
         let submission = Submission { id, request, pipe: sender, permit, load, arrived };
         let event = Event::Open(Box::new(submission));
@@ -270,20 +521,24 @@ impl Service {
         self.metrics().requests_rejected.with_label_values(&[label]).inc();
     }
 
-    fn describe(&self, id: SessionId, entry: Entry) -> v1::Session {
-        let worker = self.parts().router.worker(entry.worker);
+    fn described(&self, worker: WorkerId, standing: Standing) -> Result<v1::Session, Reject> {
+        Ok(self.describe(Entry { worker, standing }))
+    }
+
+    fn describe(&self, Entry { worker, standing }: Entry) -> v1::Session {
+        let worker = self.parts().router.worker(worker);
         let model = &self.parts().models[worker.model];
         let clock = &self.parts().clock;
-        let idle_ms = clock.unix_ms(clock.now()).saturating_sub(entry.used_at);
-        let residence = match entry.residence {
+        let idle_ms = clock.unix_ms(clock.now()).saturating_sub(standing.used_at);
+        let residence = match standing.residence {
             Residence::Active => v1::SessionResidence::Active,
             Residence::Resident => v1::SessionResidence::Resident,
             Residence::Parked => v1::SessionResidence::Parked,
         };
         v1::Session {
-            session_id: id.to_string(),
+            session_id: standing.id.to_string(),
             model: model.name.clone(),
-            position: entry.position,
+            position: standing.position,
             residence: residence.into(),
             state_bytes: model.manifest.layout().bytes(),
             device: worker.device.clone(),
@@ -291,14 +546,25 @@ impl Service {
                 v1::SessionResidence::Active => 0.0,
                 _ => Duration::from_millis(idle_ms).as_secs_f64(),
             },
+            name: standing.name.map_or_else(String::new, |name| name.to_string()),
+            position_min: standing.position_min,
         }
     }
+}
+
+/// What a request goes on with.
+struct Target {
+    model: usize,
+    origin: Origin,
+    /// The worker that has the session, or that which is forked.
+    beside: Option<WorkerId>,
 }
 
 /// Where a generation goes, and what lets it in.
 struct Seat {
     id: SessionId,
     worker: WorkerId,
+    is_new: bool,
     permit: Permit,
     arrived: Instant,
 }
@@ -375,7 +641,7 @@ impl Stream for TokenStream {
                     PipeEvent::Failed(Reject::Internal { what: "its worker has ended" })
                 }
             };
-            this.is_over = !matches!(event, PipeEvent::Accepted(_));
+            this.is_over = !matches!(event, PipeEvent::Accepted(_) | PipeEvent::Attached(_));
             if let PipeEvent::Failed(reject) = &event {
                 this.service.count_reject(reject);
             }
@@ -395,6 +661,15 @@ impl TokenStream {
                 prompt_tokens: accepted.prompt_tokens,
                 resumed_tokens: accepted.resumed_tokens,
                 seed: accepted.seed,
+                recomputed_tokens: accepted.recomputed_tokens,
+                recompute_reason: recompute_reason(accepted.recompute_reason).into(),
+                repeated: accepted.repeated,
+            }),
+            PipeEvent::Attached(attached) => TokenEvent::Attached(v1::Attached {
+                session_id: attached.session.to_string(),
+                model: self.model.clone(),
+                position: attached.position,
+                running: attached.running,
             }),
             PipeEvent::Finished(finished) => TokenEvent::Finished(v1::Finished {
                 reason: finished.reason.describe().into(),
@@ -412,6 +687,15 @@ impl TokenStream {
     }
 }
 
+fn recompute_reason(reason: Option<RecomputeReason>) -> v1::RecomputeReason {
+    match reason {
+        None => v1::RecomputeReason::Unspecified,
+        Some(RecomputeReason::Interrupted) => v1::RecomputeReason::Interrupted,
+        Some(RecomputeReason::Rewound) => v1::RecomputeReason::Rewound,
+        Some(RecomputeReason::StateLost) => v1::RecomputeReason::StateLost,
+    }
+}
+
 impl FinishReason {
     fn describe(self) -> v1::FinishReason {
         match self {
@@ -420,6 +704,8 @@ impl FinishReason {
             Self::EndOfText => v1::FinishReason::EndOfText,
             Self::Cancelled => v1::FinishReason::Cancelled,
             Self::Shutdown => v1::FinishReason::Shutdown,
+            Self::Interrupted => v1::FinishReason::Interrupted,
+            Self::Prompt => v1::FinishReason::Prompt,
         }
     }
 }
@@ -448,7 +734,12 @@ impl fmt::Display for Hex<'_> {
     }
 }
 
-fn parse_session_id(text: &str) -> Result<SessionId, Reject> {
-    let problem = || Reject::Invalid { field: "session_id", problem: "is not a UUID".to_owned() };
+fn parse_session_id(field: &'static str, text: &str) -> Result<SessionId, Reject> {
+    let problem = || Reject::Invalid { field, problem: "is not a UUID".to_owned() };
     SessionId::parse(text).ok_or_else(problem)
+}
+
+/// What tells a change from others, if its client gave it an id to know it by.
+fn digest_of(request_id: &str, request: &impl prost::Message) -> Option<u128> {
+    (!request_id.is_empty()).then(|| request::digest(request))
 }

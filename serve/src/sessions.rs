@@ -1,19 +1,24 @@
-//! Sessions: what a worker knows of each, and the block that stands before the state in a record.
+//! Sessions: what a worker knows of each.
 //!
-//! A session's state is a pure function of its token log, but the log itself is not kept. What is
-//! kept besides the state is the decoder: see [`Decoder`] and its encoding, [`Snapshot`].
+//! A session *is* its log of tokens. The state of the model, the text that is not complete yet, what a stop string
+//! holds back: all of it follows from the log, and what is kept of it is kept so as not to compute it again. So a
+//! session has a log on a tape, some states of positions that it has passed, and a [`Record`] that says where it
+//! stands. `store.rs` keeps all three, `residency.rs` has one state of a session in a lane of the device.
 
+mod name;
+pub mod row;
 #[cfg(test)]
 mod tests;
 
 use std::{collections::HashMap, fmt};
 
 use aerie_state_cache::Lease;
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use uuid::Uuid;
 
-use crate::{residency::LaneTicket, text::Utf8Tail};
+pub use self::name::{Name, NameError};
+use crate::{pipe::FinishReason, residency::Seat};
 
 /// Name of a session: 122 random bits in the form of a UUID.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -30,86 +35,111 @@ pub struct Sessions {
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Sessions kept on each device, idle and parked ones included; beyond it the least recently
-    /// used is forgotten. The cache file grows to this many records.
+    /// used is forgotten.
     pub sessions_max: u32,
+    /// Bytes of states kept on each device. Beyond it the least recently used give way; what they held is
+    /// computed again from the tokens when it is needed.
+    pub states_bytes_max: u64,
+    /// Tokens of each session that are kept, the last ones: what it can be taken back over.
+    pub log_tokens_max: u32,
+    /// While a session advances, a state is kept each time it has come this far.
+    pub state_interval_tokens: u32,
+    /// States kept of one session, closer together the later they are.
+    pub states_max: u32,
+    /// Whether a token is shown only when a loss of power could not take it back.
+    pub durability: Durability,
+    /// How long a generation that can be gone on with runs without a reader.
+    pub detached_ms_max: u32,
+}
+
+/// What a client that was shown a token may count on.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// It survives the server, however that ends. Should the machine lose power, what the operating system has not
+    /// written yet is lost: by default up to half a minute.
+    #[default]
+    Fast,
+    /// It survives a loss of power: all tokens of a step are flushed to the disk together before any is shown.
+    Durable,
 }
 
 /// What a worker knows of a session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Session {
-    pub decoder: Decoder,
-    /// Whether the session outlives its generation.
-    pub keep: bool,
+    pub record: Record,
     /// Whether a generation is running.
     pub active: bool,
-    /// Where in the device its state is, if it is there.
-    pub lane: Option<LaneTicket>,
-    /// The right to write its record; held while a generation runs or parking has failed.
+    /// Where in the device a state of it is, if one is there.
+    pub seat: Option<Seat>,
+    /// The right to write its row; held while a generation runs or keeping its state has failed.
     pub lease: Option<Lease>,
-    /// Whether the state cache has a record of exactly this decoder and state.
-    pub recorded: bool,
     /// In the clock of the state cache; see [`crate::worker::Clock`].
     pub used_at: u64,
 }
 
-/// What a session needs, besides the state, to go on.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Decoder {
-    /// Tokens of the session's log, prompt and generated.
+/// Where a session stands, and what is kept of its past.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Record {
+    /// Whether the session outlives its generation.
+    pub keep: bool,
+    pub name: Option<Name>,
+    /// Tokens of the log, of prompts and drawn ones.
     pub position: u64,
-    /// The last token of the log if it was drawn but not yet fed to the model.
-    pub pending: Option<u32>,
-    /// Bytes of a character that the last tokens began.
-    pub utf8_tail: Utf8Tail,
+    /// Grows with each turn and each time the session goes back, so that what was left behind on its tape is told
+    /// from what comes after.
+    pub branch: u32,
     /// Of the draws; with the position it decides each.
     pub seed: u64,
+    /// The last generation.
+    pub turn: Option<Turn>,
+    /// Request that last took the session back or made it, if it was given a name to be known by.
+    pub moved_by: Option<u128>,
+    /// Number of its tape; none before anything was written.
+    pub tape: Option<u32>,
+    /// Until there is a tape: whose log its own begins with.
+    pub lineage: Option<Lineage>,
+    /// States that are kept, by growing position.
+    pub states: Vec<StateRef>,
 }
 
-/// What identifies the model whose state a record holds: the fingerprint of its manifest.
-pub type Fingerprint = [u8; 32];
-
-/// The block before the state in a session record. Little-endian:
-///
-/// ```text
-///  0   8  magic "aeriesn1"
-///  8   4  version
-/// 12   1  flags: 1 keep, 2 pending
-/// 13   1  bytes of the UTF-8 tail
-/// 14   3  UTF-8 tail, then zeros
-/// 20   4  pending token
-/// 24   8  position
-/// 32   8  seed
-/// 40  32  fingerprint of the model
-/// 72  52  zeros
-/// 124  4  CRC-32 of all before
-/// ```
+/// A generation, as far as it must be remembered.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Snapshot {
-    pub decoder: Decoder,
-    pub keep: bool,
-    pub fingerprint: Fingerprint,
+pub struct Turn {
+    /// Of the request, if its client gave it an id to know it by.
+    pub digest: Option<u128>,
+    /// Position before its prompt.
+    pub base: u64,
+    /// Position after it, where the first token was drawn.
+    pub drawn_from: u64,
+    /// Bytes of text that were shown by its end; a stop string was not.
+    pub text_bytes: u64,
+    /// None while it runs, and after the server was stopped amid it.
+    pub end: Option<FinishReason>,
 }
 
-/// Why a block is not a snapshot.
-#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
-pub enum SnapshotError {
-    #[error("snapshot field `magic` is not that of a snapshot")]
-    Magic,
-    #[error("snapshot field `version` is {found}; this build reads {VERSION}")]
-    Version { found: u32 },
-    #[error("snapshot field `checksum` is {found:#010x}, but {expected:#010x} is expected")]
-    Checksum { found: u32, expected: u32 },
-    #[error("snapshot field `{field}` is impossible")]
-    Field { field: &'static str },
-    #[error("snapshot field `fingerprint` is of another model")]
-    Fingerprint,
+/// A log that begins as another's did.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Lineage {
+    pub of: SessionId,
+    /// Tokens that both share.
+    pub until: u64,
 }
 
-const MAGIC: [u8; 8] = *b"aeriesn1";
-const VERSION: u32 = 1;
-const FLAG_KEEP: u8 = 1;
-const FLAG_PENDING: u8 = 2;
-const CHECKSUM_AT: usize = Snapshot::BYTES - 4;
+/// A state that is kept.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct StateRef {
+    pub key: u64,
+    /// Tokens that it has seen.
+    pub computed: u64,
+}
+
+/// A token of a log, and whether it was drawn or came with a prompt.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Word(u32);
+
+/// What identifies the model whose sessions a file holds: the fingerprint of its manifest.
+pub type Fingerprint = [u8; 32];
 
 impl SessionId {
     /// A new name.
@@ -137,7 +167,15 @@ impl fmt::Debug for SessionId {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { sessions_max: 1024 }
+        Self {
+            sessions_max: 1024,
+            states_bytes_max: 8 << 30,
+            log_tokens_max: 1 << 16,
+            state_interval_tokens: 64,
+            states_max: 16,
+            durability: Durability::Fast,
+            detached_ms_max: 60_000,
+        }
     }
 }
 
@@ -167,6 +205,10 @@ impl Sessions {
         self.map.remove(&id)
     }
 
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (SessionId, &mut Session)> {
+        self.map.iter_mut().map(|(&id, session)| (id, session))
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (SessionId, &Session)> {
         self.map.iter().map(|(&id, session)| (id, session))
     }
@@ -182,102 +224,91 @@ impl Sessions {
 
 impl Session {
     /// A session without a past.
-    pub fn new(keep: bool, used_at: u64) -> Self {
-        let decoder = Decoder::default();
-        Self { decoder, keep, active: false, lane: None, lease: None, recorded: false, used_at }
+    #[expect(clippy::cast_possible_truncation, reason = "half of a random number is one too")]
+    pub fn new(id: SessionId, keep: bool, used_at: u64) -> Self {
+        // Its name is random already.
+        Self::parked(Record { keep, seed: id.0 as u64, ..Record::default() }, used_at)
     }
 
-    /// Whether its state would be lost with its lane.
-    pub fn needs_record(&self) -> bool {
-        !self.recorded && 0 < self.decoder.computed() && self.lane.is_some()
+    /// A session that is in no lane.
+    pub fn parked(record: Record, used_at: u64) -> Self {
+        Self { record, active: false, seat: None, lease: None, used_at }
     }
 
-    /// A session whose record was found in the state cache.
-    pub fn parked(snapshot: &Snapshot, used_at: u64) -> Self {
-        let &Snapshot { decoder, keep, .. } = snapshot;
-        Self { decoder, keep, active: false, lane: None, lease: None, recorded: true, used_at }
-    }
-}
-
-impl Decoder {
-    /// Tokens that the state has seen.
-    pub fn computed(&self) -> u64 {
-        self.position - u64::from(self.pending.is_some())
+    /// Whether the state in its lane is later than all that are kept.
+    pub fn needs_state(&self) -> bool {
+        self.seat.is_some_and(|seat| self.record.kept() < seat.computed)
     }
 }
 
-impl Snapshot {
-    /// Bytes of the encoding.
-    pub const BYTES: usize = 128;
-
-    pub fn encode(&self) -> [u8; Self::BYTES] {
-        let Decoder { position, pending, utf8_tail, seed } = self.decoder;
-        let mut flags = 0;
-        if self.keep {
-            flags |= FLAG_KEEP;
-        }
-        if pending.is_some() {
-            flags |= FLAG_PENDING;
-        }
-        let tail = utf8_tail.as_bytes();
-        let mut block = [0; Self::BYTES];
-        block[..8].copy_from_slice(&MAGIC);
-        block[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        block[12] = flags;
-        block[13] = u8::try_from(tail.len()).expect("at most three bytes");
-        block[14..14 + tail.len()].copy_from_slice(tail);
-        block[20..24].copy_from_slice(&pending.unwrap_or(0).to_le_bytes());
-        block[24..32].copy_from_slice(&position.to_le_bytes());
-        block[32..40].copy_from_slice(&seed.to_le_bytes());
-        block[40..72].copy_from_slice(&self.fingerprint);
-        let checksum = crc32fast::hash(&block[..CHECKSUM_AT]);
-        block[CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
-        block
+impl Record {
+    /// Tokens that the latest state kept has seen.
+    pub fn kept(&self) -> u64 {
+        self.states.last().map_or(0, |state| state.computed)
     }
 
-    /// Reads the block of a session of the model `fingerprint`.
-    ///
-    /// # Errors
-    /// See [`SnapshotError`].
-    pub fn decode(
-        block: &[u8; Self::BYTES],
-        fingerprint: &Fingerprint,
-    ) -> Result<Self, SnapshotError> {
-        if block[..8] != MAGIC {
-            return Err(SnapshotError::Magic);
+    /// The latest state that has seen no more than `max` tokens.
+    pub fn state_within(&self, max: u64) -> Option<StateRef> {
+        self.states.iter().rev().find(|state| state.computed <= max).copied()
+    }
+
+    /// Adds a state, the latest of all; returns the one that has to make room for it among at most `max`: that
+    /// with the least distance between its neighbours, relative to how long ago it was passed.
+    pub fn push_state(&mut self, state: StateRef, max: usize) -> Option<StateRef> {
+        debug_assert!(self.states.last().is_none_or(|last| last.computed < state.computed));
+        self.states.push(state);
+        if self.states.len() <= max {
+            return None;
         }
-        let version = u32::from_le_bytes(bytes_at(block, 8));
-        if version != VERSION {
-            return Err(SnapshotError::Version { found: version });
-        }
-        let found = u32::from_le_bytes(bytes_at(block, CHECKSUM_AT));
-        let expected = crc32fast::hash(&block[..CHECKSUM_AT]);
-        if found != expected {
-            return Err(SnapshotError::Checksum { found, expected });
-        }
-        let flags = block[12];
-        if flags & !(FLAG_KEEP | FLAG_PENDING) != 0 {
-            return Err(SnapshotError::Field { field: "flags" });
-        }
-        let position = u64::from_le_bytes(bytes_at(block, 24));
-        let token = u32::from_le_bytes(bytes_at(block, 20));
-        let pending = (flags & FLAG_PENDING != 0).then_some(token);
-        if position == 0 && pending.is_some() {
-            return Err(SnapshotError::Field { field: "position" });
-        }
-        let utf8_tail = block[14..]
-            .get(..usize::from(block[13]).min(Utf8Tail::BYTES_MAX + 1))
-            .and_then(Utf8Tail::from_bytes)
-            .ok_or(SnapshotError::Field { field: "utf8_tail" })?;
-        if bytes_at::<32>(block, 40) != *fingerprint {
-            return Err(SnapshotError::Fingerprint);
-        }
-        let seed = u64::from_le_bytes(bytes_at(block, 32));
-        let decoder = Decoder { position, pending, utf8_tail, seed };
-        Ok(Self { decoder, keep: flags & FLAG_KEEP != 0, fingerprint: *fingerprint })
+        let head = state.computed + 1;
+        let spread = |i: usize| {
+            let before = i.checked_sub(1).map_or(0, |i| self.states[i].computed);
+            let gap = self.states[i + 1].computed - before;
+            gap as f64 / (head - self.states[i].computed) as f64
+        };
+        let dropped =
+            (0..self.states.len() - 1).min_by(|&a, &b| spread(a).total_cmp(&spread(b)))?;
+        Some(self.states.remove(dropped))
     }
 }
 
-fn bytes_at<const N: usize>(block: &[u8; Snapshot::BYTES], at: usize) -> [u8; N] {
-    block[at..at + N].try_into().expect("N bytes are asked for")
+impl Turn {
+    /// Whether it was cut off, so that its request may go on with it.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self.end, None | Some(FinishReason::Interrupted | FinishReason::Shutdown))
+    }
+}
+
+impl Word {
+    const PROMPT: u32 = 1 << 31;
+
+    /// # Panics
+    /// If a vocabulary had 2^31 tokens.
+    pub fn prompt(token: u32) -> Self {
+        assert!(token < Self::PROMPT, "token {token} of no vocabulary");
+        Self(token | Self::PROMPT)
+    }
+
+    /// # Panics
+    /// As [`Word::prompt`].
+    pub fn drawn(token: u32) -> Self {
+        assert!(token < Self::PROMPT, "token {token} of no vocabulary");
+        Self(token)
+    }
+
+    pub fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+
+    pub fn token(self) -> u32 {
+        self.0 & !Self::PROMPT
+    }
+
+    pub fn is_prompt(self) -> bool {
+        self.0 & Self::PROMPT != 0
+    }
 }

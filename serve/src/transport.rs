@@ -12,8 +12,10 @@ mod turns;
 #[cfg(test)]
 mod tests;
 
-use aerie_proto::v1;
+use aerie_proto::v1::{self, import_session_request::Message};
+use tokio_stream::{Stream, StreamExt};
 
+use self::turns::Broken;
 use crate::{admission::Reject, server::Shutdown, service::Service};
 
 /// Sessions in one page of a list: well within a frame.
@@ -38,6 +40,48 @@ fn list_sessions(
         _ => String::new(),
     };
     Ok(v1::ListSessionsResponse { sessions, next_page_token })
+}
+
+/// Bytes of a piece of a session's file.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// A session's file in pieces.
+fn chunks(file: &[u8]) -> impl Iterator<Item = v1::Chunk> {
+    file.chunks(CHUNK_BYTES).map(|piece| v1::Chunk { data: piece.to_vec() })
+}
+
+/// Takes in a session's file piece by piece, and makes the session.
+async fn import_session(
+    service: &Service,
+    mut requests: impl Stream<Item = Result<v1::ImportSessionRequest, Broken>> + Unpin,
+) -> Result<v1::Session, Reject> {
+    let bytes_max = service.sealed_bytes_max();
+    let invalid = |field, problem: String| Reject::Invalid { field, problem };
+    let mut start = None;
+    let mut file = Vec::new();
+    while let Some(request) = requests.next().await {
+        let request = match request {
+            Ok(request) => request,
+            Err(Broken::Refused(reject)) => return Err(reject),
+            Err(Broken::Gone) => return Err(Reject::Internal { what: "its client has gone" }),
+        };
+        match (request.message, &start) {
+            (Some(Message::Start(first)), None) => start = Some(first),
+            (Some(Message::Chunk(chunk)), Some(_)) => {
+                if bytes_max < file.len() as u64 + chunk.data.len() as u64 {
+                    let problem = format!("makes the file longer than {bytes_max} bytes");
+                    return Err(invalid("chunk", problem));
+                }
+                file.extend_from_slice(&chunk.data);
+            }
+            _ => {
+                let problem = "is not a start followed by chunks".to_owned();
+                return Err(invalid("message", problem));
+            }
+        }
+    }
+    let start = start.ok_or_else(|| invalid("message", "is not there".to_owned()))?;
+    service.import_session(start, file).await
 }
 
 /// Resolves when transports are to stop, or nobody is left to tell them.

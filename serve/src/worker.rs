@@ -3,7 +3,10 @@
 //! [`Worker`] is a state machine that is told events and asked for steps; it knows no thread and
 //! reads no clock but the one it is handed. [`run`] drives it on a thread.
 
+mod changes;
 pub mod generation;
+mod opening;
+mod stage;
 #[cfg(test)]
 mod tests;
 
@@ -17,28 +20,33 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
-use self::generation::{Drawn, Generation};
+pub use self::changes::{Change, Fork, Pack, Rename, Rewind, Unpack, What};
+use self::{
+    generation::{Drawn, Generation},
+    stage::Stage,
+};
 use crate::{
     admission::{Permit, Reject},
     device::{Batch, Device, DeviceError},
-    pipe::{Accepted, FinishReason, Pipe, PipeEvent},
+    pipe::{FinishReason, Pipe, PipeEvent},
     request::Request,
-    residency::{Closed, Residency},
-    router::{Load, Residence},
+    residency::{Place, Residency},
+    router::{Gone, Load, Residence},
     sampler::Sampler,
-    scheduler::{Phase, Scheduler, Sequence, SequenceId, Work},
-    sessions::{Session, SessionId, Sessions},
-    telemetry::metrics::{Origin, WorkerMetrics},
+    scheduler::{Phase, Scheduler, SequenceId, Work},
+    sessions::{Name, Session, SessionId, Sessions, Word},
+    store::Store,
+    telemetry::metrics::WorkerMetrics,
 };
 
 /// What the async side tells a worker.
 #[derive(Debug)]
 pub enum Event {
     Open(Box<Submission>),
-    Delete {
-        id: SessionId,
-        reply: oneshot::Sender<Result<(), Reject>>,
-    },
+    Attach(Box<Attachment>),
+    Change(Box<Change>),
+    Pack(Pack),
+    Unpack(Box<Unpack>),
     /// Finish what runs until `deadline`, park everything, end.
     Drain {
         deadline: Instant,
@@ -56,11 +64,45 @@ pub struct Submission {
     pub arrived: Instant,
 }
 
+/// A reader on its way to a session.
+#[derive(Debug)]
+pub struct Attachment {
+    pub id: SessionId,
+    /// Position of the first token to show.
+    pub from_position: u64,
+    pub pipe: Pipe,
+    pub permit: Permit,
+}
+
+/// How a unary call is answered: with how the session stands.
+pub type Reply = oneshot::Sender<Result<Standing, Reject>>;
+
+/// How a session stands, as far as others may know.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Standing {
+    pub id: SessionId,
+    pub position: u64,
+    /// The lowest position to which it can be taken back.
+    pub position_min: u64,
+    pub residence: Residence,
+    pub name: Option<Name>,
+    /// In the clock of the state cache.
+    pub used_at: u64,
+}
+
+impl Standing {
+    /// How a session stands that is about to begin.
+    pub fn new(id: SessionId, used_at: u64) -> Self {
+        let residence = Residence::Active;
+        Self { id, position: 0, position_min: 0, residence, name: None, used_at }
+    }
+}
+
 /// What a worker tells the directory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Notice {
-    Session { id: SessionId, position: u64, residence: Residence, used_at: u64 },
-    Gone { id: SessionId },
+    Session(Standing),
+    Gone { id: SessionId, why: Gone },
 }
 
 /// The owner of everything that changes on one device.
@@ -73,9 +115,13 @@ pub struct Worker<S, D> {
     /// By [`SequenceId`].
     generations: Vec<Option<Generation>>,
     n_generations: usize,
+    /// What has ended, or did long ago, and is still being read.
+    stages: Vec<Stage>,
     /// Notices for which the channel had no room, oldest first.
     outbox: VecDeque<Notice>,
     drain: Option<Instant>,
+    /// The store cannot promise any more what was written: nothing further is shown.
+    is_broken: bool,
     // From here on: memory that is kept from step to step, so that none allocates.
     batch: Batch,
     work: Vec<Work>,
@@ -86,16 +132,30 @@ pub struct Worker<S, D> {
 #[derive(Debug)]
 pub struct Parts<S, D> {
     pub device: D,
-    pub residency: Residency<S>,
+    pub store: Store<S>,
+    pub sessions: Sessions,
+    pub residency: Residency,
     pub scheduler: crate::scheduler::Config,
+    pub limits: Limits,
     pub text: generation::Text,
     pub notices: Sender<Notice>,
     pub metrics: WorkerMetrics,
     pub clock: Clock,
+}
+
+/// Limits of a worker.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
     /// Generations at once; the server's admission lets no more in.
     pub requests_max: u32,
     /// What a client is told to wait when there is no room.
     pub retry_after: Duration,
+    /// Tokens between two states that are kept while a session advances.
+    pub state_interval_tokens: u32,
+    /// How long a generation that can be gone on with runs without a reader.
+    pub detached_max: Duration,
+    /// Tokens that a reader may be shown of the past.
+    pub replay_tokens_max: u32,
 }
 
 /// What came of asking for a step.
@@ -149,21 +209,23 @@ pub fn run<S: Storage, D: Device>(mut worker: Worker<S, D>, events: &Receiver<Ev
 }
 
 impl<S: Storage, D: Device> Worker<S, D> {
-    /// A worker with the sessions that its state cache has records of.
+    /// A worker with the sessions that were recovered.
     pub fn new(mut parts: Parts<S, D>) -> Self {
         let dims = parts.device.dims();
         let config = parts.scheduler;
-        let sessions = parts.residency.recover();
+        let sessions = std::mem::take(&mut parts.sessions);
         let lanes_max = config.lanes_max as usize;
-        let requests_max = parts.requests_max as usize;
+        let requests_max = parts.limits.requests_max as usize;
         Self {
             scheduler: Scheduler::new(config),
             sessions,
             sampler: Sampler::new(dims.vocab),
             generations: Vec::with_capacity(requests_max),
             n_generations: 0,
+            stages: Vec::new(),
             outbox: VecDeque::new(),
             drain: None,
+            is_broken: false,
             batch: Batch::with_capacity(config.step_tokens_max as usize, lanes_max),
             work: Vec::with_capacity(lanes_max),
             ending: Vec::with_capacity(requests_max),
@@ -173,17 +235,18 @@ impl<S: Storage, D: Device> Worker<S, D> {
 
     /// Every session there is, for a directory that knows none yet.
     pub fn notices(&self) -> Vec<Notice> {
-        self.sessions.iter().map(|(id, session)| notice(id, session)).collect()
+        let standing = |(id, session)| Notice::Session(self.standing(id, session));
+        self.sessions.iter().map(standing).collect()
     }
 
     /// Takes in an event.
     pub fn handle(&mut self, event: Event, now: Instant) {
         match event {
             Event::Open(submission) => self.open(*submission, now),
-            Event::Delete { id, reply } => {
-                // Whoever asked may have gone.
-                reply.send(self.delete(id)).ok();
-            }
+            Event::Attach(attachment) => self.attach(*attachment),
+            Event::Change(change) => self.change(*change, now),
+            Event::Pack(pack) => self.pack(pack),
+            Event::Unpack(unpack) => self.unpack(*unpack, now),
             Event::Drain { deadline } => {
                 let deadline = self.drain.map_or(deadline, |earlier| earlier.min(deadline));
                 self.drain = Some(deadline);
@@ -196,12 +259,16 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let started = now();
         self.send_notices();
         let ended = self.end_cancelled(started);
+        self.show();
         if self.n_generations == 0 {
             self.observe_gauges();
             return match self.drain {
-                Some(_) => self.finish_drain(),
-                None if ended => Progress::Stepped,
-                None => Progress::Idle,
+                Some(deadline) if self.stages.is_empty() || deadline <= started => {
+                    self.finish_drain()
+                }
+                _ if ended => Progress::Stepped,
+                _ if !self.stages.is_empty() => Progress::Stalled,
+                _ => Progress::Idle,
             };
         }
         self.plan(started);
@@ -232,129 +299,28 @@ impl<S: Storage, D: Device> Worker<S, D> {
             None => self.deliver(after),
             Some(error) => self.fail_step(&error),
         }
+        self.keep_states();
         let overhead = (before - started) + (now() - after);
         self.parts.metrics.step_overhead.observe(overhead.as_secs_f64());
         self.observe_gauges();
         Progress::Stepped
     }
 
-    /// Opens or resumes a session for a generation, or tells the client why not.
-    fn open(&mut self, submission: Submission, now: Instant) {
-        let Submission { id, request, pipe, permit, load, arrived } = submission;
-        let is_new = request.session.is_none();
-        let session = match self.admit(id, &request, now) {
-            Ok(session) => session,
-            Err(reject) => {
-                debug!(session = %id, %reject, "refused");
-                if is_new {
-                    self.notify(Notice::Gone { id });
-                }
-                drop((permit, load));
-                return pipe.send(PipeEvent::Failed(reject));
-            }
-        };
-        let decoder = session.decoder;
-        let is_resident = session.lane.is_some();
-        // A new session's name is random already.
-        #[expect(clippy::cast_possible_truncation, reason = "half of a random number is one too")]
-        let chosen = if is_new { id.0 as u64 } else { decoder.seed };
-        let seed = request.seed.unwrap_or(chosen);
-        let prompt_tokens = u32::try_from(request.prompt.len()).expect("prompt_tokens_max is u32");
-        let opened = notice(id, session);
-        self.notify(opened);
-        pipe.send(PipeEvent::Accepted(Accepted {
-            session: id,
-            position: decoder.position,
-            resumed_tokens: decoder.computed(),
-            prompt_tokens,
-            seed,
-        }));
-        debug!(session = %id, request_id = request.request_id, prompt_tokens, "accepted");
-
-        let origin = match (decoder.computed(), is_resident) {
-            (0, _) => Origin::New,
-            (_, true) => Origin::Resident,
-            (_, false) => Origin::Parked,
-        };
-        let mut generation =
-            Generation::new(id, request, decoder, seed, pipe, (permit, load), arrived, origin);
-        generation.reserve(&self.parts.text);
-        let prompt_left = generation.left();
-        let slot = self.generations.iter().position(Option::is_none);
-        let slot = slot.unwrap_or_else(|| {
-            self.generations.push(None);
-            self.generations.len() - 1
-        });
-        self.generations[slot] = Some(generation);
-        self.n_generations += 1;
-        let id = SequenceId(u32::try_from(slot).expect("requests_max is u32"));
-        self.scheduler.push(Sequence { id, prompt_left });
-    }
-
-    /// The session for a generation, with a record reserved for it.
-    fn admit(
-        &mut self,
-        id: SessionId,
-        request: &Request,
-        now: Instant,
-    ) -> Result<&Session, Reject> {
-        if self.drain.is_some() {
-            return Err(Reject::Unavailable { retry_after: self.parts.retry_after });
-        }
-        let used_at = self.parts.clock.unix_ms(now);
-        if request.session.is_none() {
-            self.sessions.insert(id, Session::new(request.keep, used_at));
-        }
-        let session = self.sessions.get_mut(id).ok_or(Reject::UnknownSession { id })?;
-        let result = check_start(id, session, request).and_then(|()| {
-            self.parts.residency.reserve(&mut self.sessions, &mut self.parts.device, id).map_err(
-                |error| {
-                    warn!(session = %id, %error, "no record can be reserved");
-                    Reject::QueueFull {
-                        requests_max: self.parts.requests_max,
-                        retry_after: self.parts.retry_after,
-                    }
-                },
-            )
-        });
-        match result {
-            Ok(evicted) => {
-                if let Some(id) = evicted {
-                    self.parts.metrics.sessions_evicted.inc();
-                    self.notify(Notice::Gone { id });
-                }
-                let session = self.sessions.expect(id);
-                session.active = true;
-                session.keep |= request.keep;
-                session.used_at = used_at;
-                Ok(session)
-            }
-            Err(reject) => {
-                if request.session.is_none() {
-                    self.sessions.remove(id);
-                }
-                Err(reject)
-            }
-        }
-    }
-
-    fn delete(&mut self, id: SessionId) -> Result<(), Reject> {
-        let session = self.sessions.get(id).ok_or(Reject::UnknownSession { id })?;
-        if session.active {
-            return Err(Reject::SessionBusy { id });
-        }
-        self.parts.residency.forget(&mut self.sessions, &mut self.parts.device, id);
-        self.notify(Notice::Gone { id });
-        Ok(())
-    }
-
-    /// Ends the generations whose clients have gone or asked to, and at the deadline of a drain
+    /// Ends the generations whose clients asked to or have gone, and at the deadline of a drain
     /// all; says whether there were any.
     fn end_cancelled(&mut self, now: Instant) -> bool {
         let is_over = self.drain.is_some_and(|deadline| deadline <= now);
-        for (slot, generation) in (0..).zip(&self.generations) {
+        let detached_max = self.parts.limits.detached_max;
+        for (slot, generation) in (0..).zip(&mut self.generations) {
             let Some(generation) = generation else { continue };
-            if generation.pipe.is_cancelled() {
+            if generation.stage.has_readers() {
+                generation.detached_at = None;
+            }
+            let is_alone = !generation.stage.has_readers() && {
+                let since = *generation.detached_at.get_or_insert(now);
+                !generation.survives || detached_max <= now - since
+            };
+            if generation.stage.is_cancelled() || is_alone {
                 self.ending.push((SequenceId(slot), FinishReason::Cancelled));
             } else if is_over {
                 self.ending.push((SequenceId(slot), FinishReason::Shutdown));
@@ -367,80 +333,140 @@ impl<S: Storage, D: Device> Worker<S, D> {
 
     /// Plans a step and fills the batch; whoever cannot be seated fails.
     fn plan(&mut self, now: Instant) {
-        let Self { parts, scheduler, sessions, generations, batch, work, .. } = self;
-        let Parts { device, residency, text, metrics, clock, .. } = parts;
-        let plan = scheduler.step(|id| {
+        let Self { scheduler, generations, .. } = self;
+        let events_max = self.parts.text.events_per_step_max();
+        scheduler.step(|id| {
             let generation = generations[id.0 as usize].as_ref();
-            !generation.is_some_and(|it| it.pipe.has_room(text.events_per_step_max()))
+            generation.is_none_or(|it| it.stage.is_crowded(events_max))
         });
-        work.clear();
-        batch.clear();
-        for id in &plan.unseat {
-            residency.unpin(sessions, expect(generations, *id).session);
+        self.work.clear();
+        self.batch.clear();
+        for i in 0..self.scheduler.plan().unseat.len() {
+            let id = self.scheduler.plan().unseat[i];
+            let session = expect(&mut self.generations, id).session;
+            self.parts.residency.unpin(&mut self.sessions, session);
         }
-        for id in &plan.seat {
-            let generation = expect(generations, *id);
-            let began = clock.now();
-            match residency.seat(sessions, device, generation.session) {
-                Ok(seat) => {
-                    if seat.origin == Origin::Parked {
-                        metrics.session_resume.observe((clock.now() - began).as_secs_f64());
-                    }
-                    generation.seated(seat.lane, now, metrics);
-                }
-                Err(error) => {
-                    error!(session = %generation.session, %error, "a session got no lane");
-                    generation.failed = Some("its state could not be brought to the device");
-                }
-            }
+        for i in 0..self.scheduler.plan().seat.len() {
+            self.seat(self.scheduler.plan().seat[i], now);
         }
-        for item in &plan.work {
+        let Self { parts, scheduler, sessions, generations, batch, work, .. } = self;
+        for item in &scheduler.plan().work {
             let generation = expect(generations, item.id);
-            if generation.failed.is_some() {
+            if generation.failed.is_some() || generation.is_replanned {
                 continue;
             }
             let tokens = match item.phase {
                 Phase::Decode => 1,
                 Phase::Prefill { tokens, .. } => tokens,
             };
-            let session = sessions.expect(generation.session);
-            generation.feed(session, tokens, batch);
+            generation.feed(sessions.expect(generation.session), tokens, batch);
             if matches!(item.phase, Phase::Prefill { .. }) {
-                metrics.prompt_tokens.inc_by(tokens.into());
+                parts.metrics.prompt_tokens.inc_by(tokens.into());
             }
             work.push(*item);
         }
-        metrics.step_sequences.observe(work.len() as f64);
-        metrics.step_tokens.observe(batch.tokens.len() as f64);
+        for &id in &scheduler.plan().seat {
+            expect(generations, id).is_replanned = false;
+        }
+        parts.metrics.step_sequences.observe(work.len() as f64);
+        parts.metrics.step_tokens.observe(batch.tokens.len() as f64);
         self.end_failed();
     }
 
-    /// Hands out the tokens that were drawn, and ends who is done.
+    /// Brings a session to a lane. If its state there has seen less of the log than was planned with, as the state that
+    /// was counted on has been lost since, it is planned again.
+    fn seat(&mut self, sequence: SequenceId, now: Instant) {
+        let Self { parts, scheduler, sessions, generations, .. } = self;
+        let Parts { device, store, residency, metrics, clock, .. } = parts;
+        let generation = expect(generations, sequence);
+        let id = generation.session;
+        let began = clock.now();
+        let max = sessions.expect(id).record.position - 1;
+        let mut place = Place { store, sessions, device };
+        let origin = match residency.seat(&mut place, id, max) {
+            Ok(origin) => origin,
+            Err(error) => {
+                error!(session = %id, %error, "a session got no lane");
+                generation.failed = Some("its state could not be brought to the device");
+                return;
+            }
+        };
+        if origin == crate::telemetry::metrics::Origin::Parked {
+            metrics.session_resume.observe((clock.now() - began).as_secs_f64());
+        }
+        let session = sessions.expect(id);
+        let seat = session.seat.expect("it has just been seated");
+        let left = generation.left(&session.record, seat.computed);
+        generation.seated(seat.ticket.lane, origin, now, metrics);
+        if generation.lacks(seat.computed) {
+            let drawn_from = generation.stage.transcript.from();
+            let mut log = Vec::new();
+            if let Err(error) = store.log(sessions, id, seat.computed..drawn_from, &mut log) {
+                error!(session = %id, %error, "a state is lost, and so is the log to compute it from");
+                generation.failed = Some("its state is lost");
+                return;
+            }
+            generation.set_feed(seat.computed, &log);
+        }
+        if left != generation.planned {
+            generation.replan(left);
+            scheduler.restart(sequence, left);
+        }
+    }
+
+    /// Takes in the tokens that were drawn, shows them, and ends who is done.
     fn deliver(&mut self, now: Instant) {
-        for work in &self.work {
+        for i in 0..self.work.len() {
+            let work = self.work[i];
             let generation = expect(&mut self.generations, work.id);
-            let session = self.sessions.expect(generation.session);
-            let reason = match generation.drawn.take() {
+            let id = generation.session;
+            let token = match generation.drawn.take() {
                 None => continue,
                 Some(Drawn::NotFinite) => {
-                    error!(session = %generation.session, "no logit is finite");
+                    error!(session = %id, "no logit is finite");
                     generation.failed = Some("the model's output is not finite");
                     continue;
                 }
-                Some(Drawn::Token(token)) => generation.deliver(
-                    session,
-                    token,
-                    &mut self.parts.text,
-                    &self.parts.metrics,
-                    now,
-                ),
+                Some(Drawn::Nothing) => {
+                    self.ending.push((work.id, FinishReason::Prompt));
+                    continue;
+                }
+                Some(Drawn::Token(token)) => token,
             };
-            if let Some(reason) = reason {
+            let Parts { store, text, metrics, .. } = &mut self.parts;
+            if Generation::is_logged(token, text) {
+                let word = Word::drawn(token);
+                if let Err(error) = store.append(&mut self.sessions, id, [word].into_iter()) {
+                    error!(session = %id, %error, "a token could not be logged");
+                    generation.failed = Some("its log could not be written");
+                    continue;
+                }
+            }
+            if let Some(reason) = generation.deliver(token, text, metrics, now) {
                 self.ending.push((work.id, reason));
             }
         }
+        self.show();
         self.end_failed();
         self.end_all(now);
+    }
+
+    /// Shows what is to be shown, once it can be promised.
+    fn show(&mut self) {
+        if let Err(error) = self.parts.store.commit() {
+            error!(%error, "the logs cannot be flushed: nothing more is shown");
+            self.is_broken = true;
+        }
+        if self.is_broken {
+            return self.break_off();
+        }
+        for generation in self.generations.iter_mut().flatten() {
+            generation.stage.show();
+        }
+        self.stages.retain_mut(|stage| {
+            stage.show();
+            stage.has_readers()
+        });
     }
 
     /// Ends everybody in a batch that the device could not run: their states are void.
@@ -453,44 +479,120 @@ impl<S: Storage, D: Device> Worker<S, D> {
         self.end_failed();
     }
 
-    /// Ends the generations in `ending`, each for its reason.
-    fn end_all(&mut self, now: Instant) {
-        while let Some((id, reason)) = self.ending.pop() {
-            let generation = self.take(id);
-            let session = self.sessions.expect(generation.session);
-            session.used_at = self.parts.clock.unix_ms(now);
-            // Interrupted by us, it may be gone on with, even if its client meant it to end here.
-            session.keep |= reason == FinishReason::Shutdown;
-            let position = session.decoder.position;
-            let Parts { device, residency, metrics, clock, .. } = &mut self.parts;
-            let began = clock.now();
-            let closed = residency.close(&mut self.sessions, device, generation.session);
-            if closed == Closed::Parked {
-                metrics.session_park.observe((clock.now() - began).as_secs_f64());
+    /// Fails all generations.
+    fn break_off(&mut self) {
+        for generation in self.generations.iter_mut().flatten() {
+            generation.failed = Some("the disk does not keep what is written");
+        }
+        self.stages.clear();
+        self.end_failed();
+    }
+
+    /// Keeps the states of those that have come far since the last time.
+    fn keep_states(&mut self) {
+        let interval = u64::from(self.parts.limits.state_interval_tokens);
+        for i in 0..self.work.len() {
+            let Some(generation) = &self.generations[self.work[i].id.0 as usize] else { continue };
+            let id = generation.session;
+            let session = self.sessions.expect(id);
+            let computed = session.seat.map_or(0, |seat| seat.computed);
+            if session.record.keep && interval <= computed - session.record.kept().min(computed) {
+                self.keep(id);
             }
-            self.tell_closed(generation.session, closed);
-            self.parts.metrics.finished(reason).inc();
-            debug!(session = %generation.session, ?reason, position, "finished");
-            generation.finish(reason, position, now);
         }
     }
 
-    /// Ends the generations that failed, and takes their sessions back to their records.
+    /// Keeps the state of a session and writes its row; says whether its row is as it should be.
+    fn keep(&mut self, id: SessionId) -> bool {
+        let Self { parts, sessions, .. } = self;
+        let Parts { device, store, residency, .. } = parts;
+        let mut place = Place { store, sessions, device };
+        let kept = residency.keep(&mut place, id).map(drop);
+        let written = store.write(id, sessions.expect(id));
+        if let Err(error) = kept.and(written) {
+            warn!(session = %id, %error, "a session could not be parked");
+            return false;
+        }
+        true
+    }
+
+    /// Ends the generations in `ending`, each for its reason.
+    fn end_all(&mut self, now: Instant) {
+        if self.ending.is_empty() {
+            return;
+        }
+        while let Some((sequence, reason)) = self.ending.pop() {
+            if self.generations[sequence.0 as usize].is_none() {
+                // It has failed meanwhile.
+                continue;
+            }
+            let mut generation = self.take(sequence);
+            generation.give_up(reason, &mut self.parts.text);
+            let id = generation.session;
+            let session = self.sessions.expect(id);
+            session.used_at = self.parts.clock.unix_ms(now);
+            session.active = false;
+            // Interrupted by us, it may be gone on with, even if its client meant it to end here.
+            session.record.keep |= reason == FinishReason::Shutdown;
+            if let Some(turn) = &mut session.record.turn {
+                turn.end = Some(reason);
+                turn.text_bytes = generation.stage.transcript.text_bytes();
+            }
+            let (position, keep) = (session.record.position, session.record.keep);
+            self.parts.residency.unpin(&mut self.sessions, id);
+            if keep && 0 < position {
+                self.close(id);
+            } else {
+                self.forget(id, Gone::Ended);
+            }
+            self.parts.metrics.finished(reason).inc();
+            debug!(session = %id, ?reason, position, "finished");
+            let finished = generation.finished(reason, position, now);
+            let mut stage = generation.into_stage();
+            stage.end(PipeEvent::Finished(finished));
+            self.stages.push(stage);
+        }
+        self.show();
+    }
+
+    /// Parks a session whose generation has ended.
+    fn close(&mut self, id: SessionId) {
+        let began = self.parts.clock.now();
+        if self.keep(id) {
+            self.parts.store.release(self.sessions.expect(id));
+            let elapsed = self.parts.clock.now() - began;
+            self.parts.metrics.session_park.observe(elapsed.as_secs_f64());
+        }
+        self.tell(id);
+    }
+
+    /// Ends the generations that failed. What their lanes hold is void; what their logs say stands.
     fn end_failed(&mut self) {
         for slot in 0..self.generations.len() {
             let Some(what) = self.generations[slot].as_ref().and_then(|it| it.failed) else {
                 continue;
             };
-            let id = SequenceId(u32::try_from(slot).expect("requests_max is u32"));
-            self.work.retain(|work| work.id != id);
-            let generation = self.take(id);
-            let closed = self.parts.residency.revert(
-                &mut self.sessions,
-                &mut self.parts.device,
-                generation.session,
-            );
-            self.tell_closed(generation.session, closed);
-            generation.fail(Reject::Internal { what });
+            let sequence = SequenceId(u32::try_from(slot).expect("requests_max is u32"));
+            self.work.retain(|work| work.id != sequence);
+            let generation = self.take(sequence);
+            let id = generation.session;
+            let Parts { device, store, residency, .. } = &mut self.parts;
+            let sessions = &mut self.sessions;
+            residency.leave(&mut Place { store, sessions, device }, id);
+            let session = self.sessions.expect(id);
+            session.active = false;
+            if let Some(turn) = &mut session.record.turn {
+                turn.end = Some(FinishReason::Interrupted);
+            }
+            if session.record.keep {
+                self.close(id);
+            } else {
+                self.forget(id, Gone::Ended);
+            }
+            let mut stage = generation.into_stage();
+            stage.end(PipeEvent::Failed(Reject::Internal { what }));
+            stage.show();
+            self.stages.push(stage);
         }
     }
 
@@ -501,22 +603,52 @@ impl<S: Storage, D: Device> Worker<S, D> {
         self.generations[id.0 as usize].take().expect("a sequence has a generation")
     }
 
-    fn tell_closed(&mut self, id: SessionId, closed: Closed) {
-        match closed {
-            Closed::Parked | Closed::Kept => {
-                let kept = notice(id, self.sessions.expect(id));
-                self.notify(kept);
-            }
-            Closed::Gone => self.notify(Notice::Gone { id }),
+    /// Forgets a session wherever it is.
+    fn forget(&mut self, id: SessionId, why: Gone) {
+        if let Some(session) = self.parts.store.forget(&mut self.sessions, id) {
+            self.parts.residency.forgotten(&mut self.parts.device, &session);
         }
+        self.notify(Notice::Gone { id, why });
     }
 
     fn finish_drain(&mut self) -> Progress {
-        match self.parts.residency.flush(&mut self.sessions, &mut self.parts.device) {
+        let ids: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.record.keep && session.needs_state())
+            .map(|(id, _)| id)
+            .collect();
+        for id in ids {
+            self.keep(id);
+        }
+        match self.parts.store.flush() {
             Ok(()) => info!(sessions = self.sessions.len(), "drained"),
-            Err(error) => error!(%error, "the state cache could not be flushed"),
+            Err(error) => error!(%error, "the sessions could not be flushed"),
         }
         Progress::Done
+    }
+
+    fn standing(&self, id: SessionId, session: &Session) -> Standing {
+        let residence = match session {
+            Session { active: true, .. } => Residence::Active,
+            Session { seat: Some(_), .. } => Residence::Resident,
+            Session { seat: None, .. } => Residence::Parked,
+        };
+        Standing {
+            id,
+            position: session.record.position,
+            position_min: self.parts.store.position_min(session),
+            residence,
+            name: session.record.name,
+            used_at: session.used_at,
+        }
+    }
+
+    /// Tells the directory how a session stands.
+    fn tell(&mut self, id: SessionId) {
+        let session = self.sessions.get(id).expect("it is here");
+        let standing = self.standing(id, session);
+        self.notify(Notice::Session(standing));
     }
 
     /// Queues a notice; the order of notices is kept.
@@ -578,24 +710,6 @@ impl Clock {
     }
 }
 
-/// Whether `session` can begin with `request`.
-fn check_start(id: SessionId, session: &Session, request: &Request) -> Result<(), Reject> {
-    let position = session.decoder.position;
-    if session.active {
-        return Err(Reject::SessionBusy { id });
-    }
-    if let Some(expected) = request.expected_position
-        && expected != position
-    {
-        return Err(Reject::StalePosition { id, position, expected });
-    }
-    if request.prompt.is_empty() && session.decoder.pending.is_none() {
-        let problem = "has no token, and the session's text has ended".to_owned();
-        return Err(Reject::Invalid { field: "prompt", problem });
-    }
-    Ok(())
-}
-
 /// Draws a token for each sequence whose last one was fed.
 fn draw_all(
     logits: &[f32],
@@ -616,14 +730,4 @@ fn draw_all(
 
 fn expect(generations: &mut [Option<Generation>], id: SequenceId) -> &mut Generation {
     generations[id.0 as usize].as_mut().expect("a scheduled sequence has a generation")
-}
-
-fn notice(id: SessionId, session: &Session) -> Notice {
-    let residence = match session {
-        Session { active: true, .. } => Residence::Active,
-        Session { lane: Some(_), .. } => Residence::Resident,
-        Session { lane: None, .. } => Residence::Parked,
-    };
-    let position = session.decoder.position;
-    Notice::Session { id, position, residence, used_at: session.used_at }
 }

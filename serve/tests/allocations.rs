@@ -22,17 +22,18 @@ use aerie_serve::{
     admission::{self, Admission},
     device::{Device as _, DeviceSpec, files::BundleFiles, ort as onnx},
     pipe::{PipeEvent, PipeReader, pipe},
-    request::Request,
-    residency::{Residency, record_bytes},
+    request::{Origin, Request},
+    residency::Residency,
     router::{Router, WorkerHandle, WorkerId},
     sampler::Sampling,
     scheduler,
-    sessions::SessionId,
+    sessions::{Durability, SessionId},
+    store::{Files, Sizes, Store},
     telemetry::metrics::Metrics,
     text::Tokenizer,
-    worker::{Clock, Event, Parts, Progress, Submission, Worker, generation::Text},
+    worker::{Clock, Event, Limits, Parts, Progress, Submission, Worker, generation::Text},
 };
-use aerie_state_cache::{Config as CacheConfig, Fingerprint, MappedFile, StateCache};
+use aerie_state_cache::MappedFile;
 use crossbeam::channel::bounded;
 
 /// The system's allocator, with a count of each thread's calls.
@@ -116,7 +117,7 @@ fn read(reader: &mut PipeReader) -> u32 {
     let tokens = events.filter(|event| match event {
         PipeEvent::Token { .. } => true,
         PipeEvent::Finished(_) | PipeEvent::Failed(_) => panic!("{event:?}"),
-        PipeEvent::Accepted(_) | PipeEvent::Text(_) => false,
+        PipeEvent::Accepted(_) | PipeEvent::Attached(_) | PipeEvent::Text(_) => false,
     });
     u32::try_from(tokens.count()).unwrap()
 }
@@ -128,15 +129,17 @@ fn request(session: u32) -> Request {
         Sampling { temperature: 0.8, top_k: 40, top_p: 0.9 },
     ];
     Request {
-        session: None,
+        origin: Origin::New,
         keep: false,
         prompt: vec![300, 301, 302],
+        prompt_only: false,
         sampling: sampling[session as usize],
         seed: Some(u64::from(session)),
         tokens_max: 10_000,
         stop: vec!["never said".to_owned()],
         expected_position: None,
         request_id: String::new(),
+        digest: None,
     }
 }
 
@@ -151,22 +154,32 @@ fn worker(sessions: &Path) -> Worker<MappedFile, onnx::OrtDevice> {
     // One core: ONNX Runtime runs every kernel on the thread that counts.
     let spec = DeviceSpec { cores: Some((0, 0)) };
     let device = onnx::OrtDevice::load(&runtime, &files, &manifest, &spec, SCHEDULER).unwrap();
-    let config = CacheConfig {
-        record_bytes: record_bytes(device.dims().state_bytes),
-        records_max: SESSIONS,
-        fingerprint: Fingerprint(manifest.fingerprint()),
+    let sizes = Sizes {
+        sessions: SESSIONS,
+        states: SESSIONS,
+        log_tokens: 1024,
+        state_bytes: device.dims().state_bytes,
+        fingerprint: manifest.fingerprint(),
     };
-    let cache = StateCache::open(sessions, config).unwrap();
+    let files = Files::open(sessions, &sizes).unwrap();
+    let (store, sessions) = Store::recover(files, Durability::Fast, 1);
     Worker::new(Parts {
-        residency: Residency::new(cache, manifest.fingerprint(), device.dims()),
+        residency: Residency::new(device.dims()),
         device,
+        store,
+        sessions,
+        limits: Limits {
+            requests_max: SESSIONS,
+            retry_after: Duration::ZERO,
+            state_interval_tokens: 64,
+            detached_max: Duration::ZERO,
+            replay_tokens_max: 1024,
+        },
         scheduler: SCHEDULER,
         text: Text::new(vocabulary, 64),
         // A directory that has gone needs no notices.
         notices: bounded(1).0,
         metrics: Metrics::new().worker("tales", "cpu:0-0"),
         clock: Clock::start(),
-        requests_max: SESSIONS,
-        retry_after: Duration::ZERO,
     })
 }

@@ -38,7 +38,8 @@
 //! in and nothing else is lost.
 //!
 //! CRC-32 finds every flip of up to two bits and every burst of up to 32, and misses other damage
-//! once in 2^32. It is there to find accidents, not forgeries. With vector carry-less multiplication
+//! once in 2^32. It is there to find accidents, not forgeries; and it is blind to records that carry a CRC-32 of their own
+//! behind what that covers, as all of those have the same. With vector carry-less multiplication
 //! it runs faster than `memcpy` (`cargo bench -p aerie-state-cache`); in the trial that chose it, on
 //! 64 KiB with AVX-512, XXH3 took three times as long and BLAKE3 twelve times.
 //!

@@ -153,9 +153,14 @@ pub fn program(name: &str) -> PathBuf {
 
 /// A bundle of the `tiny` preset with random weights, emitted into `folder`.
 pub fn tiny_bundle(folder: &Path) -> PathBuf {
+    seeded_bundle(folder, 1)
+}
+
+/// The same with other weights for every `seed`.
+pub fn seeded_bundle(folder: &Path, seed: u64) -> PathBuf {
     let bundle = folder.join("tiny");
     let output = Command::new(program("aerie-export"))
-        .args(["emit", "--random", "tiny", "--seed", "1", "--name", "tiny", "--out"])
+        .args(["emit", "--random", "tiny", "--seed", &seed.to_string(), "--name", "tiny", "--out"])
         .arg(&bundle)
         .output()
         .expect("aerie-export runs");

@@ -1,7 +1,7 @@
 //! One generation of a test: what is asked, and all that came back.
 
 use aerie_client::{
-    Client, Error, Event,
+    Client, Error, Event, Generation,
     v1::{self, start::Prompt},
 };
 use tokio_stream::StreamExt as _;
@@ -27,15 +27,29 @@ pub fn greedy(prompt: &str, max_tokens: u32) -> v1::Start {
 /// # Errors
 /// The server's, if it refuses or fails.
 pub async fn run(client: &Client, start: v1::Start) -> Result<Turn, Error> {
-    let mut generation = client.generate(start).await?;
+    let generation = client.generate(start).await?;
     let mut turn = Turn::default();
-    let mut position = 0;
+    follow(generation, &mut turn, 0).await?;
+    assert_eq!(turn.finished.generated_tokens as usize, turn.ids.len(), "tokens were lost");
+    Ok(turn)
+}
+
+/// Takes in a generation, or the rest of one whose next token is at `position`, to its end.
+///
+/// # Errors
+/// The server's, or that of the connection.
+pub async fn follow(
+    mut generation: Generation,
+    turn: &mut Turn,
+    mut position: u64,
+) -> Result<(), Error> {
     while let Some(event) = generation.next().await {
         match event? {
             Event::Accepted(accepted) => {
                 position = accepted.position + u64::from(accepted.prompt_tokens);
                 turn.accepted = accepted;
             }
+            Event::Attached(attached) => assert!(position <= attached.position, "{attached:?}"),
             Event::Delta(delta) => {
                 if !delta.ids.is_empty() {
                     assert_eq!(delta.position, position, "a token was lost or doubled");
@@ -47,7 +61,6 @@ pub async fn run(client: &Client, start: v1::Start) -> Result<Turn, Error> {
             Event::Finished(finished) => turn.finished = finished,
         }
     }
-    assert_eq!(turn.finished.generated_tokens as usize, turn.ids.len(), "tokens were lost");
     assert_eq!(turn.finished.position, position, "the session stands elsewhere");
-    Ok(turn)
+    Ok(())
 }

@@ -10,13 +10,15 @@ use std::{
     time::Duration,
 };
 
-use aerie_proto::v1::{self, generate_response};
+use aerie_proto::v1::{self, call::Call, call_response::Result as Answer, generate_response};
 use tokio_stream::Stream;
 
 use crate::{Error, Trust, grpc, quic};
 
 /// How long a connection may take to come about.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a piece of a session's file.
+const CHUNK_BYTES: usize = 256 << 10;
 /// Sessions asked for at once.
 const PAGE_SESSIONS: u32 = 1000;
 
@@ -34,7 +36,8 @@ enum Transport {
 
 /// A running generation: a stream of [`Event`]s that ends after `Finished` or an error.
 ///
-/// Dropping it cancels the generation; the server keeps the session if it was asked to.
+/// Dropping it cancels the generation, unless its request has an id and its session is kept: that one goes on for a while
+/// without a reader, to be asked for again or attached to. [`Generation::cancel`] ends any.
 pub struct Generation {
     responses: Responses,
     is_over: bool,
@@ -45,11 +48,13 @@ enum Responses {
     Quic(quic::Responses),
 }
 
-/// What a generation tells: `Accepted`, any number of `Delta`, `Finished`.
+/// What a generation tells: `Accepted` or `Attached`, any number of `Delta`, `Finished`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The generation has begun.
     Accepted(v1::Accepted),
+    /// The session is being followed.
+    Attached(v1::Attached),
     /// One or more tokens.
     Delta(v1::Delta),
     /// Nothing more will come.
@@ -104,6 +109,19 @@ impl Client {
         Ok(Generation { responses, is_over: false })
     }
 
+    /// Follows a session from a position on: what it has said since, then what it says as it comes.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn attach(&self, id: &str, from_position: u64) -> Result<Generation, Error> {
+        let request = v1::AttachRequest { session_id: id.to_owned(), from_position };
+        let responses = match &self.transport {
+            Transport::Grpc(connection) => Responses::Grpc(connection.attach(request).await?),
+            Transport::Quic(connection) => Responses::Quic(connection.attach(request).await?),
+        };
+        Ok(Generation { responses, is_over: false })
+    }
+
     /// Every session that the server has, in the order of their ids.
     ///
     /// # Errors
@@ -113,9 +131,8 @@ impl Client {
         let mut page_token = String::new();
         loop {
             let request = v1::ListSessionsRequest { page_size: PAGE_SESSIONS, page_token };
-            let page = match &self.transport {
-                Transport::Grpc(connection) => connection.list_sessions(request).await?,
-                Transport::Quic(connection) => connection.list_sessions(request).await?,
+            let Answer::ListSessions(page) = self.unary(Call::ListSessions(request)).await? else {
+                return Err(Error::Answer);
             };
             sessions.extend(page.sessions);
             if page.next_page_token.is_empty() {
@@ -125,27 +142,94 @@ impl Client {
         }
     }
 
-    /// One session.
+    /// One session, by its id or its name.
     ///
     /// # Errors
     /// [`Error::Rejected`] with [`Code::NotFound`](crate::Code::NotFound) if there is none.
     pub async fn session(&self, id: &str) -> Result<v1::Session, Error> {
         let request = v1::GetSessionRequest { session_id: id.to_owned() };
-        match &self.transport {
-            Transport::Grpc(connection) => connection.session(request).await,
-            Transport::Quic(connection) => connection.session(request).await,
-        }
+        self.session_call(Call::GetSession(request)).await
     }
 
     /// Has the server forget an idle session.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn delete_session(&self, id: &str) -> Result<(), Error> {
-        let request = v1::DeleteSessionRequest { session_id: id.to_owned() };
+    pub async fn delete_session(&self, request: v1::DeleteSessionRequest) -> Result<(), Error> {
+        match self.unary(Call::DeleteSession(request)).await? {
+            Answer::DeleteSession(_) => Ok(()),
+            _ => Err(Error::Answer),
+        }
+    }
+
+    /// Makes a session that stands where another stands or has stood.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn fork_session(
+        &self,
+        request: v1::ForkSessionRequest,
+    ) -> Result<v1::Session, Error> {
+        self.session_call(Call::ForkSession(request)).await
+    }
+
+    /// Takes an idle session back to a position where it has stood.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn rewind_session(
+        &self,
+        request: v1::RewindSessionRequest,
+    ) -> Result<v1::Session, Error> {
+        self.session_call(Call::RewindSession(request)).await
+    }
+
+    /// Gives a session a name, under which it can be forked; or takes it away.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn name_session(
+        &self,
+        request: v1::NameSessionRequest,
+    ) -> Result<v1::Session, Error> {
+        self.session_call(Call::NameSession(request)).await
+    }
+
+    /// An idle session as a sealed file.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn export_session(
+        &self,
+        request: v1::ExportSessionRequest,
+    ) -> Result<Vec<u8>, Error> {
         match &self.transport {
-            Transport::Grpc(connection) => connection.delete_session(request).await,
-            Transport::Quic(connection) => connection.delete_session(request).await,
+            Transport::Grpc(connection) => connection.export(request).await,
+            Transport::Quic(connection) => connection.export(request).await,
+        }
+    }
+
+    /// Makes a session of a sealed file.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn import_session(
+        &self,
+        start: v1::ImportStart,
+        file: Vec<u8>,
+    ) -> Result<v1::Session, Error> {
+        use v1::import_session_request::Message;
+
+        let chunks = (0..file.len()).step_by(CHUNK_BYTES).map(move |at| {
+            let data = file[at..file.len().min(at + CHUNK_BYTES)].to_vec();
+            Message::Chunk(v1::Chunk { data })
+        });
+        let messages = std::iter::once(Message::Start(start))
+            .chain(chunks)
+            .map(|message| v1::ImportSessionRequest { message: Some(message) });
+        match &self.transport {
+            Transport::Grpc(connection) => connection.import(messages).await,
+            Transport::Quic(connection) => connection.import(messages).await,
         }
     }
 
@@ -154,9 +238,23 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn models(&self) -> Result<Vec<v1::Model>, Error> {
+        match self.unary(Call::ListModels(v1::ListModelsRequest {})).await? {
+            Answer::ListModels(v1::ListModelsResponse { models }) => Ok(models),
+            _ => Err(Error::Answer),
+        }
+    }
+
+    async fn session_call(&self, call: Call) -> Result<v1::Session, Error> {
+        match self.unary(call).await? {
+            Answer::Session(session) => Ok(session),
+            _ => Err(Error::Answer),
+        }
+    }
+
+    async fn unary(&self, call: Call) -> Result<Answer, Error> {
         match &self.transport {
-            Transport::Grpc(connection) => connection.models().await,
-            Transport::Quic(connection) => connection.models().await,
+            Transport::Grpc(connection) => connection.unary(call).await,
+            Transport::Quic(connection) => connection.unary(call).await,
         }
     }
 }
@@ -204,6 +302,7 @@ impl fmt::Debug for Generation {
 fn parse_event(event: Option<generate_response::Event>) -> Result<Event, Error> {
     match event {
         Some(generate_response::Event::Accepted(accepted)) => Ok(Event::Accepted(accepted)),
+        Some(generate_response::Event::Attached(attached)) => Ok(Event::Attached(attached)),
         Some(generate_response::Event::Delta(delta)) => Ok(Event::Delta(delta)),
         Some(generate_response::Event::Finished(finished)) => Ok(Event::Finished(finished)),
         Some(generate_response::Event::Error(error)) => Err(quic::rejected(error)),

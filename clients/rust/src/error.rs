@@ -1,6 +1,6 @@
 //! What can go wrong between a client and its server, the same over both transports.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use aerie_proto::frame::FrameError;
 use thiserror::Error;
@@ -40,6 +40,10 @@ pub enum Error {
         message: String,
         /// When trying again may help; none if it will not.
         retry_after: Option<Duration>,
+        /// What kind of refusal it is, more exactly, such as `STALE_POSITION`; may be empty.
+        reason: String,
+        /// Where the session stands, if that is what the refusal is about.
+        position: Option<u64>,
     },
     /// The connection was lost while the call was running.
     #[error("connection lost: {reason}")]
@@ -53,6 +57,11 @@ pub enum Error {
     /// The server answered with something other than what was asked for.
     #[error("the server's answer is not one to this call")]
     Answer,
+}
+
+/// Where a session stands, as a refusal's metadata tell.
+pub(crate) fn position(metadata: &HashMap<String, String>) -> Option<u64> {
+    metadata.get("position")?.parse().ok()
 }
 
 impl Error {

@@ -9,15 +9,17 @@ use std::{
 use aerie_proto::{
     frame::FRAME_BYTES_MAX,
     v1::{
-        self, generate_request::Message, inference_client::InferenceClient,
-        models_client::ModelsClient, sessions_client::SessionsClient,
+        self, call, call_response::Result as Answer, generate_request::Message,
+        inference_client::InferenceClient, models_client::ModelsClient,
+        sessions_client::SessionsClient,
     },
 };
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic_types::StatusExt as _;
 
-use crate::{Error, client::CONNECT_TIMEOUT};
+use crate::{Error, client::CONNECT_TIMEOUT, error::position};
 
 /// Requests on their way to the wire: a generation has a start and at most a cancel.
 const REQUESTS_MAX: usize = 2;
@@ -58,40 +60,68 @@ impl Connection {
         let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
         let start = v1::GenerateRequest { message: Some(Message::Start(start)) };
         requests.try_send(start).expect("the channel is new and has room");
-        let mut client = InferenceClient::new(self.channel.clone())
-            .max_encoding_message_size(FRAME_BYTES_MAX)
-            .max_decoding_message_size(FRAME_BYTES_MAX);
-        let responses = client.generate(ReceiverStream::new(outgoing)).await;
+        let responses = self.inference().generate(ReceiverStream::new(outgoing)).await;
         Ok(Responses { requests, responses: responses.map_err(rejected)?.into_inner() })
     }
 
-    pub(crate) async fn list_sessions(
-        &self,
-        request: v1::ListSessionsRequest,
-    ) -> Result<v1::ListSessionsResponse, Error> {
-        let page = self.sessions().list_sessions(request).await.map_err(rejected)?;
-        Ok(page.into_inner())
+    pub(crate) async fn attach(&self, request: v1::AttachRequest) -> Result<Responses, Error> {
+        let (requests, _) = mpsc::channel(REQUESTS_MAX);
+        let responses = self.inference().attach(request).await;
+        Ok(Responses { requests, responses: responses.map_err(rejected)?.into_inner() })
     }
 
-    pub(crate) async fn session(
+    /// Any call that is answered once.
+    pub(crate) async fn unary(&self, call: call::Call) -> Result<Answer, Error> {
+        use call::Call;
+
+        let mut sessions = self.sessions();
+        let answer = match call {
+            Call::ListSessions(request) => sessions
+                .list_sessions(request)
+                .await
+                .map(|it| Answer::ListSessions(it.into_inner())),
+            Call::GetSession(request) => session(sessions.get_session(request).await),
+            Call::DeleteSession(request) => sessions
+                .delete_session(request)
+                .await
+                .map(|it| Answer::DeleteSession(it.into_inner())),
+            Call::ForkSession(request) => session(sessions.fork_session(request).await),
+            Call::RewindSession(request) => session(sessions.rewind_session(request).await),
+            Call::NameSession(request) => session(sessions.name_session(request).await),
+            Call::ListModels(request) => {
+                let mut models = ModelsClient::new(self.channel.clone());
+                models.list_models(request).await.map(|it| Answer::ListModels(it.into_inner()))
+            }
+            Call::Generate(_)
+            | Call::Attach(_)
+            | Call::ExportSession(_)
+            | Call::ImportSession(_) => return Err(Error::Answer),
+        };
+        answer.map_err(rejected)
+    }
+
+    pub(crate) async fn export(&self, request: v1::ExportSessionRequest) -> Result<Vec<u8>, Error> {
+        let mut chunks =
+            self.sessions().export_session(request).await.map_err(rejected)?.into_inner();
+        let mut file = Vec::new();
+        while let Some(chunk) = chunks.message().await.map_err(rejected)? {
+            file.extend_from_slice(&chunk.data);
+        }
+        Ok(file)
+    }
+
+    pub(crate) async fn import(
         &self,
-        request: v1::GetSessionRequest,
+        messages: impl Iterator<Item = v1::ImportSessionRequest> + Send + 'static,
     ) -> Result<v1::Session, Error> {
-        Ok(self.sessions().get_session(request).await.map_err(rejected)?.into_inner())
+        let messages = tokio_stream::iter(messages);
+        Ok(self.sessions().import_session(messages).await.map_err(rejected)?.into_inner())
     }
 
-    pub(crate) async fn delete_session(
-        &self,
-        request: v1::DeleteSessionRequest,
-    ) -> Result<(), Error> {
-        self.sessions().delete_session(request).await.map_err(rejected)?;
-        Ok(())
-    }
-
-    pub(crate) async fn models(&self) -> Result<Vec<v1::Model>, Error> {
-        let mut client = ModelsClient::new(self.channel.clone());
-        let models = client.list_models(v1::ListModelsRequest {}).await.map_err(rejected)?;
-        Ok(models.into_inner().models)
+    fn inference(&self) -> InferenceClient<Channel> {
+        InferenceClient::new(self.channel.clone())
+            .max_encoding_message_size(FRAME_BYTES_MAX)
+            .max_decoding_message_size(FRAME_BYTES_MAX)
     }
 
     fn sessions(&self) -> SessionsClient<Channel> {
@@ -117,6 +147,10 @@ impl Stream for Responses {
     }
 }
 
+fn session(answer: Result<tonic::Response<v1::Session>, Status>) -> Result<Answer, Status> {
+    answer.map(|it| Answer::Session(it.into_inner()))
+}
+
 fn rejected(status: Status) -> Error {
     // What did not come from the server has a cause; a status off the wire has none.
     if std::error::Error::source(&status).is_some() {
@@ -131,7 +165,15 @@ fn rejected(status: Status) -> Error {
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.parse().ok())
         .map(Duration::from_millis);
-    Error::Rejected { code: status.code(), message: status.message().to_owned(), retry_after }
+    let info = status.get_details_error_info();
+    let (reason, metadata) = info.map(|it| (it.reason, it.metadata)).unwrap_or_default();
+    Error::Rejected {
+        code: status.code(),
+        message: status.message().to_owned(),
+        retry_after,
+        reason,
+        position: position(&metadata),
+    }
 }
 
 /// The words of the first cause: those around it say little.

@@ -21,7 +21,7 @@ use tokio::{io::ReadBuf, net::lookup_host, time::timeout};
 use tokio_stream::Stream;
 use tonic::Code;
 
-use crate::{Error, Trust, TrustError, client::CONNECT_TIMEOUT};
+use crate::{Error, Trust, TrustError, client::CONNECT_TIMEOUT, error::position};
 
 /// Read from a stream at once: some tens of deltas.
 const READ_BYTES: usize = 4096;
@@ -83,61 +83,61 @@ impl Connection {
 
     pub(crate) async fn generate(&self, start: v1::Start) -> Result<Responses, Error> {
         let request = v1::GenerateRequest { message: Some(Message::Start(start)) };
-        let (send, mut frames) = self.call(call::Call::Generate(request)).await?;
-        let response: v1::GenerateResponse = frames.next().await?.ok_or(Error::Answer)?;
-        if let Some(v1::generate_response::Event::Error(error)) = response.event {
-            return Err(rejected(error));
-        }
-        Ok(Responses { send, frames, first: Some(response) })
+        self.stream(call::Call::Generate(request)).await
     }
 
-    pub(crate) async fn list_sessions(
-        &self,
-        request: v1::ListSessionsRequest,
-    ) -> Result<v1::ListSessionsResponse, Error> {
-        match self.unary(call::Call::ListSessions(request)).await? {
-            Answer::ListSessions(page) => Ok(page),
-            _ => Err(Error::Answer),
-        }
+    pub(crate) async fn attach(&self, request: v1::AttachRequest) -> Result<Responses, Error> {
+        self.stream(call::Call::Attach(request)).await
     }
 
-    pub(crate) async fn session(
+    pub(crate) async fn export(&self, request: v1::ExportSessionRequest) -> Result<Vec<u8>, Error> {
+        let (mut send, mut frames) = self.call(call::Call::ExportSession(request)).await?;
+        let _ = send.finish();
+        let mut file = Vec::new();
+        while let Some(v1::CallResponse { result }) = frames.next().await? {
+            match result {
+                Some(Answer::Chunk(chunk)) => file.extend_from_slice(&chunk.data),
+                Some(Answer::Error(error)) => return Err(rejected(error)),
+                _ => return Err(Error::Answer),
+            }
+        }
+        Ok(file)
+    }
+
+    pub(crate) async fn import(
         &self,
-        request: v1::GetSessionRequest,
+        mut messages: impl Iterator<Item = v1::ImportSessionRequest> + Send,
     ) -> Result<v1::Session, Error> {
-        match self.unary(call::Call::GetSession(request)).await? {
+        let first = messages.next().ok_or(Error::Answer)?;
+        let (mut send, mut frames) = self.call(call::Call::ImportSession(first)).await?;
+        for message in messages {
+            // The server may have refused it already: then it says why.
+            if send.write_chunk(frame::encode(&message)?).await.is_err() {
+                break;
+            }
+        }
+        let _ = send.finish();
+        match answer(frames.next().await?)? {
             Answer::Session(session) => Ok(session),
             _ => Err(Error::Answer),
         }
     }
 
-    pub(crate) async fn delete_session(
-        &self,
-        request: v1::DeleteSessionRequest,
-    ) -> Result<(), Error> {
-        match self.unary(call::Call::DeleteSession(request)).await? {
-            Answer::DeleteSession(_) => Ok(()),
-            _ => Err(Error::Answer),
-        }
-    }
-
-    pub(crate) async fn models(&self) -> Result<Vec<v1::Model>, Error> {
-        match self.unary(call::Call::ListModels(v1::ListModelsRequest {})).await? {
-            Answer::ListModels(v1::ListModelsResponse { models }) => Ok(models),
-            _ => Err(Error::Answer),
-        }
-    }
-
-    async fn unary(&self, call: call::Call) -> Result<Answer, Error> {
+    /// Any call that is answered once.
+    pub(crate) async fn unary(&self, call: call::Call) -> Result<Answer, Error> {
         let (mut send, mut frames) = self.call(call).await?;
         // Nothing more to say; an error would show in the answer.
         let _ = send.finish();
-        let v1::CallResponse { result } = frames.next().await?.ok_or(Error::Answer)?;
-        match result {
-            Some(Answer::Error(error)) => Err(rejected(error)),
-            Some(answer) => Ok(answer),
-            None => Err(Error::Answer),
+        answer(frames.next().await?)
+    }
+
+    async fn stream(&self, call: call::Call) -> Result<Responses, Error> {
+        let (send, mut frames) = self.call(call).await?;
+        let response: v1::GenerateResponse = frames.next().await?.ok_or(Error::Answer)?;
+        if let Some(v1::generate_response::Event::Error(error)) = response.event {
+            return Err(rejected(error));
         }
+        Ok(Responses { send, frames, first: Some(response) })
     }
 
     pub(crate) async fn close(self) {
@@ -213,11 +213,25 @@ impl Frames {
     }
 }
 
+/// What a call came to.
+fn answer(response: Option<v1::CallResponse>) -> Result<Answer, Error> {
+    match response.ok_or(Error::Answer)?.result {
+        Some(Answer::Error(error)) => Err(rejected(error)),
+        Some(answer) => Ok(answer),
+        None => Err(Error::Answer),
+    }
+}
+
 /// What the server says in an error of its own.
 pub(crate) fn rejected(error: v1::Error) -> Error {
-    let v1::Error { code, message, retry_after_ms } = error;
-    let code = i32::try_from(code).map_or(Code::Unknown, Code::from_i32);
-    Error::Rejected { code, message, retry_after: retry_after_ms.map(Duration::from_millis) }
+    let v1::Error { code, message, retry_after_ms, reason, metadata } = error;
+    Error::Rejected {
+        code: i32::try_from(code).map_or(Code::Unknown, Code::from_i32),
+        message,
+        retry_after: retry_after_ms.map(Duration::from_millis),
+        reason,
+        position: position(&metadata),
+    }
 }
 
 fn interrupted(error: impl ToString) -> Error {

@@ -17,7 +17,7 @@ fn what_is_left_out_gets_the_default() {
     let request = parse(text("hello")).unwrap();
     assert_eq!(request.tokens_max, 20);
     assert_eq!(request.sampling, Sampling::GREEDY);
-    assert_eq!(request.session, None);
+    assert_eq!(request.digest, None, "it has no id to be known by");
     assert!(!request.prompt.is_empty());
 }
 
@@ -47,10 +47,6 @@ fn every_limit_is_named_by_its_refusal() {
         v1::Start { request_id: "1234567".to_owned(), ..text("a") },
         expect!["request_id has 7 bytes; at most 6 are allowed"],
     );
-    check(
-        v1::Start { session_id: "mine".to_owned(), ..text("a") },
-        expect!["session_id is not a UUID"],
-    );
 }
 
 #[test]
@@ -71,9 +67,28 @@ fn sampling_must_be_a_distribution() {
 
 #[test]
 fn a_session_may_go_on_without_a_prompt() {
-    let session_id = SessionId(7).to_string();
-    let request = parse(v1::Start { session_id, ..tokens(&[]) }).unwrap();
-    assert_eq!(request.session, Some(SessionId(7)));
+    assert!(parse_as(Origin::Session, tokens(&[])).unwrap().prompt.is_empty());
+    let of = SessionId(7);
+    let fork = |position| parse_as(Origin::Fork { of, position }, tokens(&[]));
+    assert!(fork(None).is_ok() && fork(Some(3)).is_ok());
+    assert!(fork(Some(0)).is_err(), "there is nothing to go on with");
+    let made = v1::Start { expected_position: Some(0), ..tokens(&[]) };
+    assert!(parse_as(Origin::Session, made).is_err(), "it would be made by this");
+}
+
+#[test]
+fn the_same_request_has_the_same_digest_and_any_other_another() {
+    let start = || v1::Start { request_id: "r1".to_owned(), max_tokens: 5, ..text("ab") };
+    let digest = |start| parse(start).unwrap().digest.unwrap();
+    let first = digest(start());
+    assert_eq!(digest(start()), first);
+    let others = [
+        v1::Start { request_id: "r2".to_owned(), ..start() },
+        v1::Start { max_tokens: 6, ..start() },
+        v1::Start { expected_position: Some(0), ..start() },
+        v1::Start { prompt: text("ac").prompt, ..start() },
+    ];
+    others.into_iter().for_each(|other| assert_ne!(digest(other), first));
 }
 
 fn text(text: &str) -> v1::Start {
@@ -87,8 +102,12 @@ fn tokens(ids: &[u32]) -> v1::Start {
 }
 
 fn parse(start: v1::Start) -> Result<Request, Reject> {
+    parse_as(Origin::New, start)
+}
+
+fn parse_as(origin: Origin, start: v1::Start) -> Result<Request, Reject> {
     let tokenizer = Tokenizer::parse(crate::testing::TOKENIZER_JSON.as_bytes()).unwrap();
-    Request::parse(start, &CONFIG, &tokenizer, 64)
+    Request::parse(start, origin, &CONFIG, &tokenizer, 64)
 }
 
 #[track_caller]

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, thread, time::Duration};
 
-use aerie_state_cache::{StateCache, Storage};
+use aerie_state_cache::Storage;
 use crossbeam::channel::{Receiver, bounded};
 use tokio::{
     sync::{oneshot, watch},
@@ -17,10 +17,11 @@ use crate::{
     residency::Residency,
     router::{Router, WorkerHandle, WorkerId},
     service::{Readiness, Service},
-    sessions::Fingerprint,
+    sessions::Sessions,
+    store::Store,
     telemetry::metrics::{Metrics, WorkerMetrics},
     text::Vocabulary,
-    worker::{self, Clock, Event, Notice, Worker, generation::Text},
+    worker::{self, Clock, Event, Limits, Notice, Worker, generation::Text},
 };
 
 /// Notices that one generation gives rise to at most: it opens, another session is evicted for it,
@@ -49,14 +50,12 @@ struct Starting {
 pub(crate) struct Post {
     model: usize,
     name: String,
-    fingerprint: Fingerprint,
     /// Gives it once it has been read.
     vocabulary: Receiver<Arc<Vocabulary>>,
     device: DeviceSpec,
     scheduler: crate::scheduler::Config,
     stop_bytes_max: u32,
-    requests_max: u32,
-    retry_after: Duration,
+    limits: Limits,
     metrics: WorkerMetrics,
     clock: Clock,
 }
@@ -73,13 +72,11 @@ impl Post {
         Self {
             model,
             name: draft.manifest.name.clone(),
-            fingerprint: draft.fingerprint,
             vocabulary: draft.vocabulary.clone(),
             device: device.clone(),
             scheduler: config.scheduler,
             stop_bytes_max: config.request.stop_bytes_max,
-            requests_max: config.admission.requests_max,
-            retry_after: Duration::from_millis(config.admission.retry_after_ms.into()),
+            limits: limits(config),
             metrics: metrics.worker(&draft.manifest.name, &device.to_string()),
             clock,
         }
@@ -99,10 +96,10 @@ impl Crew {
     pub(crate) fn hire<S: Storage + Send + 'static, D: Device>(
         &mut self,
         post: Post,
-        cache: StateCache<S>,
+        (store, sessions): (Store<S>, Sessions),
         load: impl FnOnce() -> Result<D, LoadError> + Send + 'static,
     ) -> Result<(), StartError> {
-        let requests_max = post.requests_max as usize;
+        let requests_max = post.limits.requests_max as usize;
         // Room for every generation that is let in, and for deletions and a drain beside them.
         let (events, inbox) = bounded(requests_max + 16);
         let (outbox, notices) = bounded(requests_max * NOTICES_PER_REQUEST + 16);
@@ -125,15 +122,16 @@ impl Crew {
                 // Who was to read it says why there is none.
                 let Ok(vocabulary) = post.vocabulary.recv() else { return };
                 let parts = worker::Parts {
-                    residency: Residency::new(cache, post.fingerprint, device.dims()),
+                    residency: Residency::new(device.dims()),
                     device,
+                    store,
+                    sessions,
                     scheduler: post.scheduler,
+                    limits: post.limits,
                     text: Text::new(vocabulary, post.stop_bytes_max),
                     notices: outbox,
                     metrics: post.metrics,
                     clock: post.clock,
-                    requests_max: post.requests_max,
-                    retry_after: post.retry_after,
                 };
                 work(Worker::new(parts), &inbox, started);
             })
@@ -186,6 +184,17 @@ impl Crew {
             Ok(n) => error!(workers = n, "workers had panicked"),
             Err(error) => error!(%error, "workers could not be joined"),
         }
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    let millis = |ms: u32| Duration::from_millis(ms.into());
+    Limits {
+        requests_max: config.admission.requests_max,
+        retry_after: millis(config.admission.retry_after_ms),
+        state_interval_tokens: config.sessions.state_interval_tokens.max(1),
+        detached_max: millis(config.sessions.detached_ms_max),
+        replay_tokens_max: config.sessions.log_tokens_max,
     }
 }
 

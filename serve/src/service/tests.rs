@@ -84,6 +84,7 @@ fn service() -> (Service, Receiver<Event>) {
         router: Router::new(vec![WorkerHandle::new(0, "fake".to_owned(), events, notices)]),
         admission: Admission::new(admission::Config { requests_max: 2, retry_after_ms: 1 }),
         request: request::Config::default(),
+        log_tokens_max: 64,
         pipe: pipe::Config::default(),
         metrics: Metrics::new(),
         readiness: watch::channel(Readiness::Ready).0,
@@ -101,13 +102,16 @@ async fn accept(events: &Receiver<Event>) -> Box<Submission> {
             Err(_) => tokio::task::yield_now().await,
         }
     };
-    submission.pipe.send(PipeEvent::Accepted(Accepted {
+    submission.pipe.send(PipeEvent::Accepted(Box::new(Accepted {
         session: submission.id,
         position: 0,
         resumed_tokens: 0,
         prompt_tokens: 3,
         seed: 1,
-    }));
+        recomputed_tokens: 0,
+        recompute_reason: None,
+        repeated: false,
+    })));
     submission
 }
 

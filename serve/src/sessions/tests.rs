@@ -1,69 +1,59 @@
 use super::*;
 
-const FINGERPRINT: Fingerprint = [7; 32];
-
-#[test]
-fn a_snapshot_survives_its_encoding() {
-    for pending in [None, Some(0), Some(u32::MAX)] {
-        for tail in [&b""[..], b"\xC3", b"\xF0\x9F\xA6"] {
-            let decoder = Decoder {
-                position: 1 << 40,
-                pending,
-                utf8_tail: Utf8Tail::from_bytes(tail).unwrap(),
-                seed: u64::MAX - 3,
-            };
-            for keep in [false, true] {
-                let snapshot = Snapshot { decoder, keep, fingerprint: FINGERPRINT };
-                assert_eq!(Snapshot::decode(&snapshot.encode(), &FINGERPRINT), Ok(snapshot));
-            }
-        }
-    }
-}
-
-#[test]
-fn every_flipped_bit_is_noticed() {
-    let block = snapshot().encode();
-    for bit in 0..Snapshot::BYTES * 8 {
-        let mut flipped = block;
-        flipped[bit / 8] ^= 1 << (bit % 8);
-        assert!(Snapshot::decode(&flipped, &FINGERPRINT).is_err(), "bit {bit}");
-    }
-}
-
-#[test]
-fn a_snapshot_of_another_model_is_refused() {
-    let refused = Snapshot::decode(&snapshot().encode(), &[8; 32]);
-    assert_eq!(refused, Err(SnapshotError::Fingerprint));
-}
-
-/// A block may be well-formed and yet say what no decoder can be in.
-#[test]
-fn impossible_fields_are_named() {
-    let patched = |at: usize, byte: u8| {
-        let mut block = snapshot().encode();
-        block[at] = byte;
-        let checksum = crc32fast::hash(&block[..CHECKSUM_AT]);
-        block[CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
-        Snapshot::decode(&block, &FINGERPRINT)
-    };
-    assert_eq!(patched(0, b'x'), Err(SnapshotError::Magic));
-    assert_eq!(patched(8, 9), Err(SnapshotError::Version { found: 9 }));
-    assert_eq!(patched(12, 0x80), Err(SnapshotError::Field { field: "flags" }));
-    assert_eq!(patched(13, 200), Err(SnapshotError::Field { field: "utf8_tail" }));
-    assert_eq!(patched(14, b'a'), Err(SnapshotError::Field { field: "utf8_tail" }));
-    assert_eq!(patched(24, 0), Err(SnapshotError::Field { field: "position" }));
-}
-
 #[test]
 fn session_ids_are_uuids() {
     let id = SessionId::random();
     assert_eq!(SessionId::parse(&id.to_string()), Some(id));
-    assert_eq!(SessionId(10).to_string(), "00000000-0000-0000-0000-00000000000a");
-    assert_eq!(SessionId::parse("../../etc"), None);
+    assert_eq!(SessionId::parse("nobody"), None);
 }
 
-fn snapshot() -> Snapshot {
-    let utf8_tail = Utf8Tail::from_bytes(b"\xC3").unwrap();
-    let decoder = Decoder { position: 12, pending: Some(5), utf8_tail, seed: 3 };
-    Snapshot { decoder, keep: true, fingerprint: FINGERPRINT }
+#[test]
+fn names_are_short_and_plain_and_no_ids() {
+    for name in ["a", "system-prompt.v2_B", &"x".repeat(Name::BYTES_MAX)] {
+        assert_eq!(Name::parse(name).unwrap().as_str(), name);
+    }
+    for (name, error) in [
+        ("", NameError::Length { found_bytes: 0 }),
+        (&*"x".repeat(65), NameError::Length { found_bytes: 65 }),
+        ("a b", NameError::Character(' ')),
+        ("../x", NameError::Character('/')),
+        (&*SessionId(7).to_string(), NameError::Id),
+    ] {
+        assert_eq!(Name::parse(name), Err(error), "{name:?}");
+    }
+}
+
+/// Goal: whatever a session has passed, it can be taken back to any place by computing little of it again: the
+/// further back, the more, but never much beside the way back itself.
+#[test]
+fn states_are_dense_at_the_end_and_spread_out_before() {
+    const MAX: usize = 16;
+    let mut record = Record::default();
+    for key in 1..=1000 {
+        let computed = 64 * key;
+        let dropped = record.push_state(StateRef { key, computed }, MAX);
+        assert_eq!(dropped.is_some(), MAX < key as usize, "{key}");
+        assert_eq!(record.states.len(), MAX.min(key as usize));
+        assert_eq!(record.kept(), computed, "the latest is never dropped");
+    }
+    let head = record.kept();
+    for back in 1..head {
+        let state = record.state_within(head - back).map_or(0, |it| it.computed);
+        let again = head - back - state;
+        assert!(
+            again <= 64 + back + back / 2,
+            "{again} tokens to go back {back}: {:?}",
+            record.states
+        );
+    }
+}
+
+#[test]
+fn words_tell_prompts_from_draws() {
+    for token in [0, 1, 255_999, (1 << 31) - 1] {
+        for (word, is_prompt) in [(Word::prompt(token), true), (Word::drawn(token), false)] {
+            let word = Word::from_bits(word.bits());
+            assert_eq!((word.token(), word.is_prompt()), (token, is_prompt));
+        }
+    }
 }

@@ -78,7 +78,7 @@ pub struct WorkerMetrics {
     pub sessions_evicted: IntCounter,
     pub device_errors: IntCounter,
     time_to_first_token: [Histogram; 3],
-    finished: [IntCounter; 5],
+    finished: [IntCounter; 7],
 }
 
 /// The families that have one series, or a few, for each worker.
@@ -405,9 +405,6 @@ impl Origin {
 }
 
 impl FinishReason {
-    const ALL: [Self; 5] =
-        [Self::Length, Self::Stop, Self::EndOfText, Self::Cancelled, Self::Shutdown];
-
     fn label(self) -> &'static str {
         match self {
             Self::Length => "length",
@@ -415,6 +412,8 @@ impl FinishReason {
             Self::EndOfText => "end_of_text",
             Self::Cancelled => "cancelled",
             Self::Shutdown => "shutdown",
+            Self::Interrupted => "interrupted",
+            Self::Prompt => "prompt",
         }
     }
 }

@@ -66,6 +66,8 @@ fn label(code: Code) -> &'static str {
         Code::Cancelled => "cancelled",
         Code::InvalidArgument => "invalid_argument",
         Code::NotFound => "not_found",
+        Code::AlreadyExists => "already_exists",
+        Code::OutOfRange => "out_of_range",
         Code::FailedPrecondition => "failed_precondition",
         Code::ResourceExhausted => "resource_exhausted",
         Code::Unavailable => "unavailable",

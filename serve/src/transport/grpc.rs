@@ -1,6 +1,6 @@
 //! gRPC: our services, `grpc.health.v1` and reflection, over plaintext HTTP/2.
 
-use std::{io, net::SocketAddr, pin::Pin, time::Duration};
+use std::{collections::HashMap, io, net::SocketAddr, pin::Pin, time::Duration};
 
 use aerie_proto::{
     FILE_DESCRIPTOR_SET,
@@ -27,7 +27,7 @@ use tracing::{error, info};
 
 use super::{
     call::Call,
-    list_sessions, stopped,
+    chunks, import_session, list_sessions, stopped,
     turns::{Broken, Turns},
 };
 use crate::{
@@ -37,6 +37,8 @@ use crate::{
     telemetry::metrics::Api,
 };
 
+/// Whose reasons those of `google.rpc.ErrorInfo` are.
+const DOMAIN: &str = "aerie";
 /// Metadata that repeats the delay of `google.rpc.RetryInfo`, for clients that read no details.
 const RETRY_AFTER: &str = "retry-after-ms";
 
@@ -97,13 +99,15 @@ pub async fn listen(config: &Config, service: Service, shutdown: Shutdown) -> io
 
 /// Maps a refusal to the status that gRPC has for it.
 pub fn status(reject: &Reject) -> Status {
-    let details = match (reject, reject.retry_after()) {
-        (Reject::Invalid { field, problem }, _) => {
-            ErrorDetails::with_bad_request_violation(*field, problem)
-        }
-        (_, Some(delay)) => ErrorDetails::with_retry_info(Some(delay)),
-        (_, None) => return Status::new(code(reject), reject.to_string()),
-    };
+    let metadata = reject.metadata().into_iter().map(|(name, value)| (name.to_owned(), value));
+    let mut details =
+        ErrorDetails::with_error_info(reject.reason(), DOMAIN, metadata.collect::<HashMap<_, _>>());
+    if let Reject::Invalid { field, problem } = reject {
+        details.add_bad_request_violation(*field, problem);
+    }
+    if let Some(delay) = reject.retry_after() {
+        details.set_retry_info(Some(delay));
+    }
     let mut status = Status::with_error_details(code(reject), reject.to_string(), details);
     if let Some(delay) = reject.retry_after() {
         let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
@@ -116,7 +120,11 @@ pub fn status(reject: &Reject) -> Status {
 pub(super) fn code(reject: &Reject) -> Code {
     match reject {
         Reject::Invalid { .. } => Code::InvalidArgument,
-        Reject::UnknownModel { .. } | Reject::UnknownSession { .. } => Code::NotFound,
+        Reject::UnknownModel { .. }
+        | Reject::UnknownSession { .. }
+        | Reject::UnknownName { .. } => Code::NotFound,
+        Reject::SessionExists { .. } | Reject::NameTaken { .. } => Code::AlreadyExists,
+        Reject::OutOfRange { .. } => Code::OutOfRange,
         Reject::StalePosition { .. } | Reject::SessionBusy { .. } => Code::FailedPrecondition,
         Reject::QueueFull { .. } => Code::ResourceExhausted,
         Reject::Unavailable { .. } => Code::Unavailable,
@@ -130,6 +138,7 @@ struct Front {
     service: Service,
 }
 
+type Chunks = Pin<Box<dyn Stream<Item = Result<v1::Chunk, Status>> + Send>>;
 type Responses = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -142,6 +151,17 @@ impl Inference for Front {
     ) -> Result<Response<Responses>, Status> {
         let requests = request.into_inner().map(|it| it.map_err(|status| broken(&status)));
         let responses = Turns::new(Api::Grpc, self.service.clone(), requests)
+            .map(|it| it.map_err(|reject| status(&reject)));
+        Ok(Response::new(Box::pin(responses)))
+    }
+
+    type AttachStream = Responses;
+
+    async fn attach(
+        &self,
+        request: Request<v1::AttachRequest>,
+    ) -> Result<Response<Responses>, Status> {
+        let responses = Turns::attached(Api::Grpc, self.service.clone(), request.into_inner())
             .map(|it| it.map_err(|reject| status(&reject)));
         Ok(Response::new(Box::pin(responses)))
     }
@@ -170,8 +190,56 @@ impl Sessions for Front {
         request: Request<v1::DeleteSessionRequest>,
     ) -> Result<Response<v1::DeleteSessionResponse>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        let deleted = self.service.delete_session(&request.get_ref().session_id).await;
+        let deleted = self.service.delete_session(request.get_ref()).await;
         answer(call, deleted.map(|()| v1::DeleteSessionResponse {}))
+    }
+
+    async fn fork_session(
+        &self,
+        request: Request<v1::ForkSessionRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        let call = Call::begin(Api::Grpc, &self.service);
+        answer(call, self.service.fork_session(request.get_ref()).await)
+    }
+
+    async fn rewind_session(
+        &self,
+        request: Request<v1::RewindSessionRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        let call = Call::begin(Api::Grpc, &self.service);
+        answer(call, self.service.rewind_session(request.get_ref()).await)
+    }
+
+    async fn name_session(
+        &self,
+        request: Request<v1::NameSessionRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        let call = Call::begin(Api::Grpc, &self.service);
+        answer(call, self.service.name_session(request.get_ref()).await)
+    }
+
+    type ExportSessionStream = Chunks;
+
+    async fn export_session(
+        &self,
+        request: Request<v1::ExportSessionRequest>,
+    ) -> Result<Response<Chunks>, Status> {
+        let call = Call::begin(Api::Grpc, &self.service);
+        let file = self.service.export_session(request.get_ref()).await;
+        let chunks = |file: Vec<u8>| {
+            let chunks: Vec<_> = chunks(&file).map(Ok).collect();
+            Box::pin(tokio_stream::iter(chunks)) as Chunks
+        };
+        answer(call, file.map(chunks))
+    }
+
+    async fn import_session(
+        &self,
+        request: Request<Streaming<v1::ImportSessionRequest>>,
+    ) -> Result<Response<v1::Session>, Status> {
+        let call = Call::begin(Api::Grpc, &self.service);
+        let requests = request.into_inner().map(|it| it.map_err(|status| broken(&status)));
+        answer(call, import_session(&self.service, requests).await)
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    marker::PhantomData,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -31,7 +32,7 @@ use tracing::{debug, info};
 
 use super::{
     call::Call,
-    grpc, list_sessions, stopped,
+    chunks, grpc, import_session, list_sessions, stopped,
     turns::{Broken, Turns},
 };
 use crate::{
@@ -255,7 +256,22 @@ async fn serve_stream(mut send: SendStream, receive: RecvStream, context: Contex
         },
     };
     let sent = match call {
-        Some(call::Call::Generate(first)) => generate(&mut send, first, frames, service).await,
+        Some(call::Call::Generate(first)) => {
+            let requests = iter([Ok(first)]).chain(Requests::new(frames));
+            stream(&mut send, Turns::new(Api::Quic, service, requests)).await
+        }
+        Some(call::Call::Attach(request)) => {
+            stream(&mut send, Turns::attached(Api::Quic, service, request)).await
+        }
+        Some(call::Call::ExportSession(request)) => export(&mut send, &service, &request).await,
+        Some(call::Call::ImportSession(first)) => {
+            let requests = iter([Ok(first)]).chain(Requests::new(frames));
+            let mut call = Call::begin(Api::Quic, &service);
+            let session = import_session(&service, requests).await;
+            call.end(&session);
+            let session = session.map(call_response::Result::Session);
+            respond(&mut send, &response(session)).await
+        }
         other => respond(&mut send, &answer(&service, other).await).await,
     };
     match sent {
@@ -266,14 +282,10 @@ async fn serve_stream(mut send: SendStream, receive: RecvStream, context: Contex
 }
 
 /// Runs the turns of one generation stream; returns early when the client no longer reads.
-async fn generate(
+async fn stream(
     send: &mut SendStream,
-    first: v1::GenerateRequest,
-    frames: Frames,
-    service: Service,
+    mut turns: Turns<impl Stream<Item = Result<v1::GenerateRequest, Broken>> + Unpin>,
 ) -> Result<(), WriteError> {
-    let requests = iter([Ok(first)]).chain(Requests(frames));
-    let mut turns = Turns::new(Api::Quic, service, requests);
     loop {
         // `turns` is dropped, and so cancelled, as soon as the peer stops the stream: also while
         // a step is being waited for.
@@ -304,18 +316,51 @@ async fn answer(service: &Service, call: Option<call::Call>) -> v1::CallResponse
             service.session(&request.session_id).map(Answer::Session)
         }
         Some(call::Call::DeleteSession(request)) => service
-            .delete_session(&request.session_id)
+            .delete_session(&request)
             .await
             .map(|()| Answer::DeleteSession(v1::DeleteSessionResponse {})),
+        Some(call::Call::ForkSession(request)) => {
+            service.fork_session(&request).await.map(Answer::Session)
+        }
+        Some(call::Call::RewindSession(request)) => {
+            service.rewind_session(&request).await.map(Answer::Session)
+        }
+        Some(call::Call::NameSession(request)) => {
+            service.name_session(&request).await.map(Answer::Session)
+        }
         Some(call::Call::ListModels(_)) => {
             Ok(Answer::ListModels(v1::ListModelsResponse { models: service.models() }))
         }
-        Some(call::Call::Generate(_)) | None => {
+        Some(_) | None => {
             let problem = "is none that this server knows".to_owned();
             Err(Reject::Invalid { field: "call", problem })
         }
     };
     metered.end(&result);
+    response(result)
+}
+
+/// Sends a session as a file, piece by piece.
+async fn export(
+    send: &mut SendStream,
+    service: &Service,
+    request: &v1::ExportSessionRequest,
+) -> Result<(), WriteError> {
+    let mut call = Call::begin(Api::Quic, service);
+    let file = service.export_session(request).await;
+    call.end(&file);
+    match file {
+        Ok(file) => {
+            for chunk in chunks(&file) {
+                respond(send, &response(Ok(call_response::Result::Chunk(chunk)))).await?;
+            }
+            Ok(())
+        }
+        Err(reject) => respond(send, &refusal(&reject)).await,
+    }
+}
+
+fn response(result: Result<call_response::Result, Reject>) -> v1::CallResponse {
     match result {
         Ok(result) => v1::CallResponse { result: Some(result) },
         Err(reject) => refusal(&reject),
@@ -330,7 +375,14 @@ fn refusal(reject: &Reject) -> v1::CallResponse {
 pub fn error(reject: &Reject) -> v1::Error {
     let retry_after_ms =
         reject.retry_after().map(|it| u64::try_from(it.as_millis()).unwrap_or(u64::MAX));
-    v1::Error { code: grpc::code(reject) as u32, message: reject.to_string(), retry_after_ms }
+    let metadata = reject.metadata().into_iter().map(|(name, value)| (name.to_owned(), value));
+    v1::Error {
+        code: grpc::code(reject) as u32,
+        message: reject.to_string(),
+        retry_after_ms,
+        reason: reject.reason(),
+        metadata: metadata.collect(),
+    }
 }
 
 async fn respond(send: &mut SendStream, response: &impl prost::Message) -> Result<(), WriteError> {
@@ -384,14 +436,23 @@ impl Frames {
     }
 }
 
-/// The requests of a generation stream after the first.
-struct Requests(Frames);
+/// The messages of a stream after the first.
+struct Requests<M> {
+    frames: Frames,
+    message: PhantomData<fn() -> M>,
+}
 
-impl Stream for Requests {
-    type Item = Result<v1::GenerateRequest, Broken>;
+impl<M> Requests<M> {
+    fn new(frames: Frames) -> Self {
+        Self { frames, message: PhantomData }
+    }
+}
+
+impl<M: prost::Message + Default> Stream for Requests<M> {
+    type Item = Result<M, Broken>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_next(cx)
+        self.frames.poll_next(cx)
     }
 }
 

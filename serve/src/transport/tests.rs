@@ -238,6 +238,7 @@ impl Fixture {
             models: vec![hosted()],
             router: Router::new(vec![worker]),
             admission: Admission::new(admission::Config::default()),
+            log_tokens_max: 64,
             request: request::Config { tokens_max: u32::MAX, ..request::Config::default() },
             pipe: pipe::Config::default(),
             metrics: Metrics::new(),
@@ -334,7 +335,7 @@ async fn tokens_of_turn(
 
 fn advance(response: v1::GenerateResponse, n_tokens: &mut usize) -> Option<v1::FinishReason> {
     match response.event.unwrap() {
-        generate_response::Event::Accepted(_) => None,
+        generate_response::Event::Accepted(_) | generate_response::Event::Attached(_) => None,
         generate_response::Event::Delta(delta) => {
             *n_tokens += delta.ids.len();
             None
@@ -360,19 +361,22 @@ fn count(events: &Receiver<Event>, ended: &mpsc::Sender<FinishReason>) {
         let Event::Open(submission) = event else { continue };
         let Submission { id, request, pipe, .. } = *submission;
         let (session, seed) = (id, 0);
-        pipe.send(PipeEvent::Accepted(Accepted {
+        pipe.send(PipeEvent::Accepted(Box::new(Accepted {
             session,
             position: 0,
             resumed_tokens: 0,
             prompt_tokens: 1,
             seed,
-        }));
+            recomputed_tokens: 0,
+            recompute_reason: None,
+            repeated: false,
+        })));
         let mut generated_tokens = 0;
         let reason = loop {
             if generated_tokens == request.tokens_max {
                 break FinishReason::Length;
             }
-            if pipe.is_cancelled() {
+            if pipe.is_cancelled() || pipe.is_closed() {
                 break FinishReason::Cancelled;
             }
             if pipe.has_room(2) {

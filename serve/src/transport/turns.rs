@@ -9,7 +9,7 @@ use std::{
 };
 
 use aerie_proto::v1::{self, generate_request::Message, generate_response::Event};
-use tokio_stream::{Stream, wrappers::WatchStream};
+use tokio_stream::{Empty, Stream, empty, wrappers::WatchStream};
 
 use super::call::Call;
 use crate::{
@@ -40,6 +40,16 @@ pub(super) enum Broken {
     /// Nobody is there to read an answer.
     Gone,
     Refused(Reject),
+}
+
+impl Turns<Empty<Result<v1::GenerateRequest, Broken>>> {
+    /// The tokens of a session, to one that only reads.
+    pub(super) fn attached(api: Api, service: Service, request: v1::AttachRequest) -> Self {
+        let mut turns = Self::new(api, service.clone(), empty());
+        turns.half_closed = true;
+        turns.turn = Turn::Starting(Box::pin(async move { service.attach(&request).await }));
+        turns
+    }
 }
 
 type Starting = Pin<Box<dyn Future<Output = Result<TokenStream, Reject>> + Send>>;
@@ -139,6 +149,7 @@ where
     fn response(&mut self, event: Option<TokenEvent>) -> Result<v1::GenerateResponse, Reject> {
         let event = match event {
             Some(TokenEvent::Accepted(accepted)) => Event::Accepted(accepted),
+            Some(TokenEvent::Attached(attached)) => Event::Attached(attached),
             Some(TokenEvent::Delta(delta)) => Event::Delta(delta),
             Some(TokenEvent::Finished(finished)) => {
                 self.turn = Turn::Idle;

@@ -1,15 +1,16 @@
-//! One generation in flight: what it is fed, what it draws, what its client hears.
+//! One generation in flight: what it is fed, what it draws, what its readers are shown.
 
-use std::{iter, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
+use super::stage::{Stage, Transcript};
 use crate::{
-    admission::{Permit, Reject},
+    admission::Permit,
     device::{Batch, Lane},
-    pipe::{FinishReason, Finished, Piece, Pipe, PipeEvent},
+    pipe::{FinishReason, Finished, Piece},
     request::Request,
     router::Load,
     sampler::{Draw, Sampler, Sampling},
-    sessions::{Decoder, Session, SessionId},
+    sessions::{Record, Session, SessionId, Turn, Word},
     telemetry::metrics::{Origin, WorkerMetrics},
     text::{StopMatcher, Utf8Tail, Vocabulary},
 };
@@ -18,40 +19,51 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Generation {
     pub(super) session: SessionId,
-    pub(super) pipe: Pipe,
+    pub(super) stage: Stage,
     /// Set to what went wrong; the worker then ends the generation.
     pub(super) failed: Option<&'static str>,
-    /// The token of the step that has just run, until it is delivered.
+    /// What came of the step that has just run, until it is delivered.
     pub(super) drawn: Option<Drawn>,
-    /// Tokens to feed before the first draw: the session's pending one, then the prompt.
+    /// Whether it goes on without a reader, and since when it has none.
+    pub(super) survives: bool,
+    pub(super) detached_at: Option<Instant>,
+    /// Tokens of the log that it was planned to be fed yet; see [`Generation::left`].
+    pub(super) planned: u32,
+    /// It sits the step out that is being planned, which counts on another number of tokens.
+    pub(super) is_replanned: bool,
+    /// Tokens of the log from `feed_from` to where it draws.
     feed: Vec<u32>,
-    fed: usize,
+    feed_from: u64,
     lane: Option<Lane>,
     sampling: Sampling,
     seed: u64,
+    utf8_tail: Utf8Tail,
     stop: StopMatcher,
     tokens_max: u32,
+    /// Read the prompt, draw nothing.
+    prompt_only: bool,
     prompt_tokens: u32,
-    generated_tokens: u32,
-    origin: Origin,
+    origin: Option<Origin>,
     arrived: Instant,
     first_token_at: Option<Instant>,
     last_token_at: Option<Instant>,
-    /// What it occupies; given back before the client hears of the end.
+    /// What it occupies; given back before anybody hears of the end.
     places: (Permit, Load),
 }
 
-/// What a draw gave.
+/// What came of a step.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Drawn {
     Token(u32),
     NotFinite,
+    /// The prompt was read, and nothing was to be drawn.
+    Nothing,
 }
 
 /// What it takes to make text of tokens; shared by the generations of a worker.
 #[derive(Debug)]
 pub struct Text {
-    vocabulary: Arc<Vocabulary>,
+    pub(super) vocabulary: Arc<Vocabulary>,
     /// Bytes of text that a stop matcher may hold back.
     stop_bytes_max: usize,
     // Kept from token to token, so that none allocates.
@@ -83,33 +95,38 @@ impl Text {
 }
 
 impl Generation {
-    #[expect(clippy::too_many_arguments, reason = "called once, by name")]
+    /// A generation of `turn`, of which nothing was drawn yet. `utf8_tail` is what the log ends with.
     pub(super) fn new(
         session: SessionId,
+        turn: Turn,
         request: Request,
-        decoder: Decoder,
         seed: u64,
-        pipe: Pipe,
+        utf8_tail: Utf8Tail,
         places: (Permit, Load),
         arrived: Instant,
-        origin: Origin,
     ) -> Self {
-        let prompt_tokens = u32::try_from(request.prompt.len()).expect("prompt_tokens_max is u32");
+        let prompt_tokens =
+            u32::try_from(turn.drawn_from - turn.base).expect("prompt_tokens_max is u32");
         Self {
             session,
-            pipe,
+            stage: Stage::new(Transcript::new(turn.drawn_from, request.tokens_max)),
             failed: None,
             drawn: None,
-            feed: decoder.pending.into_iter().chain(request.prompt).collect(),
-            fed: 0,
+            survives: request.keep && turn.digest.is_some(),
+            detached_at: None,
+            planned: 0,
+            is_replanned: false,
+            feed: Vec::new(),
+            feed_from: 0,
             lane: None,
             sampling: request.sampling,
             seed,
+            utf8_tail,
             stop: StopMatcher::new(request.stop),
             tokens_max: request.tokens_max,
+            prompt_only: request.prompt_only,
             prompt_tokens,
-            generated_tokens: 0,
-            origin,
+            origin: None,
             arrived,
             first_token_at: None,
             last_token_at: None,
@@ -122,119 +139,153 @@ impl Generation {
         self.stop.reserve(text.characters_max());
     }
 
-    /// Tokens to feed before the first draw.
-    pub(super) fn left(&self) -> u32 {
-        u32::try_from(self.feed.len() - self.fed).expect("prompt_tokens_max is below u32::MAX")
+    /// Goes over what was drawn before it was cut off; says if that was all.
+    pub(super) fn replay(&mut self, drawn: &[Word], text: &mut Text) -> Option<FinishReason> {
+        drawn.iter().find_map(|word| self.push(word.token(), text))
+    }
+
+    /// Tokens of the log to feed before the next draw, or the end of the prompt.
+    pub(super) fn left(&self, record: &Record, computed: u64) -> u32 {
+        // The last token of a log is left to whoever goes on, who needs what the model says to it.
+        let left = record.position - computed - u64::from(self.prompt_only);
+        u32::try_from(left).expect("log_tokens_max is u32, and prompt_tokens_max")
+    }
+
+    /// Is to be fed `left` tokens, from the next step on.
+    pub(super) fn replan(&mut self, left: u32) {
+        self.planned = left;
+        self.is_replanned = true;
+    }
+
+    /// Whether it has to be given the log from `computed` on.
+    pub(super) fn lacks(&self, computed: u64) -> bool {
+        let has = self.feed_from..=self.feed_from + self.feed.len() as u64;
+        computed < self.stage.transcript.from()
+            && !(has.contains(&computed) && !self.feed.is_empty())
+    }
+
+    /// Takes the tokens of the log from `from` to where it draws.
+    pub(super) fn set_feed(&mut self, from: u64, log: &[Word]) {
+        self.feed_from = from;
+        self.feed.clear();
+        self.feed.extend(log.iter().map(|word| word.token()));
     }
 
     /// Notes the lane, and the end of the wait for the first one.
-    pub(super) fn seated(&mut self, lane: Lane, now: Instant, metrics: &WorkerMetrics) {
+    pub(super) fn seated(
+        &mut self,
+        lane: Lane,
+        origin: Origin,
+        now: Instant,
+        metrics: &WorkerMetrics,
+    ) {
         if self.lane.is_none() {
             metrics.queue_wait.observe((now - self.arrived).as_secs_f64());
         }
         self.lane = Some(lane);
+        self.origin.get_or_insert(origin);
     }
 
-    /// Puts the next `tokens` tokens into a batch: of the prompt, or the last one that was drawn.
+    /// Puts the next `tokens` tokens of the log into a batch.
     pub(super) fn feed(&mut self, session: &mut Session, tokens: u32, batch: &mut Batch) {
         let lane = self.lane.expect("who works is seated");
-        let decoder = &mut session.decoder;
-        let computed = decoder.computed();
-        if self.fed < self.feed.len() {
-            if self.fed == 0 && 0 < self.prompt_tokens {
-                // A prompt does not go on with a character that the last tokens began.
-                decoder.utf8_tail = Utf8Tail::default();
+        let seat = session.seat.as_mut().expect("who works is seated");
+        let end = seat.computed + u64::from(tokens);
+        let drawn_from = self.stage.transcript.from();
+        let token = |position: u64| {
+            if position < drawn_from {
+                let i = usize::try_from(position - self.feed_from).expect("it is in `feed`");
+                self.feed[i]
+            } else {
+                self.stage.transcript.token(position)
             }
-            let end = self.fed + tokens as usize;
-            batch.push(lane, computed, self.feed[self.fed..end].iter().copied());
-            self.fed = end;
-        } else {
-            let pending = decoder.pending.expect("who decodes has drawn a token");
-            batch.push(lane, computed, iter::once(pending));
-        }
-        decoder.pending = None;
-        decoder.position = computed + u64::from(tokens);
-        decoder.seed = self.seed;
-        session.recorded = false;
+        };
+        batch.push(lane, seat.computed, (seat.computed..end).map(token));
+        seat.computed = end;
+        self.planned = self.planned.saturating_sub(tokens);
     }
 
     pub(super) fn draw(&mut self, session: &Session, logits: &[f32], sampler: &mut Sampler) {
-        let draw = Draw { seed: self.seed, position: session.decoder.position };
+        if self.prompt_only {
+            self.drawn = Some(Drawn::Nothing);
+            return;
+        }
+        let draw = Draw { seed: self.seed, position: session.record.position };
         let token = sampler.draw(self.sampling, logits, draw);
         self.drawn = Some(token.map_or(Drawn::NotFinite, Drawn::Token));
     }
 
-    /// Appends a token to the session and tells the client; says if the generation is over.
+    /// Whether `token`, which was drawn, belongs into the log: the one that ends a text does not, as nothing may
+    /// follow it.
+    pub(super) fn is_logged(token: u32, text: &Text) -> bool {
+        Some(token) != text.vocabulary.end_of_text()
+    }
+
+    /// Takes in a token that was drawn and is logged, or ends the text; says if the generation is over.
     pub(super) fn deliver(
         &mut self,
-        session: &mut Session,
         token: u32,
         text: &mut Text,
         metrics: &WorkerMetrics,
         now: Instant,
     ) -> Option<FinishReason> {
         self.observe_token(metrics, now);
-        let decoder = &mut session.decoder;
-        if Some(token) == text.vocabulary.end_of_text() {
-            // Nothing may follow it in the session, so it is not part of the log.
+        if !Self::is_logged(token, text) {
             self.flush(text);
             return Some(FinishReason::EndOfText);
         }
-        let position = decoder.position;
-        decoder.pending = Some(token);
-        decoder.position += 1;
-        self.generated_tokens += 1;
+        self.planned = 1;
+        self.push(token, text)
+    }
+
+    /// What it comes to at the end, where the session stands at `position`.
+    pub(super) fn finished(&self, reason: FinishReason, position: u64, now: Instant) -> Finished {
+        Finished {
+            reason,
+            position,
+            prompt_tokens: self.prompt_tokens,
+            generated_tokens: self.stage.transcript.n_tokens(),
+            time_to_first_token: self.first_token_at.unwrap_or(now) - self.arrived,
+            duration: now - self.arrived,
+        }
+    }
+
+    /// Gives up what a stop string's beginning held back, if the text ends here for another reason.
+    pub(super) fn give_up(&mut self, reason: FinishReason, text: &mut Text) {
+        // Who goes on after a shutdown is to be shown the same text as without one.
+        if reason == FinishReason::Cancelled || reason == FinishReason::Shutdown && !self.survives {
+            self.flush(text);
+        }
+    }
+
+    /// Gives back what it occupies; what is left is shown to those who read.
+    pub(super) fn into_stage(self) -> Stage {
+        drop(self.places);
+        self.stage
+    }
+
+    /// Appends a token to the transcript, with the text that it sets free.
+    fn push(&mut self, token: u32, text: &mut Text) -> Option<FinishReason> {
         text.characters.clear();
         text.text.clear();
-        decoder.utf8_tail.push(text.vocabulary.bytes(token), &mut text.characters);
+        self.utf8_tail.push(text.vocabulary.bytes(token), &mut text.characters);
         let is_stopped = self.stop.push(&text.characters, &mut text.text);
-        self.pipe.send_token(token, position, &text.text);
+        self.stage.transcript.push(token, &text.text);
         if is_stopped {
             return Some(FinishReason::Stop);
         }
-        if self.generated_tokens == self.tokens_max {
+        if self.tokens_max <= self.stage.transcript.n_tokens() {
             self.flush(text);
             return Some(FinishReason::Length);
         }
         None
     }
 
-    /// Tells the client of the end.
-    pub(super) fn finish(mut self, reason: FinishReason, position: u64, now: Instant) {
-        if matches!(reason, FinishReason::Cancelled | FinishReason::Shutdown) {
-            let mut held = String::new();
-            self.stop.flush(&mut held);
-            self.send_text(&held);
-        }
-        let duration = now - self.arrived;
-        let first_token_at = self.first_token_at.unwrap_or(now);
-        // Before the client hears, so that what it asks for next finds the places free.
-        drop(self.places);
-        self.pipe.send(PipeEvent::Finished(Finished {
-            reason,
-            position,
-            prompt_tokens: self.prompt_tokens,
-            generated_tokens: self.generated_tokens,
-            time_to_first_token: first_token_at - self.arrived,
-            duration,
-        }));
-    }
-
-    /// Tells the client of a failure.
-    pub(super) fn fail(self, reject: Reject) {
-        drop(self.places);
-        self.pipe.send(PipeEvent::Failed(reject));
-    }
-
-    /// Sends what a stop string's beginning held back.
+    /// Shows what a stop string's beginning held back.
     fn flush(&mut self, text: &mut Text) {
         text.text.clear();
         self.stop.flush(&mut text.text);
-        self.send_text(&text.text);
-    }
-
-    fn send_text(&self, text: &str) {
-        Piece::cut(text).for_each(|piece| self.pipe.send(PipeEvent::Text(piece)));
+        self.stage.transcript.push_text(&text.text);
     }
 
     fn observe_token(&mut self, metrics: &WorkerMetrics, now: Instant) {
@@ -242,7 +293,8 @@ impl Generation {
         match self.last_token_at {
             None => {
                 let elapsed = (now - self.arrived).as_secs_f64();
-                metrics.time_to_first_token(self.origin).observe(elapsed);
+                let origin = self.origin.unwrap_or(Origin::New);
+                metrics.time_to_first_token(origin).observe(elapsed);
                 self.first_token_at = Some(now);
             }
             Some(last) => {

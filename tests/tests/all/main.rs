@@ -8,3 +8,4 @@ mod end_to_end;
 mod goldens;
 mod kernels;
 mod python;
+mod sessions;

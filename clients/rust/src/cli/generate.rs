@@ -29,6 +29,14 @@ pub(super) struct Args {
     #[arg(long, value_name = "ID")]
     session: Option<String>,
 
+    /// Begin as a fork of this session, by its id or its name, which stays as it is
+    #[arg(long, value_name = "ID", conflicts_with = "session")]
+    fork: Option<String>,
+
+    /// Have the server read the prompt and draw nothing; with --keep, to be forked later
+    #[arg(long, requires = "keep")]
+    prompt_only: bool,
+
     /// Have the server keep the session, and tell its id
     #[arg(long)]
     keep: bool,
@@ -46,11 +54,13 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(server: &ServerArgs, args: Args) -> anyhow::Result<()> {
-    let prompt = read_prompt(args.prompt, args.session.is_some())?;
+    let prompt = read_prompt(args.prompt, args.session.is_some() || args.fork.is_some())?;
     let start = v1::Start {
         model: args.model.unwrap_or_default(),
         session_id: args.session.unwrap_or_default(),
         keep: args.keep,
+        fork_of: args.fork.unwrap_or_default(),
+        prompt_only: args.prompt_only,
         prompt: Some(v1::start::Prompt::Text(prompt.clone())),
         ..args.sampling.start()
     };
@@ -94,6 +104,8 @@ pub(super) async fn stream(generation: &mut Generation) -> anyhow::Result<Turn> 
         };
         match event.ok_or(Error::Answer)?? {
             Event::Accepted(accepted) => turn.accepted = accepted,
+            // Of a session that is followed, nobody asked to begin anything.
+            Event::Attached(_) => {}
             Event::Delta(delta) => {
                 let mut stdout = io::stdout().lock();
                 stdout.write_all(delta.text.as_bytes())?;
@@ -118,12 +130,13 @@ impl Turn {
         let rate = if to_first < total { n_after / (total - to_first) } else { 0.0 };
         writeln!(
             io::stderr(),
-            "{model}: {prompt} prompt tokens after {resumed} resumed, {generated} generated; \
-             first after {first}, then {rate:.0} tokens/s; position {position}, seed {seed}, \
+            "{model}: {prompt} prompt tokens after {resumed} resumed and {again} computed again, \
+             {generated} generated; first after {first}, then {rate:.0} tokens/s; position {position}, seed {seed}, \
              ended by {reason}",
             model = accepted.model,
             prompt = finished.prompt_tokens,
             resumed = accepted.resumed_tokens,
+            again = accepted.recomputed_tokens,
             generated = finished.generated_tokens,
             first = Seconds(Duration::try_from_secs_f64(to_first).unwrap_or_default()),
             position = finished.position,
@@ -140,6 +153,8 @@ pub(super) fn describe(reason: v1::FinishReason) -> &'static str {
         v1::FinishReason::EndOfText => "the model",
         v1::FinishReason::Cancelled => "cancellation",
         v1::FinishReason::Shutdown => "the server's shutdown",
+        v1::FinishReason::Interrupted => "an interruption; the same request would go on",
+        v1::FinishReason::Prompt => "the end of the prompt",
         v1::FinishReason::Unspecified => "something that this client does not know",
     }
 }
@@ -159,7 +174,7 @@ fn read_prompt(argument: Option<String>, has_session: bool) -> anyhow::Result<St
         }
     };
     if prompt.is_empty() && !has_session {
-        bail!("the prompt is empty; only a --session can go on without one");
+        bail!("the prompt is empty; only a --session or a --fork can go on without one");
     }
     Ok(prompt)
 }

@@ -35,6 +35,8 @@ fn errors_come_with_what_to_do() {
         code,
         message: String::new(),
         retry_after: retry_after_ms.map(Duration::from_millis),
+        reason: String::new(),
+        position: None,
     };
     for (error, expected) in [
         (Error::Trust(TrustError::Nobody), "--certificate"),

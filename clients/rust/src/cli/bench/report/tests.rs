@@ -14,7 +14,16 @@ fn report_reads_well() {
     for _ in 0..2 {
         let message = "256 generations are in flight, which is requests_max".to_owned();
         let code = Code::ResourceExhausted;
-        tally.add(outcome(0, Err(Error::Rejected { code, message, retry_after: None })));
+        tally.add(outcome(
+            0,
+            Err(Error::Rejected {
+                code,
+                message,
+                retry_after: None,
+                reason: String::new(),
+                position: None,
+            }),
+        ));
     }
     let mode = "closed loop, 4 streams".to_owned();
     let report = Report::new("quic://127.0.0.1:7447", mode, tally, Duration::from_secs(10));

@@ -1,0 +1,141 @@
+//! The files of sessions: three for each model on each device, in one folder per model.
+//!
+//! The folder's name holds the model's fingerprint, so that another version of a model finds its
+//! own sessions and leaves the others alone. Sessions in the files of a device that is not there any
+//! more move to the files of those that are.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aerie_state_cache::MappedFile;
+use tracing::{info, warn};
+
+use super::{StartError, bundles::Draft};
+use crate::{
+    device::DeviceSpec,
+    service::Hex,
+    sessions::{self, Sessions},
+    store::{self, Files, Sizes, Store, state_record_bytes},
+};
+
+type Open = (Store<MappedFile>, Sessions);
+
+/// Whose sessions, and where they are kept.
+#[derive(Debug)]
+pub(super) struct Owner {
+    dir: PathBuf,
+    sizes: Sizes,
+    config: sessions::Config,
+}
+
+impl Owner {
+    pub(super) fn new(
+        data_dir: &Path,
+        model: &Draft,
+        config: &sessions::Config,
+        lanes_max: u32,
+    ) -> Self {
+        let Draft { manifest, fingerprint, .. } = model;
+        let folder = format!("{}-{}", manifest.name, Hex(&fingerprint[..6]));
+        let state_bytes = manifest.layout().bytes();
+        // One for whoever is in a lane and one for whoever comes in its stead is the least; more than all sessions
+        // may have are of no use.
+        let useful = config.sessions_max.saturating_mul(config.states_max);
+        let states = config.states_bytes_max / state_record_bytes(state_bytes);
+        let states = u32::try_from(states).unwrap_or(u32::MAX);
+        Self {
+            dir: data_dir.join("sessions").join(folder),
+            sizes: Sizes {
+                sessions: config.sessions_max,
+                states: states.min(useful).max(lanes_max.saturating_add(1)),
+                log_tokens: config.log_tokens_max,
+                state_bytes,
+                fingerprint: *fingerprint,
+            },
+            config: *config,
+        }
+    }
+
+    /// Opens the files of a device and recovers what they hold.
+    fn open(&self, device: &Path) -> Result<Open, StartError> {
+        let files = Files::open(device, &self.sizes)
+            .map_err(|(path, source)| StartError::Cache { path, source })?;
+        Ok(Store::recover(files, self.config.durability, self.config.states_max))
+    }
+}
+
+/// Opens the files of `devices`, in their order, and moves in who has lost its device.
+pub(super) fn open_all(owner: &Owner, devices: &[DeviceSpec]) -> Result<Vec<Open>, StartError> {
+    let io_error = |source| StartError::Io { path: owner.dir.clone(), source };
+    fs::create_dir_all(&owner.dir).map_err(io_error)?;
+    let here: Vec<PathBuf> = devices.iter().map(|device| owner.dir.join(device.slug())).collect();
+    let mut stores =
+        here.iter().map(|device| owner.open(device)).collect::<Result<Vec<_>, StartError>>()?;
+    for device in devices_on_disk(&owner.dir).map_err(io_error)? {
+        if !here.contains(&device) {
+            rehome(owner, &device, &mut stores)?;
+        }
+    }
+    Ok(stores)
+}
+
+/// Every device that has files, as their path without extension.
+fn devices_on_disk(dir: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    let mut devices = BTreeSet::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|it| it == store::ROWS) {
+            devices.insert(path.with_extension(""));
+        }
+    }
+    Ok(devices)
+}
+
+/// Moves the sessions of a device that is gone to `stores`, and removes its files once all have moved.
+fn rehome(owner: &Owner, device: &Path, stores: &mut [Open]) -> Result<(), StartError> {
+    let (mut orphan, mut sessions) = owner.open(device)?;
+    let ids: Vec<_> = sessions.iter().map(|(id, _)| id).collect();
+    let mut left = ids.len();
+    for &id in &ids {
+        // From a time before, of which this file was not told.
+        if stores.iter().any(|(_, sessions)| sessions.get(id).is_some()) {
+            left -= 1;
+            continue;
+        }
+        let (store, others) = stores
+            .iter_mut()
+            .min_by_key(|(_, sessions)| sessions.len())
+            .expect("there is a device");
+        if owner.config.sessions_max as usize <= others.len() {
+            break;
+        }
+        let moved =
+            orphan.pack(&mut sessions, id).and_then(|parcel| store.unpack(others, id, &parcel));
+        match moved {
+            Ok(_) => left -= 1,
+            Err(error) => warn!(session = %id, %error, "a session could not be moved"),
+        }
+    }
+    // Only now: until they are safe in the other files, sessions stay in these. If we are killed
+    // in between, they are moved again, and the same is written once more.
+    for (store, _) in stores.iter_mut() {
+        store.flush().map_err(|source| StartError::Io { path: device.to_owned(), source })?;
+    }
+    if 0 < left {
+        warn!(device = %device.display(), left, "sessions of a device that is gone find no room");
+        return Ok(());
+    }
+    drop(orphan);
+    for kind in [store::STATES, store::LOGS, store::ROWS] {
+        let path = device.with_extension(kind);
+        fs::remove_file(&path).map_err(|source| StartError::Io { path, source })?;
+    }
+    info!(device = %device.display(), sessions = ids.len(), "moved sessions to other devices");
+    Ok(())
+}

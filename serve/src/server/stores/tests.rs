@@ -1,0 +1,114 @@
+use super::*;
+use crate::{
+    sessions::{Record, Session, SessionId, Word},
+    store::{Parcel, ROWS},
+};
+
+const STATE_BYTES: usize = 300;
+
+/// Goal: whoever takes a device out of the configuration loses no session.
+#[test]
+fn sessions_of_a_device_that_is_gone_move_in_with_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let owner = owner(dir.path(), 8);
+    let mut stores = open_all(&owner, &devices(&["cpu:0", "cpu:1", "cpu:2"])).unwrap();
+    for (i, store) in (0_u32..).zip(&mut stores) {
+        put(store, i.into());
+        put(store, (10 + i).into());
+    }
+    drop(stores);
+
+    let mut stores = open_all(&owner, &devices(&["cpu:0", "cpu:2"])).unwrap();
+    let mut found = Vec::new();
+    for (store, sessions) in &mut stores {
+        assert_eq!(sessions.len(), 3, "they are shared out");
+        let ids: Vec<SessionId> = sessions.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            assert_eq!(store.pack(sessions, id).unwrap(), parcel(id.0), "{id}");
+            found.push(id.0);
+        }
+    }
+    found.sort_unstable();
+    assert_eq!(found, [0, 1, 2, 10, 11, 12]);
+    assert_eq!(devices_on_disk(dir.path()).unwrap().len(), 2, "the files of the third are gone");
+}
+
+#[test]
+fn sessions_that_find_no_room_wait_in_their_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let owner = owner(dir.path(), 2);
+    let both = devices(&["cpu:0", "cpu:1"]);
+    let mut stores = open_all(&owner, &both).unwrap();
+    for (store, ids) in stores.iter_mut().zip([&[1][..], &[2, 3]]) {
+        ids.iter().for_each(|&id| put(store, id));
+    }
+    drop(stores);
+
+    let stores = open_all(&owner, &both[..1]).unwrap();
+    assert_eq!(stores[0].1.len(), 2, "nobody is evicted");
+    drop(stores);
+    let stores = open_all(&owner, &both).unwrap();
+    let mut ids: Vec<_> =
+        stores.iter().flat_map(|(_, sessions)| sessions.iter()).map(|(id, _)| id.0).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids, [1, 2, 3]);
+}
+
+#[test]
+fn files_that_are_not_ours_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("notes.txt"), "mine").unwrap();
+    open_all(&owner(dir.path(), 2), &devices(&["cpu"])).unwrap();
+    let mut names: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["cpu.logs", "cpu.rows", "cpu.states", "notes.txt"]);
+}
+
+#[test]
+fn sessions_of_another_model_are_refused_by_field() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut owner = owner(dir.path(), 2);
+    open_all(&owner, &devices(&["cpu"])).unwrap();
+    owner.sizes.fingerprint = [9; 32];
+    let error = open_all(&owner, &devices(&["cpu"])).unwrap_err().to_string();
+    assert!(error.contains(&format!("cpu.{ROWS}")) && error.contains("fingerprint"), "{error}");
+}
+
+fn owner(dir: &Path, sessions_max: u32) -> Owner {
+    let sizes = Sizes {
+        sessions: sessions_max,
+        states: 16,
+        log_tokens: 64,
+        state_bytes: STATE_BYTES as u64,
+        fingerprint: [7; 32],
+    };
+    let config = sessions::Config { sessions_max, ..sessions::Config::default() };
+    Owner { dir: dir.to_owned(), sizes, config }
+}
+
+fn devices(names: &[&str]) -> Vec<DeviceSpec> {
+    names.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+fn put((store, sessions): &mut Open, id: u128) {
+    assert!(store.unpack(sessions, SessionId(id), &parcel(id)).unwrap().is_none());
+}
+
+/// A session that nothing else is like.
+fn parcel(id: u128) -> Parcel {
+    let position = 5 + u64::try_from(id).unwrap();
+    let record = Record { keep: true, position, seed: position, ..Record::default() };
+    let log = (0..position).map(|at| Word::drawn(u32::try_from(100 * position + at).unwrap()));
+    let state = id.to_le_bytes().into_iter().cycle().take(STATE_BYTES).collect();
+    Parcel {
+        used_at: Session::parked(record.clone(), position).used_at,
+        record,
+        state: Some((position - 1, state)),
+        log_from: 0,
+        log: log.collect(),
+    }
+}

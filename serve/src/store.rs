@@ -1,0 +1,564 @@
+//! What is kept of sessions: a row for each that says where it stands, its log, and some of its states.
+//!
+//! Three files, each with things of one size: the table of rows and the states are
+//! [`StateCache`]s, the logs [`Tapes`]. Rows and logs are the truth; a state spares computing, and may give way. A log is
+//! written before the row that counts on it, and a token on the tape behind what the row tells belongs to the
+//! session all the same, so that each token costs one small write.
+//!
+//! Forks share: a state is dropped when the last session that refers to it has dropped it, and the log of a fork is
+//! its origin's until one of the two writes.
+
+mod parcel;
+mod recovery;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{HashMap, HashSet},
+    io, mem,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use aerie_state_cache::{
+    Config as CacheConfig, Key, LeaseError, MappedFile, OpenError, ReadError, StateCache, Storage,
+    Tape, TapeConfig, TapeError, Tapes, WriteError,
+};
+use thiserror::Error;
+use tracing::warn;
+
+pub use self::parcel::Parcel;
+
+use crate::sessions::{
+    Durability, Fingerprint, Lineage, Record, Session, SessionId, Sessions, StateRef, Word,
+    row::{self, STATES_MAX},
+};
+
+/// The files of one worker's sessions, and what they have in common.
+#[derive(Debug)]
+pub struct Store<S> {
+    rows: StateCache<S>,
+    states: StateCache<S>,
+    tapes: Tapes<S>,
+    durability: Durability,
+    /// States kept of one session.
+    states_max: usize,
+    free_tapes: Vec<u32>,
+    /// The key of the next state; greater than any that a row may know.
+    next_state: u64,
+    /// How many sessions beside the first refer to a state, of those that several do.
+    shared: HashMap<u64, u32>,
+    /// Whose logs still begin with that of another.
+    forks: HashMap<SessionId, Vec<SessionId>>,
+    /// Logs and rows were written that [`Store::commit`] owes to the disk.
+    owes_logs: bool,
+    owes_rows: bool,
+    /// Whose rows were written since: of a row that is written twice, a loss of power may leave nothing.
+    written: HashSet<SessionId>,
+    // Kept from token to token, so that none allocates.
+    words: Vec<u32>,
+}
+
+/// The three files.
+#[derive(Debug)]
+pub struct Files<S> {
+    /// Of [`row::BYTES`] each.
+    pub rows: StateCache<S>,
+    /// Of [`state_record_bytes`] each.
+    pub states: StateCache<S>,
+    /// At least as many as rows.
+    pub tapes: Tapes<S>,
+}
+
+/// How large the files are.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub sessions: u32,
+    pub states: u32,
+    /// Tokens that a log keeps.
+    pub log_tokens: u32,
+    /// Bytes of a state.
+    pub state_bytes: u64,
+    /// Of the model.
+    pub fingerprint: Fingerprint,
+}
+
+/// Extensions of the files.
+pub const ROWS: &str = "rows";
+pub const STATES: &str = "states";
+pub const LOGS: &str = "logs";
+
+/// Why something is not kept, or not found.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    #[error("its row: {0}")]
+    Row(#[from] WriteError),
+    #[error("a row for it: {0}")]
+    Lease(#[from] LeaseError),
+    #[error("its log: {0}")]
+    Log(#[from] TapeError),
+    #[error("a state of it: {0}")]
+    State(#[source] WriteError),
+    #[error("every tape is taken")]
+    NoTape,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Bytes before a state in its record: a magic, the tokens that it has seen, zeros. As many as keep the state aligned.
+const BLOCK_BYTES: usize = 64;
+const MAGIC: [u8; 8] = *b"aeriest1";
+/// When a state counts as used that is not its session's latest: before all others.
+const LONG_AGO: u64 = 0;
+
+impl Files<MappedFile> {
+    /// Opens the files at `path` with their extensions, or makes them.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; with the file that it is of.
+    pub fn open(path: &Path, sizes: &Sizes) -> Result<Self, (PathBuf, OpenError)> {
+        let fingerprint = aerie_state_cache::Fingerprint(sizes.fingerprint);
+        let cache = |kind: &str, record_bytes: u64, records_max: u32| {
+            let path = path.with_extension(kind);
+            let config = CacheConfig { record_bytes, records_max, fingerprint };
+            StateCache::open(&path, config).map_err(|error| (path, error))
+        };
+        let tapes =
+            TapeConfig { tapes_max: sizes.sessions, cells_max: sizes.log_tokens, fingerprint };
+        let logs = path.with_extension(LOGS);
+        Ok(Self {
+            rows: cache(ROWS, row::BYTES as u64, sizes.sessions)?,
+            states: cache(STATES, state_record_bytes(sizes.state_bytes), sizes.states)?,
+            tapes: Tapes::open(&logs, tapes).map_err(|error| (logs, error))?,
+        })
+    }
+}
+
+impl<S: Storage> Store<S> {
+    /// Everything that the files hold, and the sessions that this is.
+    ///
+    /// Rows that cannot be read, those of sessions that were not to be kept, and states that no row refers to are
+    /// removed. A generation that was running has been interrupted where its log ends.
+    pub fn recover(files: Files<S>, durability: Durability, states_max: u32) -> (Self, Sessions) {
+        let Files { rows, states, tapes } = files;
+        let mut store = Self {
+            rows,
+            states,
+            durability,
+            states_max: (states_max as usize).clamp(1, STATES_MAX),
+            free_tapes: (0..tapes.config().tapes_max).rev().collect(),
+            tapes,
+            next_state: 0,
+            shared: HashMap::new(),
+            forks: HashMap::new(),
+            owes_logs: false,
+            owes_rows: false,
+            written: HashSet::new(),
+            words: Vec::new(),
+        };
+        let mut sessions = store.recover_rows();
+        store.recover_lineages(&mut sessions);
+        store.recover_states(&mut sessions);
+        if durability == Durability::Durable
+            && let Err(error) = store.flush()
+        {
+            // What a process before has left to the system, this one counts on.
+            warn!(%error, "what was recovered could not be flushed");
+        }
+        (store, sessions)
+    }
+
+    /// Makes sure that session `id` has a row to write to: takes a lease on it. Returns the session whose row gave way, which
+    /// is forgotten but for its lane.
+    ///
+    /// # Errors
+    /// If every row belongs to a session with a generation, or the disk fails.
+    pub fn reserve(
+        &mut self,
+        sessions: &mut Sessions,
+        id: SessionId,
+    ) -> Result<Option<(SessionId, Session)>, StoreError> {
+        let mut evicted = None;
+        if sessions.expect(id).lease.is_none() {
+            let leased = self.rows.lease(Key(id.0))?;
+            sessions.expect(id).lease = Some(leased.lease);
+            if let Some(Key(key)) = leased.evicted {
+                let key = SessionId(key);
+                evicted = self.forget(sessions, key).map(|session| (key, session));
+            }
+        }
+        Ok(evicted)
+    }
+
+    /// Gives back the lease on the row of a session.
+    pub fn release(&mut self, session: &mut Session) {
+        if let Some(lease) = session.lease.take() {
+            self.rows.release(lease).expect("a session holds its lease until here");
+        }
+    }
+
+    /// Appends to the log of a session that has a tape.
+    ///
+    /// # Errors
+    /// If the disk fails; the session stands where it stood.
+    pub fn append(
+        &mut self,
+        sessions: &mut Sessions,
+        id: SessionId,
+        log: impl ExactSizeIterator<Item = Word>,
+    ) -> Result<(), StoreError> {
+        let n = log.len() as u64;
+        self.part_from_forks(sessions, id, n)?;
+        let record = &mut sessions.expect(id).record;
+        let tape = tape_of(id, record).expect("a tape was reserved");
+        self.words.clear();
+        self.words.extend(log.map(Word::bits));
+        self.tapes.write(tape, record.branch, record.position, &self.words)?;
+        self.owes_logs = true;
+        record.position += n;
+        Ok(())
+    }
+
+    /// Appends the words of a session's log at `places` to `into`.
+    ///
+    /// # Errors
+    /// If the log does not reach back so far, or the disk fails.
+    pub fn log(
+        &self,
+        sessions: &Sessions,
+        id: SessionId,
+        places: Range<u64>,
+        into: &mut Vec<Word>,
+    ) -> Result<(), TapeError> {
+        let missing = TapeError::Missing { at: places.start };
+        let Some(session) = sessions.get(id) else { return Err(missing) };
+        let tape = match (tape_of(id, &session.record), session.record.lineage) {
+            (Some(tape), _) => tape,
+            (None, Some(Lineage { of, .. })) => {
+                let origin = sessions.get(of).and_then(|it| tape_of(of, &it.record));
+                origin.ok_or(missing)?
+            }
+            (None, None) if places.is_empty() => return Ok(()),
+            (None, None) => return Err(missing),
+        };
+        let mut words = Vec::with_capacity(usize::try_from(places.end - places.start).unwrap_or(0));
+        self.tapes.read(tape, places, &mut words)?;
+        into.extend(words.into_iter().map(Word::from_bits));
+        Ok(())
+    }
+
+    /// Writes the row of a session.
+    ///
+    /// # Errors
+    /// If the disk fails; the row before is still there.
+    pub fn write(&mut self, id: SessionId, session: &Session) -> Result<(), StoreError> {
+        if self.durability == Durability::Durable {
+            if self.written.contains(&id) {
+                self.commit()?;
+            }
+            // A row counts on what the log has.
+            if mem::take(&mut self.owes_logs) {
+                self.tapes.flush()?;
+            }
+        }
+        let row = row::encode(&session.record);
+        match session.lease {
+            Some(lease) => self.rows.write_leased(lease, &[&row], session.used_at),
+            None => self.rows.write(Key(id.0), &[&row], session.used_at).map(|it| it.sequence),
+        }?;
+        self.owes_rows = true;
+        if self.durability == Durability::Durable {
+            self.written.insert(id);
+        }
+        Ok(())
+    }
+
+    /// Keeps `state`, which has seen `computed` tokens, more than any that is kept of the session. Its row is to be
+    /// written after that.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn keep_state(
+        &mut self,
+        session: &mut Session,
+        computed: u64,
+        state: &[u8],
+    ) -> Result<(), StoreError> {
+        let key = self.next_state;
+        let mut block = [0; BLOCK_BYTES];
+        block[..8].copy_from_slice(&MAGIC);
+        block[8..16].copy_from_slice(&computed.to_le_bytes());
+        let written = self.states.write(Key(key.into()), &[&block, state], session.used_at);
+        let written = written.map_err(StoreError::State)?;
+        self.next_state += 1;
+        if let Some(Key(evicted)) = written.evicted {
+            // Whoever refers to it finds out when it looks for it.
+            self.shared.remove(&state_key(evicted));
+        }
+        if let Some(before) = session.record.states.last()
+            && !self.shared.contains_key(&before.key)
+        {
+            // It may have been evicted.
+            self.states.touch(Key(before.key.into()), LONG_AGO).ok();
+        }
+        if let Some(dropped) =
+            session.record.push_state(StateRef { key, computed }, self.states_max)
+        {
+            self.drop_state(dropped);
+        }
+        Ok(())
+    }
+
+    /// Shows the latest state of a session that is kept and has seen no more than `max` tokens to `show`; returns how many it
+    /// has seen. Those that turn out to be lost are forgotten.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn find_state(
+        &mut self,
+        session: &mut Session,
+        max: u64,
+        mut show: impl FnMut(&[u8]),
+    ) -> io::Result<Option<u64>> {
+        while let Some(found) = session.record.state_within(max) {
+            match self.states.read(Key(found.key.into())) {
+                Ok(record) if is_state(record.bytes, found.computed) => {
+                    show(&record.bytes[BLOCK_BYTES..]);
+                    self.states.touch(Key(found.key.into()), session.used_at).ok();
+                    return Ok(Some(found.computed));
+                }
+                Ok(_) | Err(ReadError::Absent { .. } | ReadError::Damaged { .. }) => {
+                    session.record.states.retain(|it| *it != found);
+                    self.drop_state(found);
+                }
+                Err(ReadError::Io(error)) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes session `id`, which stands where `origin` stood at `at`. It has no row yet.
+    pub fn fork(&mut self, sessions: &mut Sessions, origin: SessionId, at: u64, id: SessionId) {
+        let from = &sessions.expect(origin).record;
+        let of = match (from.tape, from.lineage) {
+            (Some(_), _) => Some(origin),
+            (None, lineage) => lineage.map(|it| it.of),
+        };
+        let states: Vec<_> =
+            from.states.iter().filter(|state| state.computed <= at).copied().collect();
+        let record = Record {
+            keep: true,
+            position: at,
+            seed: from.seed,
+            lineage: of.map(|of| Lineage { of, until: at }),
+            states,
+            ..Record::default()
+        };
+        for state in &record.states {
+            *self.shared.entry(state.key).or_default() += 1;
+        }
+        if let Some(of) = of {
+            self.forks.entry(of).or_default().push(id);
+        }
+        let used_at = sessions.expect(origin).used_at;
+        sessions.insert(id, Session::parked(record, used_at));
+    }
+
+    /// Takes a session back to `to`. Its row is to be written after that.
+    pub fn rewind(&mut self, session: &mut Session, to: u64) {
+        let record = &mut session.record;
+        record.position = to;
+        record.branch += 1;
+        record.turn = None;
+        if let Some(lineage) = &mut record.lineage {
+            lineage.until = to;
+        }
+        let kept = record.states.partition_point(|state| state.computed <= to);
+        for state in record.states.split_off(kept) {
+            self.drop_state(state);
+        }
+    }
+
+    /// Forgets a session; gives back what is to be said of its lane.
+    pub fn forget(&mut self, sessions: &mut Sessions, id: SessionId) -> Option<Session> {
+        if let Err(error) = self.part_from_forks(sessions, id, u64::MAX) {
+            warn!(session = %id, %error, "forks of a session that goes lose their log");
+        }
+        let mut session = sessions.remove(id)?;
+        self.release(&mut session);
+        // First, or half of it would come back after a crash.
+        self.remove_row(id);
+        for state in mem::take(&mut session.record.states) {
+            self.drop_state(state);
+        }
+        self.leave_lineage(id, &mut session.record);
+        if let Some(tape) = session.record.tape.take() {
+            self.free_tape(tape);
+        }
+        Some(session)
+    }
+
+    /// Returns when, in durable mode, all that was written would survive a loss of power; at once in fast mode.
+    ///
+    /// # Errors
+    /// Whatever the disk reports.
+    pub fn commit(&mut self) -> io::Result<()> {
+        if self.durability == Durability::Fast {
+            return Ok(());
+        }
+        if mem::take(&mut self.owes_logs) {
+            self.tapes.flush()?;
+        }
+        if mem::take(&mut self.owes_rows) {
+            self.rows.flush()?;
+            self.written.clear();
+        }
+        Ok(())
+    }
+
+    /// Returns when all that was written would survive a loss of power.
+    ///
+    /// # Errors
+    /// Whatever the disk reports.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.states.flush()?;
+        self.tapes.flush()?;
+        self.rows.flush()?;
+        self.owes_logs = false;
+        self.owes_rows = false;
+        self.written.clear();
+        Ok(())
+    }
+
+    /// The lowest position to which a session can be taken back.
+    pub fn position_min(&self, session: &Session) -> u64 {
+        let Record { position, states, .. } = &session.record;
+        let on_tape = position.saturating_sub(self.tapes.config().cells_max.into());
+        if on_tape == 0 {
+            return 0;
+        }
+        states.iter().map(|it| it.computed).find(|&it| on_tape <= it).unwrap_or(*position)
+    }
+
+    /// What the files are on: rows, states, tapes.
+    #[cfg(test)]
+    pub(crate) fn storages_mut(&mut self) -> [&mut S; 3] {
+        [self.rows.storage_mut(), self.states.storage_mut(), self.tapes.storage_mut()]
+    }
+
+    /// Gives a session a tape of its own, with the log so far, if it has none.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn own_tape(&mut self, sessions: &mut Sessions, id: SessionId) -> Result<(), StoreError> {
+        let record = &sessions.expect(id).record;
+        if record.tape.is_some() {
+            return Ok(());
+        }
+        let number = self.free_tapes.pop().ok_or(StoreError::NoTape)?;
+        let own = Tape { number, owner: id.0 };
+        let (position, branch) = (record.position, record.branch);
+        if let Some(Lineage { of, .. }) = record.lineage
+            && let Some(from) = sessions.get(of).and_then(|it| tape_of(of, &it.record))
+            && let Err(error) = self.tapes.copy(from, own, branch, 0..position)
+        {
+            self.free_tape(number);
+            return Err(error.into());
+        }
+        self.owes_logs = true;
+        let record = &mut sessions.expect(id).record;
+        record.tape = Some(number);
+        self.leave_lineage(id, record);
+        Ok(())
+    }
+
+    /// Gives the forks of a session tapes of their own, if appending `n` words to its log would touch what they share.
+    fn part_from_forks(
+        &mut self,
+        sessions: &mut Sessions,
+        id: SessionId,
+        n: u64,
+    ) -> Result<(), StoreError> {
+        let Some(forks) = self.forks.get(&id) else { return Ok(()) };
+        let position = sessions.expect(id).record.position;
+        let kept_from =
+            position.saturating_add(n).saturating_sub(self.tapes.config().cells_max.into());
+        let shares = |fork: &SessionId| {
+            let lineage = sessions.get(*fork).and_then(|it| it.record.lineage);
+            lineage.is_some_and(|it| position < it.until || 0 < kept_from)
+        };
+        let parting: Vec<SessionId> = forks.iter().copied().filter(shares).collect();
+        for &fork in &parting {
+            self.own_tape(sessions, fork)?;
+            self.write(fork, sessions.expect(fork))?;
+        }
+        if !parting.is_empty() {
+            // Before what they shared is written over.
+            self.commit()?;
+        }
+        Ok(())
+    }
+
+    fn leave_lineage(&mut self, id: SessionId, record: &mut Record) {
+        let Some(Lineage { of, .. }) = record.lineage.take() else { return };
+        if let Some(forks) = self.forks.get_mut(&of) {
+            forks.retain(|fork| *fork != id);
+            if forks.is_empty() {
+                self.forks.remove(&of);
+            }
+        }
+    }
+
+    fn drop_state(&mut self, state: StateRef) {
+        match self.shared.get_mut(&state.key) {
+            Some(1) => _ = self.shared.remove(&state.key),
+            Some(others) => *others -= 1,
+            None => {
+                let key = Key(state.key.into());
+                if self.states.record(key).is_some()
+                    && let Err(error) = self.states.remove(key)
+                {
+                    warn!(state = state.key, %error, "a state could not be removed");
+                }
+            }
+        }
+    }
+
+    fn free_tape(&mut self, number: u32) {
+        if let Err(error) = self.tapes.clear(number) {
+            // Its cells are another owner's to whoever gets it next.
+            warn!(tape = number, %error, "a tape could not be cleared");
+        }
+        self.free_tapes.push(number);
+    }
+
+    fn remove_row(&mut self, id: SessionId) {
+        self.owes_rows = true;
+        if self.rows.record(Key(id.0)).is_some()
+            && let Err(error) = self.rows.remove(Key(id.0))
+        {
+            warn!(session = %id, %error, "a row could not be removed");
+        }
+    }
+}
+
+/// The tape of a session, in its hands.
+fn tape_of(id: SessionId, record: &Record) -> Option<Tape> {
+    Some(Tape { number: record.tape?, owner: id.0 })
+}
+
+/// Whether bytes are a state that has seen `computed` tokens.
+fn is_state(record: &[u8], computed: u64) -> bool {
+    record.len() >= BLOCK_BYTES && record[..8] == MAGIC && record[8..16] == computed.to_le_bytes()
+}
+
+/// A state's key, of which this file only has those that it gave.
+#[expect(clippy::cast_possible_truncation, reason = "keys of states are made from 64 bits")]
+fn state_key(key: u128) -> u64 {
+    key as u64
+}
+
+/// Bytes of the record of a state of `state_bytes`.
+pub fn state_record_bytes(state_bytes: u64) -> u64 {
+    BLOCK_BYTES as u64 + state_bytes
+}
