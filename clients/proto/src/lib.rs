@@ -3,7 +3,10 @@
 //! The messages are the same over both transports; `proto/aerie/v1/aerie.proto` is their
 //! reference. This crate does no IO.
 
+pub mod early;
 pub mod frame;
+
+use std::time::Duration;
 
 /// Messages, and gRPC clients and servers, of the package `aerie.v1`.
 #[allow(
@@ -26,3 +29,7 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("aeri
 
 /// The application protocol that QUIC peers agree on in TLS; one for each incompatible version.
 pub const ALPN: &[u8] = b"aerie/1";
+
+/// How often a QUIC client says that it is there while a call of its is open and nothing else flows.
+/// Servers, who do not, wait for longer.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
