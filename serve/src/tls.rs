@@ -16,7 +16,7 @@ use std::{
 };
 
 use rcgen::{CertifiedKey, KeyPair};
-use ring::digest;
+use ring::{digest, hmac};
 use rustls::pki_types::{
     CertificateDer, PrivateKeyDer,
     pem::{self, PemObject as _},
@@ -99,6 +99,13 @@ impl Identity {
     pub fn fingerprint(&self) -> String {
         let digest = digest::digest(&digest::SHA256, &self.chain[0]);
         digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// A secret for `purpose`, which stays the same as long as the private key does.
+    pub fn secret(&self, purpose: &[u8]) -> [u8; 32] {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.key.secret_der());
+        let tag = hmac::sign(&key, purpose);
+        tag.as_ref().try_into().expect("SHA-256 has 32 bytes")
     }
 
     /// TLS 1.3, speaking `alpn` and nothing else, to clients that need no certificate.

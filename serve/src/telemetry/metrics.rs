@@ -25,9 +25,28 @@ pub struct Metrics {
     pub calls: IntCounterVec,
     pub calls_in_flight: IntGaugeVec,
     pub call_duration: HistogramVec,
-    pub quic_connections: IntGauge,
-    pub quic_handshakes: IntCounterVec,
+    pub quic: QuicMetrics,
     workers: WorkerFamilies,
+}
+
+/// What QUIC connections do, all of them together.
+#[derive(Clone, Debug)]
+pub struct QuicMetrics {
+    pub connections: IntGauge,
+    /// Connections that were tried, by what became of them.
+    pub handshakes: IntCounterVec,
+    /// Tickets that clients showed in order to resume, by what they were worth.
+    pub tickets: IntCounterVec,
+    /// Calls that came before their handshake was complete, by when they were run.
+    pub early_calls: IntCounterVec,
+    pub rtt: Histogram,
+    pub sent_packets: IntCounter,
+    pub lost_packets: IntCounter,
+    pub sent_bytes: IntCounter,
+    pub received_bytes: IntCounter,
+    pub congestion_events: IntCounter,
+    pub black_holes: IntCounter,
+    pub migrations: IntCounter,
 }
 
 /// Content type of [`Metrics::render`].
@@ -145,16 +164,7 @@ impl Metrics {
                 "From a call's arrival to its end.",
                 &["api"],
             ),
-            quic_connections: register(
-                r,
-                IntGauge::new("serve_quic_connections", "QUIC connections that are open."),
-            ),
-            quic_handshakes: counter(
-                r,
-                "serve_quic_handshakes_total",
-                "QUIC handshakes, by result.",
-                &["result"],
-            ),
+            quic: QuicMetrics::new(r),
             workers: WorkerFamilies::new(r),
             registry,
         };
@@ -190,6 +200,77 @@ impl Metrics {
 
     #[cfg(not(target_os = "linux"))]
     fn register_process(&self) {}
+}
+
+impl QuicMetrics {
+    const HANDSHAKES: [&str; 7] =
+        ["completed", "abandoned", "failed", "timed_out", "refused", "retried", "ignored"];
+    const TICKETS: [&str; 3] = ["resumed", "expired", "unknown"];
+    const EARLY_CALLS: [&str; 2] = ["at_once", "confirmed"];
+
+    fn new(r: &Registry) -> Self {
+        let one = |name: &str, help: &str| register(r, IntCounter::new(name, help));
+        let metrics = Self {
+            connections: register(
+                r,
+                IntGauge::new("serve_quic_connections", "QUIC connections that are open."),
+            ),
+            handshakes: counter(
+                r,
+                "serve_quic_handshakes_total",
+                "QUIC handshakes, by result.",
+                &["result"],
+            ),
+            tickets: counter(
+                r,
+                "serve_quic_tickets_total",
+                "Tickets shown to resume; early data is accepted with those that are resumed alone.",
+                &["result"],
+            ),
+            early_calls: counter(
+                r,
+                "serve_quic_early_calls_total",
+                "Calls in accepted early data, run at once or when the handshake was confirmed.",
+                &["run"],
+            ),
+            rtt: register(
+                r,
+                Histogram::with_opts(
+                    HistogramOpts::new(
+                        "serve_quic_rtt_seconds",
+                        "Round trips of connections, every 10 s in which one was measured.",
+                    )
+                    .buckets(doubling(25e-6, 19)),
+                ),
+            ),
+            sent_packets: one("serve_quic_sent_packets_total", "QUIC packets that were sent."),
+            lost_packets: one("serve_quic_lost_packets_total", "Sent packets taken for lost."),
+            sent_bytes: one("serve_quic_sent_bytes_total", "Bytes of UDP that were sent."),
+            received_bytes: one("serve_quic_received_bytes_total", "Bytes of UDP that came."),
+            congestion_events: one(
+                "serve_quic_congestion_events_total",
+                "Times that a connection slowed down for the network.",
+            ),
+            black_holes: one(
+                "serve_quic_black_holes_total",
+                "Times that a path stopped taking packets as large as before.",
+            ),
+            migrations: one(
+                "serve_quic_migrations_total",
+                "Times that a client was found at another address than before.",
+            ),
+        };
+        for (family, labels) in [
+            (&metrics.handshakes, Self::HANDSHAKES.as_slice()),
+            (&metrics.tickets, Self::TICKETS.as_slice()),
+            (&metrics.early_calls, Self::EARLY_CALLS.as_slice()),
+        ] {
+            for label in labels {
+                family.with_label_values(&[label]);
+            }
+        }
+        metrics
+    }
 }
 
 impl Default for Metrics {

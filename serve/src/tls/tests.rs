@@ -8,6 +8,8 @@ fn generated_certificate_is_kept_and_its_key_is_private() {
     let first = Identity::open(&Config::default(), dir.path()).unwrap();
     let second = Identity::open(&Config::default(), dir.path()).unwrap();
     assert_eq!(first.fingerprint(), second.fingerprint());
+    assert_eq!(first.secret(b"a"), second.secret(b"a"));
+    assert_ne!(first.secret(b"a"), first.secret(b"b"));
     assert_eq!(first.fingerprint().len(), 64);
 
     let mode = fs::metadata(dir.path().join("tls/key.pem")).unwrap().permissions().mode();

@@ -2,34 +2,51 @@
 //!
 //! The first frame of a stream is a `Call`. A generation goes on with `GenerateRequest`s one way
 //! and `GenerateResponse`s the other; any other call is answered by one `CallResponse`. Resetting
-//! or stopping a stream cancels what runs on it.
+//! or stopping a stream cancels what runs on it. A call may come before its handshake is complete;
+//! [`early`] tells whether it is run before, too.
+
+mod door;
+mod frames;
+mod handshake;
+mod priority;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod tickets;
+mod traffic;
 
 use std::{
     io,
-    marker::PhantomData,
-    net::SocketAddr,
-    pin::Pin,
+    net::{SocketAddr, UdpSocket},
     sync::Arc,
-    task::{self, Poll, ready},
-    time::Duration,
 };
 
 use aerie_proto::{
-    ALPN,
-    frame::{self, FRAME_BYTES_MAX, FrameError},
+    early::{self, Early},
+    frame::{self, FRAME_BYTES_MAX},
     v1::{self, call, call_response, generate_response},
 };
 use quinn::{
-    Endpoint, IdleTimeout, Incoming, RecvStream, SendStream, ServerConfig, TransportConfig, VarInt,
-    WriteError,
-    crypto::rustls::{NoInitialCipherSuite, QuicServerConfig},
+    Endpoint, RecvStream, SendStream, TokioRuntime, VarInt, WriteError,
+    crypto::rustls::NoInitialCipherSuite,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::{io::ReadBuf, task::JoinSet};
+use tokio::{
+    task::JoinSet,
+    time::{MissedTickBehavior, interval},
+};
 use tokio_stream::{Stream, StreamExt, iter};
 use tracing::{debug, info};
 
+use self::{
+    door::{Door, Visit},
+    frames::{Frames, Requests},
+    handshake::{Confirmation, Handshake},
+    priority::Urgent,
+    settings::{endpoint_config, server_config},
+    traffic::{SAMPLE_INTERVAL, Traffic},
+};
 use super::{
     call::Call,
     chunks, grpc, import_session, list_sessions, stopped,
@@ -39,14 +56,19 @@ use crate::{
     admission::Reject,
     server::{Listener, Shutdown},
     service::Service,
-    telemetry::metrics::{Api, Metrics},
+    telemetry::metrics::{Api, QuicMetrics},
     tls::{Identity, TlsError},
 };
 
-/// Read from a stream at once; requests are a few hundred bytes.
-const READ_BYTES: usize = 4096;
 /// What a connection is closed with when the server stops.
 const CLOSE_SHUTDOWN: VarInt = VarInt::from_u32(1);
+/// What a connection is closed with whose handshake takes too long.
+const CLOSE_HANDSHAKE: VarInt = VarInt::from_u32(2);
+/// What may lie on one stream: a frame of any size.
+#[expect(clippy::cast_possible_truncation, reason = "a frame's length is a u32")]
+const FRAME_WINDOW: u32 = FRAME_BYTES_MAX as u32;
+/// What may lie on all streams of a connection that clients write to.
+const RECEIVE_WINDOW: u32 = 4 * FRAME_WINDOW;
 
 /// Limits of the QUIC listener.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -57,15 +79,30 @@ pub struct Config {
     /// Connections at once; one more is refused. From half of it on, a client has to prove its
     /// address before the server keeps anything of it.
     pub connections_max: u32,
+    /// Handshakes at once, each of them a connection too. From half of it on, addresses have to be
+    /// proved; beyond it a client is not answered until its next try.
+    pub handshakes_max: u32,
+    /// A handshake that takes longer is given up.
+    pub handshake_ms_max: u32,
     /// Calls at once on one connection; more wait at the client.
     pub streams_max: u32,
-    /// A connection over which nothing has come for this long is given up.
+    /// A connection over which nothing has come for this long is given up. Keeping it alive is the
+    /// client's business, who knows whether it still waits for something; ours says so every 10 s,
+    /// so that this is longer.
     pub idle_ms_max: u32,
-    /// How often a silent connection is kept alive; less than `idle_ms_max`.
-    pub keep_alive_ms: u32,
     /// Round trip that a new connection assumes before it has measured. A lost first flight is
     /// repeated after three of these; QUIC's own 333 ms is meant for the open Internet.
     pub initial_rtt_ms: u32,
+    /// How long a client may hold an acknowledgement back; a lost token is sent again this much
+    /// later. Asked of clients that know how to be asked.
+    pub ack_delay_ms_max: u32,
+    /// Bytes of calls on one connection before its handshake is complete.
+    pub early_bytes_max: u32,
+    /// Tickets kept for clients that come back, each good for one connection that begins with a
+    /// call; with 0 there are none.
+    pub tickets_max: u32,
+    /// How long a ticket is good, and a client's proof of its address.
+    pub ticket_s_max: u32,
 }
 
 /// What a connection needs of the server.
@@ -98,19 +135,20 @@ pub fn listen(
     service: Service,
     shutdown: Shutdown,
 ) -> Result<Listener, BindError> {
-    let tls = QuicServerConfig::try_from(identity.server_config(ALPN)?)?;
-    let mut server = ServerConfig::with_crypto(Arc::new(tls));
-    server.transport_config(Arc::new(transport_config(config)?));
+    let server = server_config(config, identity, &service)?;
     let bind_error = |source| BindError::Bind { listen: config.listen, source };
-    let endpoint = Endpoint::server(server, config.listen).map_err(bind_error)?;
+    let socket = UdpSocket::bind(config.listen).map_err(bind_error)?;
+    let runtime = Arc::new(TokioRuntime);
+    let endpoint = Endpoint::new(endpoint_config(identity), Some(server), socket, runtime)
+        .map_err(bind_error)?;
     let addr = endpoint.local_addr().map_err(bind_error)?;
     info!(address = %format_args!("quic://{addr}"), fingerprint = %identity.fingerprint(), "listening");
-    let connections_max = config.connections_max as usize;
-    let task = tokio::spawn(serve(endpoint, connections_max, Context { service, shutdown }));
+    let door = Door::new(config, service.metrics().quic.clone());
+    let task = tokio::spawn(serve(endpoint, door, Context { service, shutdown }));
     Ok(Listener { addr, task })
 }
 
-async fn serve(endpoint: Endpoint, connections_max: usize, context: Context) {
+async fn serve(endpoint: Endpoint, door: Door, context: Context) {
     let mut connections = JoinSet::new();
     let mut stopped = Box::pin(stopped(&context.shutdown));
     loop {
@@ -119,10 +157,8 @@ async fn serve(endpoint: Endpoint, connections_max: usize, context: Context) {
             Some(_) = connections.join_next() => {}
             incoming = endpoint.accept() => match incoming {
                 Some(incoming) => {
-                    if let Some(incoming) =
-                        admit(incoming, connections.len(), connections_max, &context.service)
-                    {
-                        connections.spawn(serve_connection(incoming, context.clone()));
+                    if let Some(visit) = door.admit(incoming, connections.len()) {
+                        connections.spawn(serve_connection(visit, context.clone()));
                     }
                 }
                 None => break,
@@ -135,113 +171,85 @@ async fn serve(endpoint: Endpoint, connections_max: usize, context: Context) {
     endpoint.wait_idle().await;
 }
 
-/// Turns a connection away if there are too many, and lets it prove its address if there are many.
-fn admit(
-    incoming: Incoming,
-    n_connections: usize,
-    connections_max: usize,
-    service: &Service,
-) -> Option<Incoming> {
-    if connections_max <= n_connections {
-        debug!(connections_max, "connection refused");
-        count_handshake(service, "refused");
-        incoming.refuse();
-        None
-    } else if connections_max / 2 <= n_connections && incoming.may_retry() {
-        count_handshake(service, "retried");
-        incoming.retry().expect("may_retry was asked");
-        None
-    } else {
-        Some(incoming)
-    }
-}
-
-/// Fits quinn to what flows here: frames of some tens of bytes, each awaited by a reader.
-fn transport_config(config: &Config) -> Result<TransportConfig, BindError> {
-    let millis = |ms: u32| Duration::from_millis(ms.into());
-    let keep_alive_ms = config.keep_alive_ms;
-    if config.idle_ms_max <= keep_alive_ms {
-        let problem = "is not less than idle_ms_max";
-        return Err(BindError::Config { field: "keep_alive_ms", found: keep_alive_ms, problem });
-    }
-    let frame_bytes_max = u32::try_from(FRAME_BYTES_MAX).expect("a frame's length is a u32");
-    let mut transport = TransportConfig::default();
-    transport
-        .max_concurrent_bidi_streams(config.streams_max.into())
-        .max_concurrent_uni_streams(0_u32.into())
-        .datagram_receive_buffer_size(None)
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(config.idle_ms_max))))
-        .keep_alive_interval(Some(millis(keep_alive_ms)))
-        .initial_rtt(millis(config.initial_rtt_ms))
-        // One frame of any size is on its way in without waiting; a connection has a few of them.
-        .stream_receive_window(frame_bytes_max.into())
-        .receive_window((4 * frame_bytes_max).into())
-        // What a slow reader may leave here before its generation sits out.
-        .send_window(frame_bytes_max.into());
-    Ok(transport)
-}
-
-async fn serve_connection(incoming: Incoming, context: Context) {
+async fn serve_connection(visit: Visit, context: Context) {
     let Context { service, shutdown } = &context;
-    let remote = incoming.remote_address();
-    let handshake = async { incoming.accept()?.await };
-    let connection = tokio::select! {
-        () = stopped(shutdown) => return,
-        connection = handshake => match connection {
-            Ok(connection) => connection,
-            Err(error) => {
-                count_handshake(service, "failed");
-                debug!(%remote, %error, "handshake failed");
-                return;
-            }
-        },
+    let (remote, metrics) = (visit.remote_address(), &service.metrics().quic);
+    let (connection, handshake) = match visit.begin() {
+        Ok(begun) => begun,
+        Err(error) => return debug!(%remote, %error, "handshake failed"),
     };
-    count_handshake(service, "completed");
-    let _open = Open::new(service.metrics());
-    debug!(%remote, rtt_us = connection.rtt().as_micros(), "connected");
+    let (mut handshake, mut open) = (Some(handshake), None);
+    let mut traffic = Traffic::new(&connection);
+    let mut samples = interval(SAMPLE_INTERVAL);
+    samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut streams = JoinSet::new();
     let mut stopped = Box::pin(stopped(shutdown));
     loop {
         tokio::select! {
+            // A handshake that has ended well is known to have before what came with it.
+            biased;
             () = &mut stopped => break,
-            Some(_) = streams.join_next() => {}
+            end = Handshake::end(&mut handshake, &connection), if handshake.is_some() => match end {
+                Ok(()) => {
+                    connection.set_receive_window(RECEIVE_WINDOW.into());
+                    open = Some(Open::new(metrics));
+                    debug!(%remote, rtt_us = connection.rtt().as_micros(), "connected");
+                }
+                Err(error) => {
+                    debug!(%remote, %error, "handshake failed");
+                    connection.close(CLOSE_HANDSHAKE, b"handshake");
+                    break;
+                }
+            },
+            Some(_) = streams.join_next() => traffic.follow(&connection, metrics),
             accepted = connection.accept_bi() => match accepted {
+                // Who the client is does not change from here on: either the handshake is complete, or
+                // its ticket has told.
                 Ok((send, receive)) => {
-                    streams.spawn(serve_stream(send, receive, context.clone()));
+                    let early = handshake.as_ref().filter(|_| receive.is_0rtt());
+                    let early = early.map(Handshake::confirmation);
+                    streams.spawn(serve_stream(send, receive, early, context.clone()));
                 }
                 Err(reason) => {
                     debug!(%remote, %reason, "disconnected");
                     break;
                 }
             },
+            _ = samples.tick() => traffic.sample(&connection, metrics),
         }
     }
+    // Calls that wait for its end wait in vain.
+    drop(handshake);
     while streams.join_next().await.is_some() {}
+    traffic.sample(&connection, metrics);
+    drop(open);
     // Every stream has waited until its last byte was acknowledged.
     connection.close(CLOSE_SHUTDOWN, b"shutdown");
 }
 
-fn count_handshake(service: &Service, result: &'static str) {
-    service.metrics().quic_handshakes.with_label_values(&[result]).inc();
-}
-
 /// An open connection, for the gauge of them.
-struct Open<'a>(&'a Metrics);
+struct Open<'a>(&'a QuicMetrics);
 
 impl<'a> Open<'a> {
-    fn new(metrics: &'a Metrics) -> Self {
-        metrics.quic_connections.inc();
+    fn new(metrics: &'a QuicMetrics) -> Self {
+        metrics.connections.inc();
         Self(metrics)
     }
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.0.quic_connections.dec();
+        self.0.connections.dec();
     }
 }
 
-async fn serve_stream(mut send: SendStream, receive: RecvStream, context: Context) {
+/// Serves one call; `early` is there if it came before the handshake was complete.
+async fn serve_stream(
+    mut send: SendStream,
+    receive: RecvStream,
+    early: Option<Confirmation>,
+    context: Context,
+) {
     let Context { service, shutdown } = context;
     let mut frames = Frames::new(receive);
     let call = tokio::select! {
@@ -255,6 +263,17 @@ async fn serve_stream(mut send: SendStream, receive: RecvStream, context: Contex
             Some(Err(Broken::Gone)) | None => return,
         },
     };
+    if let Some(confirmation) = early {
+        let policy = call.as_ref().map_or(Early::Wait, early::policy);
+        let metrics = &service.metrics().quic;
+        metrics.early_calls.with_label_values(&[early_label(policy)]).inc();
+        match policy {
+            // What else comes on the stream is not what was looked at.
+            Early::Run => frames.hold(confirmation),
+            Early::Wait if confirmation.confirmed().await => {}
+            Early::Wait => return,
+        }
+    }
     let sent = match call {
         Some(call::Call::Generate(first)) => {
             let requests = iter([Ok(first)]).chain(Requests::new(frames));
@@ -367,6 +386,13 @@ fn response(result: Result<call_response::Result, Reject>) -> v1::CallResponse {
     }
 }
 
+fn early_label(policy: Early) -> &'static str {
+    match policy {
+        Early::Run => "at_once",
+        Early::Wait => "confirmed",
+    }
+}
+
 fn refusal(reject: &Reject) -> v1::CallResponse {
     v1::CallResponse { result: Some(call_response::Result::Error(error(reject))) }
 }
@@ -385,8 +411,13 @@ pub fn error(reject: &Reject) -> v1::Error {
     }
 }
 
-async fn respond(send: &mut SendStream, response: &impl prost::Message) -> Result<(), WriteError> {
+async fn respond<M>(send: &mut SendStream, response: &M) -> Result<(), WriteError>
+where
+    M: prost::Message + Urgent,
+{
     let frame = frame::encode(response).expect("pages and deltas are far smaller than a frame");
+    // A stream that is closed says so when it is written to.
+    let _ = send.set_priority(response.priority() as i32);
     send.write_chunk(frame).await
 }
 
@@ -397,78 +428,20 @@ async fn finish(mut send: SendStream) {
     }
 }
 
-/// The frames of one stream.
-struct Frames {
-    receive: RecvStream,
-    decoder: frame::Decoder,
-}
-
-impl Frames {
-    fn new(receive: RecvStream) -> Self {
-        Self { receive, decoder: frame::Decoder::default() }
-    }
-
-    async fn next<M: prost::Message + Default>(&mut self) -> Option<Result<M, Broken>> {
-        std::future::poll_fn(|cx| self.poll_next(cx)).await
-    }
-
-    fn poll_next<M>(&mut self, cx: &mut task::Context<'_>) -> Poll<Option<Result<M, Broken>>>
-    where
-        M: prost::Message + Default,
-    {
-        loop {
-            match self.decoder.message() {
-                Ok(Some(message)) => return Poll::Ready(Some(Ok(message))),
-                Ok(None) => {}
-                Err(error) => return Poll::Ready(Some(Err(refused(&error)))),
-            }
-            let mut bytes = [0; READ_BYTES];
-            let mut buffer = ReadBuf::new(&mut bytes);
-            if ready!(self.receive.poll_read_buf(cx, &mut buffer)).is_err() {
-                return Poll::Ready(Some(Err(Broken::Gone)));
-            }
-            if buffer.filled().is_empty() {
-                let end = self.decoder.finish().map_err(|error| refused(&error));
-                return Poll::Ready(end.err().map(Err));
-            }
-            self.decoder.push(buffer.filled());
-        }
-    }
-}
-
-/// The messages of a stream after the first.
-struct Requests<M> {
-    frames: Frames,
-    message: PhantomData<fn() -> M>,
-}
-
-impl<M> Requests<M> {
-    fn new(frames: Frames) -> Self {
-        Self { frames, message: PhantomData }
-    }
-}
-
-impl<M: prost::Message + Default> Stream for Requests<M> {
-    type Item = Result<M, Broken>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Option<Self::Item>> {
-        self.frames.poll_next(cx)
-    }
-}
-
-fn refused(error: &FrameError) -> Broken {
-    Broken::Refused(Reject::Invalid { field: "frame", problem: format!("is refused: {error}") })
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
             listen: ([127, 0, 0, 1], 7447).into(),
             connections_max: 1024,
+            handshakes_max: 64,
+            handshake_ms_max: 10_000,
             streams_max: 256,
             idle_ms_max: 30_000,
-            keep_alive_ms: 10_000,
             initial_rtt_ms: 50,
+            ack_delay_ms_max: 5,
+            early_bytes_max: 64 << 10,
+            tickets_max: 4096,
+            ticket_s_max: 24 * 60 * 60,
         }
     }
 }

@@ -215,19 +215,24 @@ async fn listeners_end_at_shutdown_though_clients_stay() {
 }
 
 /// Both listeners on ports of the system's choice.
-struct Fixture {
-    service: Service,
-    shutdown: watch::Sender<bool>,
+pub(super) struct Fixture {
+    pub(super) service: Service,
+    pub(super) shutdown: watch::Sender<bool>,
     grpc: Listener,
-    quic: Listener,
+    pub(super) quic: Listener,
     /// How each generation ended, as the worker sees it.
-    ended: mpsc::Receiver<FinishReason>,
+    pub(super) ended: mpsc::Receiver<FinishReason>,
     /// Holds the generated certificate.
     dir: tempfile::TempDir,
 }
 
 impl Fixture {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
+        Self::with(quic::Config::default()).await
+    }
+
+    /// `config` but for the port.
+    pub(super) async fn with(config: quic::Config) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (events_sender, events) = bounded(8);
         let (_, notices) = bounded(1);
@@ -247,12 +252,24 @@ impl Fixture {
         });
         let (shutdown, stop) = watch::channel(false);
         let listen = ([127, 0, 0, 1], 0).into();
-        let config = grpc::Config { listen, ..grpc::Config::default() };
-        let grpc = grpc::listen(&config, service.clone(), stop.clone()).await.unwrap();
+        let grpc = grpc::Config { listen, ..grpc::Config::default() };
+        let grpc = grpc::listen(&grpc, service.clone(), stop.clone()).await.unwrap();
         let identity = Identity::open(&tls::Config::default(), dir.path()).unwrap();
-        let config = quic::Config { listen, ..quic::Config::default() };
+        let config = quic::Config { listen, ..config };
         let quic = quic::listen(&config, &identity, service.clone(), stop).unwrap();
         Self { service, shutdown, grpc, quic, ended, dir }
+    }
+
+    /// Stops QUIC and has it listen where it did; what it kept in memory is gone.
+    pub(super) async fn restart_quic(mut self) -> Self {
+        self.shutdown.send_replace(true);
+        self.quic.task.await.unwrap();
+        let (shutdown, stop) = watch::channel(false);
+        let identity = Identity::open(&tls::Config::default(), self.dir.path()).unwrap();
+        let config = quic::Config { listen: self.quic.addr, ..quic::Config::default() };
+        self.quic = quic::listen(&config, &identity, self.service.clone(), stop).unwrap();
+        self.shutdown = shutdown;
+        self
     }
 
     async fn channel(&self) -> Channel {
@@ -261,6 +278,13 @@ impl Fixture {
     }
 
     async fn connect(&self, alpn: &[u8]) -> Result<quinn::Connection, quinn::ConnectionError> {
+        let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
+        let config = quic_client(self.tls_client(alpn));
+        endpoint.connect_with(config, self.quic.addr, "localhost").unwrap().await
+    }
+
+    /// Trusts the server's certificate.
+    pub(super) fn tls_client(&self, alpn: &[u8]) -> rustls::ClientConfig {
         let mut roots = rustls::RootCertStore::empty();
         let path = self.dir.path().join("tls/certificate.pem");
         roots.add(CertificateDer::from_pem_file(path).unwrap()).unwrap();
@@ -271,15 +295,17 @@ impl Fixture {
             .with_root_certificates(roots)
             .with_no_client_auth();
         tls.alpn_protocols = vec![alpn.to_vec()];
-        let crypto = QuicClientConfig::try_from(tls).unwrap();
-        let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
-        let config = quinn::ClientConfig::new(Arc::new(crypto));
-        endpoint.connect_with(config, self.quic.addr, "localhost").unwrap().await
+        tls.enable_early_data = true;
+        tls
     }
 }
 
-/// One stream of a connection of its own.
-struct QuicStream {
+pub(super) fn quic_client(tls: rustls::ClientConfig) -> quinn::ClientConfig {
+    quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
+}
+
+/// One stream, and a handle to its connection.
+pub(super) struct QuicStream {
     _connection: quinn::Connection,
     send: quinn::SendStream,
     receive: quinn::RecvStream,
@@ -287,17 +313,21 @@ struct QuicStream {
 }
 
 impl QuicStream {
+    /// A stream of a connection of its own.
     async fn open(fixture: &Fixture) -> Self {
-        let connection = fixture.connect(ALPN).await.unwrap();
-        let (send, receive) = connection.open_bi().await.unwrap();
-        Self { _connection: connection, send, receive, decoder: frame::Decoder::default() }
+        Self::on(&fixture.connect(ALPN).await.unwrap()).await
     }
 
-    async fn send(&mut self, message: &impl prost::Message) {
+    pub(super) async fn on(connection: &quinn::Connection) -> Self {
+        let (send, receive) = connection.open_bi().await.unwrap();
+        Self { _connection: connection.clone(), send, receive, decoder: frame::Decoder::default() }
+    }
+
+    pub(super) async fn send(&mut self, message: &impl prost::Message) {
         self.send.write_all(&frame::encode(message).unwrap()).await.unwrap();
     }
 
-    async fn next<M: prost::Message + Default>(&mut self) -> Option<M> {
+    pub(super) async fn next<M: prost::Message + Default>(&mut self) -> Option<M> {
         loop {
             if let Some(message) = self.decoder.message().unwrap() {
                 return Some(message);
@@ -310,7 +340,7 @@ impl QuicStream {
         }
     }
 
-    async fn turn(&mut self) -> (usize, v1::FinishReason) {
+    pub(super) async fn turn(&mut self) -> (usize, v1::FinishReason) {
         let mut n_tokens = 0;
         loop {
             let response: v1::GenerateResponse = self.next().await.unwrap();
@@ -345,7 +375,7 @@ fn advance(response: v1::GenerateResponse, n_tokens: &mut usize) -> Option<v1::F
     }
 }
 
-fn start(max_tokens: u32) -> v1::GenerateRequest {
+pub(super) fn start(max_tokens: u32) -> v1::GenerateRequest {
     let prompt = Some(v1::start::Prompt::Text("a".to_owned()));
     let start = v1::Start { prompt, max_tokens, ..v1::Start::default() };
     v1::GenerateRequest { message: Some(Message::Start(start)) }

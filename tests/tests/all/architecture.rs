@@ -37,7 +37,9 @@ const DOORS: &[(&str, &[&str])] = &[
         "quinn",
         &[
             "clients/rust/src/quic.rs",
+            "clients/rust/src/quic/",
             "serve/src/transport/quic.rs",
+            "serve/src/transport/quic/",
             "serve/src/transport/tests.rs",
             "tests/",
         ],

@@ -12,6 +12,9 @@ fn names_follow_the_convention_and_series_exist_from_the_start() {
         "serve_requests_rejected_total{reason=\"queue_full\"} 0",
         "serve_generations_finished_total{device=\"cpu\",model=\"tales\",reason=\"stop\"} 1",
         "serve_tokens_total{device=\"cpu\",model=\"tales\",phase=\"generated\"} 0",
+        "serve_quic_handshakes_total{result=\"retried\"} 0",
+        "serve_quic_early_calls_total{run=\"at_once\"} 0",
+        "serve_quic_lost_packets_total 0",
         "serve_lanes{device=\"cpu\",model=\"tales\",state=\"free\"} 0",
     ] {
         assert!(text.contains(line), "{line} is missing from\n{text}");
