@@ -71,8 +71,15 @@ pub(crate) enum Address<'a> {
 impl Client {
     /// Connects to `grpc://HOST:PORT` or `quic://HOST:PORT`.
     ///
+    /// A server that this process has talked to before, over QUIC and with the same `trust`, need not
+    /// be waited for: its first call goes out with the handshake if running it twice would do no harm,
+    /// as with questions and with generations that name a session, `expected_position` and
+    /// `request_id`. Over QUIC a connection that was idle for 30 s is given up, and the next call has
+    /// another; one with a generation is kept.
+    ///
     /// # Errors
-    /// If the address has another form, `trust` cannot be used, or nobody answers within 10 s.
+    /// If the address has another form, `trust` cannot be used, or nobody answers within 10 s; a
+    /// server that was not waited for makes that an error of the first call.
     pub async fn connect(address: &str, trust: &Trust) -> Result<Self, Error> {
         let transport = match parse_address(address)? {
             Address::Grpc(authority) => {
@@ -83,6 +90,19 @@ impl Client {
             }
         };
         Ok(Self { transport })
+    }
+
+    /// Goes on from another port, and from whatever address this machine has now. Generations that run
+    /// go on. For machines that change networks, as phones do: without it a connection over QUIC is
+    /// lost with the address it came from. Over gRPC it does nothing, since TCP cannot move.
+    ///
+    /// # Errors
+    /// If the system gives no socket.
+    pub async fn rebind(&self) -> Result<(), Error> {
+        match &self.transport {
+            Transport::Grpc(_) => Ok(()),
+            Transport::Quic(connection) => connection.rebind().await,
+        }
     }
 
     /// Leaves, and waits until the server may forget the connection; up to a second over QUIC.

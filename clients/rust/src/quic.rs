@@ -1,7 +1,12 @@
 //! The QUIC half of the client.
+//!
+//! A server that was met before is sent harmless calls with the first packet, see
+//! [`aerie_proto::early`]. A connection that nothing needs is let go; the next call has another.
+
+mod known;
+mod link;
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -9,40 +14,42 @@ use std::{
 };
 
 use aerie_proto::{
-    ALPN,
+    early::{self, Early},
     frame::{self, FRAME_BYTES_MAX},
     v1::{self, call, call_response::Result as Answer, generate_request::Message},
 };
-use quinn::{
-    ClientConfig, Endpoint, RecvStream, SendStream, TransportConfig, VarInt,
-    crypto::rustls::QuicClientConfig,
-};
-use tokio::{io::ReadBuf, net::lookup_host, time::timeout};
+use prost::bytes::Bytes;
+use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
+use tokio::{io::ReadBuf, sync::Mutex};
 use tokio_stream::Stream;
 use tonic::Code;
 
-use crate::{Error, Trust, TrustError, client::CONNECT_TIMEOUT, error::position};
+use self::link::{Link, Open, Place};
+use crate::{Error, Trust, error::position};
 
 /// Read from a stream at once: some tens of deltas.
 const READ_BYTES: usize = 4096;
-/// A connection over which nothing has come for this long is given up.
-const IDLE_MAX: VarInt = VarInt::from_u32(30_000);
-/// Often enough that neither the server nor a NAT gives the connection up.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// Assumed before the first measurement, so that a lost first flight is repeated soon.
-const INITIAL_RTT: Duration = Duration::from_millis(50);
-/// How long the server may take to hear that the client has left.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// What a connection is closed with: the client wants nothing more.
-const CLOSE_DONE: VarInt = VarInt::from_u32(0);
+/// What may lie on one stream unread: a frame of any size.
+#[expect(clippy::cast_possible_truncation, reason = "a frame's length is a u32")]
+const FRAME_WINDOW: u32 = FRAME_BYTES_MAX as u32;
+/// What may lie unread on all streams of a connection, so that some that are not read do not hold up
+/// the others.
+const RECEIVE_WINDOW: u32 = 256 * FRAME_WINDOW;
 /// What streams are reset with: the client does not want the rest.
 const RESET_CANCELLED: VarInt = VarInt::from_u32(1);
 
+/// A way to a server; cloning gives another handle to the same.
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
-    connection: quinn::Connection,
-    /// Drives the connection; lives as long as it.
-    endpoint: Endpoint,
+    way: Arc<Way>,
+}
+
+#[derive(Debug)]
+struct Way {
+    place: Place,
+    trust: Trust,
+    /// None once this client has left.
+    link: Mutex<Option<Arc<Link>>>,
 }
 
 /// The events of one generation; dropping them resets the stream, which cancels it.
@@ -52,33 +59,23 @@ pub(crate) struct Responses {
     frames: Frames,
     /// Read while waiting for the server's first word.
     first: Option<v1::GenerateResponse>,
+    _open: Open,
+}
+
+/// A call that the server has begun to answer.
+struct Answered<M> {
+    open: Open,
+    send: SendStream,
+    frames: Frames,
+    first: M,
 }
 
 impl Connection {
     pub(crate) async fn open(address: &str, authority: &str, trust: &Trust) -> Result<Self, Error> {
-        let unreachable =
-            |reason: String| Error::Unreachable { address: address.to_owned(), reason };
-        let config = client_config(trust)?;
-        let remote = lookup_host(authority)
-            .await
-            .map_err(|error| unreachable(error.to_string()))?
-            .next()
-            .ok_or_else(|| unreachable("the name has no address".to_owned()))?;
-        let local: SocketAddr = match remote {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let endpoint = Endpoint::client(local).map_err(|error| unreachable(error.to_string()))?;
-        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let connecting = endpoint
-            .connect_with(config, remote, host)
-            .map_err(|error| unreachable(error.to_string()))?;
-        let connection = timeout(CONNECT_TIMEOUT, connecting)
-            .await
-            .map_err(|_| unreachable("nobody answers".to_owned()))?
-            .map_err(|error| unreachable(error.to_string()))?;
-        Ok(Self { connection, endpoint })
+        let place = Place { address: address.to_owned(), authority: authority.to_owned() };
+        let link = Link::open(&place, known::config(authority, trust)?).await?;
+        let way = Way { place, trust: trust.clone(), link: Mutex::new(Some(link)) };
+        Ok(Self { way: Arc::new(way) })
     }
 
     pub(crate) async fn generate(&self, start: v1::Start) -> Result<Responses, Error> {
@@ -91,15 +88,16 @@ impl Connection {
     }
 
     pub(crate) async fn export(&self, request: v1::ExportSessionRequest) -> Result<Vec<u8>, Error> {
-        let (mut send, mut frames) = self.call(call::Call::ExportSession(request)).await?;
+        let answered = self.call(call::Call::ExportSession(request)).await?;
+        let Answered { open: _open, mut send, mut frames, first } = answered;
         let _ = send.finish();
-        let mut file = Vec::new();
-        while let Some(v1::CallResponse { result }) = frames.next().await? {
-            match result {
-                Some(Answer::Chunk(chunk)) => file.extend_from_slice(&chunk.data),
-                Some(Answer::Error(error)) => return Err(rejected(error)),
+        let (mut file, mut next) = (Vec::new(), Some(first));
+        while let Some(response) = next {
+            match answer(Some(response))? {
+                Answer::Chunk(chunk) => file.extend_from_slice(&chunk.data),
                 _ => return Err(Error::Answer),
             }
+            next = frames.next().await?;
         }
         Ok(file)
     }
@@ -109,7 +107,10 @@ impl Connection {
         mut messages: impl Iterator<Item = v1::ImportSessionRequest> + Send,
     ) -> Result<v1::Session, Error> {
         let first = messages.next().ok_or(Error::Answer)?;
-        let (mut send, mut frames) = self.call(call::Call::ImportSession(first)).await?;
+        let call = v1::Call { call: Some(call::Call::ImportSession(first)) };
+        let link = self.link().await?;
+        link.established().await?;
+        let (_open, mut send, mut frames) = open(&link, frame::encode(&call)?).await?;
         for message in messages {
             // The server may have refused it already: then it says why.
             if send.write_chunk(frame::encode(&message)?).await.is_err() {
@@ -125,33 +126,105 @@ impl Connection {
 
     /// Any call that is answered once.
     pub(crate) async fn unary(&self, call: call::Call) -> Result<Answer, Error> {
-        let (mut send, mut frames) = self.call(call).await?;
-        // Nothing more to say; an error would show in the answer.
+        let Answered { mut send, first, .. } = self.call(call).await?;
+        // Nothing more to say.
         let _ = send.finish();
-        answer(frames.next().await?)
+        answer(Some(first))
     }
 
     async fn stream(&self, call: call::Call) -> Result<Responses, Error> {
-        let (send, mut frames) = self.call(call).await?;
-        let response: v1::GenerateResponse = frames.next().await?.ok_or(Error::Answer)?;
-        if let Some(v1::generate_response::Event::Error(error)) = response.event {
+        let Answered::<v1::GenerateResponse> { open, send, frames, first } =
+            self.call(call).await?;
+        if let Some(v1::generate_response::Event::Error(error)) = first.event {
             return Err(rejected(error));
         }
-        Ok(Responses { send, frames, first: Some(response) })
+        Ok(Responses { send, frames, first: Some(first), _open: open })
+    }
+
+    pub(crate) async fn rebind(&self) -> Result<(), Error> {
+        self.link().await?.rebind()
     }
 
     pub(crate) async fn close(self) {
-        self.connection.close(CLOSE_DONE, b"");
-        // Whoever does not answer by then finds out by the silence.
-        let _ = timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
+        if let Some(link) = self.way.link.lock().await.take() {
+            link.close().await;
+        }
     }
 
-    async fn call(&self, call: call::Call) -> Result<(SendStream, Frames), Error> {
+    /// Calls, and waits for the first message of the answer.
+    async fn call<M>(&self, call: call::Call) -> Result<Answered<M>, Error>
+    where
+        M: prost::Message + Default,
+    {
+        let is_harmless = early::policy(&call) == Early::Run;
         let frame = frame::encode(&v1::Call { call: Some(call) })?;
-        let (mut send, receive) = self.connection.open_bi().await.map_err(interrupted)?;
-        send.write_chunk(frame).await.map_err(interrupted)?;
-        Ok((send, Frames { receive, decoder: frame::Decoder::default() }))
+        let link = self.link().await?;
+        let answered = call_on(&link, is_harmless, frame.clone()).await;
+        // The server was restarted, and may have run the call before.
+        let is_forgotten = link.connection.close_reason() == Some(ConnectionError::Reset);
+        match answered {
+            Err(Error::Interrupted { .. }) if is_forgotten && is_harmless => {
+                call_on(&self.link().await?, is_harmless, frame).await
+            }
+            answered => answered,
+        }
     }
+
+    /// The connection, or another if it was lost, as happens to one that is idle.
+    async fn link(&self) -> Result<Arc<Link>, Error> {
+        let Way { place, trust, link } = &*self.way;
+        let mut link = link.lock().await;
+        let known = link.as_ref().ok_or_else(|| interrupted("this client has left"))?;
+        if known.connection.close_reason().is_none() {
+            return Ok(Arc::clone(known));
+        }
+        let another = Link::open(place, known::config(&place.authority, trust)?).await?;
+        *link = Some(Arc::clone(&another));
+        Ok(another)
+    }
+}
+
+/// Calls over `link`: before its handshake has ended, if that does no harm.
+async fn call_on<M>(link: &Arc<Link>, is_harmless: bool, frame: Bytes) -> Result<Answered<M>, Error>
+where
+    M: prost::Message + Default,
+{
+    if is_harmless && link.is_early() {
+        let failed = async {
+            match link.established().await {
+                Ok(_) => std::future::pending().await,
+                Err(error) => error,
+            }
+        };
+        let answered = tokio::select! {
+            answered = attempt(link, frame.clone()) => answered,
+            error = failed => return Err(error),
+        };
+        // What the server did not want early it has not read either, and is sent again below.
+        if answered.is_ok() || link.established().await? {
+            return answered;
+        }
+    }
+    link.established().await?;
+    attempt(link, frame).await
+}
+
+/// Sends the call and waits for the first message of the answer.
+async fn attempt<M>(link: &Arc<Link>, frame: Bytes) -> Result<Answered<M>, Error>
+where
+    M: prost::Message + Default,
+{
+    let (open, send, mut frames) = open(link, frame).await?;
+    let first = frames.next().await?.ok_or(Error::Answer)?;
+    Ok(Answered { open, send, frames, first })
+}
+
+/// Opens a stream and sends the call.
+async fn open(link: &Arc<Link>, frame: Bytes) -> Result<(Open, SendStream, Frames), Error> {
+    let open = link.begin_call();
+    let (mut send, receive) = link.connection.open_bi().await.map_err(interrupted)?;
+    send.write_chunk(frame).await.map_err(interrupted)?;
+    Ok((open, send, Frames { receive, decoder: frame::Decoder::default() }))
 }
 
 impl Responses {
@@ -236,22 +309,4 @@ pub(crate) fn rejected(error: v1::Error) -> Error {
 
 fn interrupted(error: impl ToString) -> Error {
     Error::Interrupted { reason: error.to_string() }
-}
-
-fn client_config(trust: &Trust) -> Result<ClientConfig, TrustError> {
-    let tls = QuicClientConfig::try_from(trust.client_config(ALPN)?)
-        .expect("ring has the suite that QUIC begins with");
-    let mut transport = TransportConfig::default();
-    let frame_bytes_max = u32::try_from(FRAME_BYTES_MAX).expect("a frame's length is a u32");
-    transport
-        .max_concurrent_bidi_streams(0_u32.into())
-        .max_concurrent_uni_streams(0_u32.into())
-        .datagram_receive_buffer_size(None)
-        .max_idle_timeout(Some(IDLE_MAX.into()))
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .initial_rtt(INITIAL_RTT)
-        .stream_receive_window(frame_bytes_max.into());
-    let mut config = ClientConfig::new(Arc::new(tls));
-    config.transport_config(Arc::new(transport));
-    Ok(config)
 }
