@@ -65,37 +65,55 @@ def packed(data):
         yield value
 
 
-async def generate(host, port, certificate, prompt, tokens):
-    configuration = QuicConfiguration(
-        is_client=True, alpn_protocols=["aerie/1"], server_name="localhost"
+def configuration(certificate, **settings):
+    """TLS that trusts the certificate and speaks Aerie."""
+    it = QuicConfiguration(
+        is_client=True, alpn_protocols=["aerie/1"], server_name="localhost", **settings
     )
-    configuration.load_verify_locations(certificate)
-    configuration.verify_mode = ssl.CERT_REQUIRED
-    async with connect(host, port, configuration=configuration) as connection:
-        reader, writer = await connection.create_stream()
-        start = field(4, prompt.encode()) + field(7, tokens)  # Start.text, Start.max_tokens
-        call = field(1, field(1, start))  # Call.generate, GenerateRequest.start
-        writer.write(len(call).to_bytes(4, "big") + call)
-        writer.write_eof()
+    it.load_verify_locations(certificate)
+    it.verify_mode = ssl.CERT_REQUIRED
+    return it
 
-        ids = []
-        while True:
-            size = int.from_bytes(await reader.readexactly(4), "big")
-            for event, body in fields(await reader.readexactly(size)):
-                if event == 2:  # GenerateResponse.delta
-                    for number, value in fields(body):
-                        if number == 2:  # Delta.ids
-                            ids.extend(packed(value))
-                elif event == 3:  # GenerateResponse.finished
-                    return ids
-                elif event == 4:  # GenerateResponse.error
-                    raise SystemExit(f"error: {body!r}")
+
+def frame(message):
+    return len(message).to_bytes(4, "big") + message
+
+
+async def read_frame(reader):
+    size = int.from_bytes(await reader.readexactly(4), "big")
+    return await reader.readexactly(size)
+
+
+async def generate(connection, prompt, tokens, each=lambda n_tokens: None):
+    """Ids of a greedy generation; calls `each` with their number so far whenever some have come."""
+    reader, writer = await connection.create_stream()
+    start = field(4, prompt.encode()) + field(7, tokens)  # Start.text, Start.max_tokens
+    writer.write(frame(field(1, field(1, start))))  # Call.generate, GenerateRequest.start
+    writer.write_eof()
+
+    ids = []
+    while True:
+        for event, body in fields(await read_frame(reader)):
+            if event == 2:  # GenerateResponse.delta
+                for number, value in fields(body):
+                    if number == 2:  # Delta.ids
+                        ids.extend(packed(value))
+                each(len(ids))
+            elif event == 3:  # GenerateResponse.finished
+                return ids
+            elif event == 4:  # GenerateResponse.error
+                raise SystemExit(f"error: {body!r}")
+
+
+async def run(host, port, certificate, prompt, tokens):
+    async with connect(host, port, configuration=configuration(certificate)) as connection:
+        return await generate(connection, prompt, tokens)
 
 
 def main():
     address, certificate, prompt, tokens = sys.argv[1:]
     host, port = address.removeprefix("quic://").rsplit(":", 1)
-    ids = asyncio.run(generate(host, int(port), certificate, prompt, int(tokens)))
+    ids = asyncio.run(run(host, int(port), certificate, prompt, int(tokens)))
     print(*ids)
 
 

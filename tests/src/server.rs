@@ -4,6 +4,8 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -16,6 +18,9 @@ use tempfile::TempDir;
 /// How long a program may take to start or stop, in steps of [`POLL`]; a machine under load is slow.
 const POLLS_MAX: u32 = 1200;
 const POLL: Duration = Duration::from_millis(50);
+
+/// Lets the system choose the port.
+const ANY_PORT: &str = "127.0.0.1:0";
 
 /// A server on free ports with a folder of its own.
 #[derive(Debug)]
@@ -39,7 +44,7 @@ impl Server {
     pub fn start(bundle: &Path, flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let flags: Vec<_> = flags.iter().map(|it| (*it).to_owned()).collect();
-        let process = spawn(bundle, &flags, folder.path());
+        let process = spawn(bundle, &flags, folder.path(), ANY_PORT);
         let mut server =
             Self { bundle: bundle.to_owned(), flags, folder, process, addresses: Vec::new() };
         server.await_ready();
@@ -92,11 +97,24 @@ impl Server {
         panic!("the server did not stop:\n{}", self.log());
     }
 
-    /// A new process on the same folder, after [`Server::terminate`].
+    /// A new process on the same folder, after [`Server::terminate`]; QUIC has the port that it had.
     pub fn restart(&mut self) {
         fs::remove_file(self.addresses_path()).expect("the server wrote its addresses");
-        self.process = spawn(&self.bundle, &self.flags, self.folder.path());
+        let quic = self.address("quic").trim_start_matches("quic://");
+        self.process = spawn(&self.bundle, &self.flags, self.folder.path(), quic);
         self.await_ready();
+    }
+
+    /// What `/metrics` tells.
+    pub fn metrics(&self) -> String {
+        let authority = self.address("http").trim_start_matches("http://");
+        let mut stream = TcpStream::connect(authority).expect("the server is ready");
+        let request =
+            format!("GET /metrics HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("the server reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("the server answers in text");
+        answer
     }
 
     /// What the server has logged.
@@ -168,7 +186,7 @@ pub fn seeded_bundle(folder: &Path, seed: u64) -> PathBuf {
     bundle
 }
 
-fn spawn(bundle: &Path, flags: &[String], folder: &Path) -> Child {
+fn spawn(bundle: &Path, flags: &[String], folder: &Path, quic: &str) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
     let log = log.expect("the folder is ours");
     Command::new(program("aerie-serve"))
@@ -178,7 +196,7 @@ fn spawn(bundle: &Path, flags: &[String], folder: &Path) -> Child {
         .arg(folder.join("data"))
         .arg("--addresses")
         .arg(folder.join("addresses"))
-        .args(["--grpc", "127.0.0.1:0", "--quic", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+        .args(["--grpc", ANY_PORT, "--quic", quic, "--http", ANY_PORT])
         .args(flags)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

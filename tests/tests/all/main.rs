@@ -8,4 +8,5 @@ mod end_to_end;
 mod goldens;
 mod kernels;
 mod python;
+mod quic;
 mod sessions;

@@ -26,7 +26,7 @@ fn transformers_agrees_with_imported_graphs_but_for_its_known_defects() {
 }
 
 /// Python of an environment that make puts into `.deps`; without it a test says that it is skipped.
-fn python(environment: &str) -> Option<PathBuf> {
+pub(super) fn python(environment: &str) -> Option<PathBuf> {
     let python = root().join(".deps").join(environment).join("bin/python");
     if !python.exists() {
         eprintln!("skipped: {} is not there", python.display());
@@ -36,7 +36,7 @@ fn python(environment: &str) -> Option<PathBuf> {
 
 /// Runs a script of `tests/python`.
 #[track_caller]
-fn run(python: &Path, script: &str, arguments: &[PathBuf]) {
+pub(super) fn run(python: &Path, script: &str, arguments: &[PathBuf]) {
     let script = root().join("tests/python").join(script);
     let output = Command::new(python).arg(script).args(arguments).output().unwrap();
     let text = [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
