@@ -20,7 +20,9 @@ pub enum Early {
 /// When `call` is run if it comes early. A call that is not named here waits.
 pub fn policy(call: &Call) -> Early {
     match call {
-        Call::ListSessions(_) | Call::GetSession(_) | Call::ListModels(_) => Early::Run,
+        Call::ListSessions(_) | Call::GetSession(_) | Call::ListModels(_) | Call::Attach(_) => {
+            Early::Run
+        }
         Call::Generate(request) if is_position_checked(request) => Early::Run,
         _ => Early::Wait,
     }

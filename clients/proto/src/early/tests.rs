@@ -6,7 +6,13 @@ fn reads_run_at_once_and_writes_wait() {
     check(Call::ListSessions(v1::ListSessionsRequest::default()), Early::Run);
     check(Call::GetSession(v1::GetSessionRequest::default()), Early::Run);
     check(Call::ListModels(v1::ListModelsRequest {}), Early::Run);
+    check(Call::Attach(v1::AttachRequest::default()), Early::Run);
     check(Call::DeleteSession(v1::DeleteSessionRequest::default()), Early::Wait);
+    check(Call::ForkSession(v1::ForkSessionRequest::default()), Early::Wait);
+    check(Call::RewindSession(v1::RewindSessionRequest::default()), Early::Wait);
+    check(Call::NameSession(v1::NameSessionRequest::default()), Early::Wait);
+    check(Call::ExportSession(v1::ExportSessionRequest::default()), Early::Wait);
+    check(Call::ImportSession(v1::ImportSessionRequest::default()), Early::Wait);
 }
 
 /// Method: a generation runs at once with all three of what makes a second run fail, and waits when
