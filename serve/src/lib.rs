@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod device;
 pub mod pipe;
+mod planted;
 pub mod request;
 pub mod residency;
 pub mod router;

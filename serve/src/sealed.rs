@@ -117,7 +117,7 @@ pub fn open(manifest: &Manifest, file: &[u8]) -> Result<(SessionId, Parcel), Sea
     let row = rest.take("row", row::BYTES)?;
     let log_from = u64::from_le_bytes(rest.array("log")?);
     let n_log = rest.length("log")?;
-    let words = rest.take("log", n_log.checked_mul(4).ok_or(too_large("log"))?)?;
+    let words = rest.take("log", n_log.checked_mul(4).ok_or_else(|| too_large("log"))?)?;
     let computed = u64::from_le_bytes(rest.array("state")?);
     let n_state = rest.length("state")?;
     let state = rest.take("state", n_state)?;

@@ -29,9 +29,12 @@ use tracing::warn;
 
 pub use self::parcel::Parcel;
 
-use crate::sessions::{
-    Durability, Fingerprint, Lineage, Record, Session, SessionId, Sessions, StateRef, Word,
-    row::{self, STATES_MAX},
+use crate::{
+    planted::{Bug, planted},
+    sessions::{
+        Durability, Fingerprint, Lineage, Record, Session, SessionId, Sessions, StateRef, Word,
+        row::{self, STATES_MAX},
+    },
 };
 
 /// The files of one worker's sessions, and what they have in common.
@@ -368,7 +371,7 @@ impl<S: Storage> Store<S> {
     pub fn rewind(&mut self, session: &mut Session, to: u64) {
         let record = &mut session.record;
         record.position = to;
-        record.branch += 1;
+        record.branch += u32::from(!planted(Bug::OneBranch));
         record.turn = None;
         if let Some(lineage) = &mut record.lineage {
             lineage.until = to;
@@ -403,7 +406,7 @@ impl<S: Storage> Store<S> {
     /// # Errors
     /// Whatever the disk reports.
     pub fn commit(&mut self) -> io::Result<()> {
-        if self.durability == Durability::Fast {
+        if self.durability == Durability::Fast || planted(Bug::SkipFlush) {
             return Ok(());
         }
         if mem::take(&mut self.owes_logs) {
@@ -479,7 +482,9 @@ impl<S: Storage> Store<S> {
         id: SessionId,
         n: u64,
     ) -> Result<(), StoreError> {
-        let Some(forks) = self.forks.get(&id) else { return Ok(()) };
+        let Some(forks) = self.forks.get(&id).filter(|_| !planted(Bug::ShareForever)) else {
+            return Ok(());
+        };
         let position = sessions.expect(id).record.position;
         let kept_from =
             position.saturating_add(n).saturating_sub(self.tapes.config().cells_max.into());

@@ -2,6 +2,7 @@
 //! token fed twice or never, changes every token after it.
 
 use super::{Batch, Device, DeviceDims, DeviceError, Lane};
+use crate::planted::{Bug, planted};
 
 #[derive(Debug)]
 pub(crate) struct FakeDevice {
@@ -55,7 +56,8 @@ impl Device for FakeDevice {
         for b in 0..batch.len() {
             assert!(seen.insert(batch.lanes[b]), "a lane is named twice");
             let lane = &mut self.lanes[usize::try_from(batch.lanes[b]).unwrap()];
-            let mut state = if batch.fresh[b] { 0 } else { *lane };
+            let half = if planted(Bug::ResetHalf) { *lane & 0xFFFF_FFFF } else { 0 };
+            let mut state = if batch.fresh[b] { half } else { *lane };
             let range = batch.segments[b]..batch.segments[b + 1];
             for i in range {
                 let token = batch.tokens[usize::try_from(i).unwrap()];

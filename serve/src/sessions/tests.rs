@@ -32,8 +32,9 @@ fn states_are_dense_at_the_end_and_spread_out_before() {
     for key in 1..=1000 {
         let computed = 64 * key;
         let dropped = record.push_state(StateRef { key, computed }, MAX);
-        assert_eq!(dropped.is_some(), MAX < key as usize, "{key}");
-        assert_eq!(record.states.len(), MAX.min(key as usize));
+        let n = usize::try_from(key).unwrap();
+        assert_eq!(dropped.is_some(), MAX < n, "{key}");
+        assert_eq!(record.states.len(), MAX.min(n));
         assert_eq!(record.kept(), computed, "the latest is never dropped");
     }
     let head = record.kept();

@@ -1,1 +1,229 @@
+use aerie_state_cache::{Fault, FaultyStorage, Fingerprint as Mark};
 
+use super::*;
+use crate::{pipe::FinishReason, sessions::Turn};
+
+type Disks = [FaultyStorage; 3];
+
+const STATE_BYTES: u64 = 8;
+const MARK: Mark = Mark([5; 32]);
+const A: SessionId = SessionId(0xA);
+const B: SessionId = SessionId(0xB);
+
+/// A store and its sessions.
+struct Fixture {
+    store: Store<FaultyStorage>,
+    sessions: Sessions,
+}
+
+#[test]
+fn a_fork_shares_until_one_of_the_two_writes() {
+    let mut it = Fixture::new();
+    it.write(A, 10);
+    it.keep(A, 6);
+    let tapes = it.store.free_tapes.len();
+    it.store.fork(&mut it.sessions, A, 8, B);
+    assert_eq!(it.store.free_tapes.len(), tapes, "no log was copied");
+    assert_eq!(it.log(B), (0..8).map(word).collect::<Vec<_>>());
+    assert_eq!(it.state(B, 8), Some((6, state(6))));
+
+    it.write(A, 3);
+    assert_eq!(it.store.free_tapes.len(), tapes, "what they share was not touched");
+    let session = it.sessions.expect(A);
+    it.store.rewind(session, 4);
+    it.write(A, 1);
+    assert_eq!(it.store.free_tapes.len(), tapes - 1, "the fork has its own now");
+    assert_eq!(it.log(B), (0..8).map(word).collect::<Vec<_>>());
+    assert_eq!(it.state(B, 8), Some((6, state(6))), "the origin has dropped it, the fork has not");
+    assert_eq!(it.state(A, 4), None);
+
+    it.store.forget(&mut it.sessions, A);
+    assert_eq!(it.log(B), (0..8).map(word).collect::<Vec<_>>());
+}
+
+#[test]
+fn who_forgets_the_origin_leaves_the_fork_whole() {
+    let mut it = Fixture::new();
+    it.write(A, 10);
+    it.keep(A, 6);
+    it.store.fork(&mut it.sessions, A, 10, B);
+    it.row(B);
+    it.store.forget(&mut it.sessions, A);
+    let it = &mut it.killed();
+    assert_eq!(it.log(B), (0..10).map(word).collect::<Vec<_>>());
+    assert_eq!(it.state(B, 10), Some((6, state(6))));
+    it.store.forget(&mut it.sessions, B);
+    assert_eq!(it.store.states.len(), 0, "nobody refers to it any more");
+    assert_eq!(it.store.free_tapes.len(), 8);
+}
+
+#[test]
+fn a_state_that_is_lost_gives_way_to_one_before() {
+    let mut it = Fixture::new();
+    it.write(A, 20);
+    for computed in [5, 10, 15] {
+        it.keep(A, computed);
+    }
+    assert_eq!(it.state(A, 20), Some((15, state(15))));
+    assert_eq!(it.state(A, 14), Some((10, state(10))));
+    let latest = it.sessions.expect(A).record.states[2];
+    it.store.states.remove(Key(latest.key.into())).unwrap();
+    assert_eq!(it.state(A, 20), Some((10, state(10))));
+    assert_eq!(it.sessions.expect(A).record.kept(), 10);
+}
+
+/// Goal: where there are too many states, the latest of each session are what stays.
+#[test]
+fn early_states_give_way_first() {
+    let mut it = Fixture::new();
+    for id in [A, B] {
+        it.write(id, 40);
+        // Eight in all, for which the file has four places.
+        for computed in [10, 20, 30, 40] {
+            it.keep(id, computed);
+        }
+    }
+    for id in [A, B] {
+        assert_eq!(it.state(id, 40), Some((40, state(40))), "{id}");
+    }
+}
+
+#[test]
+fn a_restart_finds_what_was_written_and_no_more() {
+    let mut it = Fixture::new();
+    it.write(A, 10);
+    it.keep(A, 7);
+    it.row(A);
+    it.sessions.expect(A).record.turn =
+        Some(Turn { digest: None, base: 3, drawn_from: 10, text_bytes: 0, end: None });
+    it.row(A);
+    it.write(A, 5);
+    let orphan = it.store.next_state;
+    it.keep(A, 14);
+    it.write(B, 4);
+    it.sessions.expect(B).record.keep = false;
+    it.row(B);
+
+    let mut it = it.killed();
+    assert_eq!(it.sessions.len(), 1, "the other was not to be kept");
+    let record = it.sessions.expect(A).record.clone();
+    assert_eq!(record.position, 15, "its log says more than its row");
+    assert_eq!(record.turn.unwrap().end, Some(FinishReason::Interrupted));
+    assert_eq!(it.state(A, 15), Some((7, state(7))), "no row told of the other");
+    assert!(it.store.states.record(Key(orphan.into())).is_none(), "and it is gone");
+    assert!(orphan < it.store.next_state);
+}
+
+#[test]
+fn a_full_disk_leaves_a_session_where_it_stood() {
+    let mut it = Fixture::new();
+    it.write(A, 10);
+    let write = it.store.tapes.storage_mut().n_writes();
+    it.store.tapes.storage_mut().set_fault(Some(Fault { write, torn_at: 3, is_last: false }));
+    let log = [Word::drawn(1)].into_iter();
+    assert!(it.store.append(&mut it.sessions, A, log).is_err());
+    assert_eq!(it.sessions.expect(A).record.position, 10);
+    it.write(A, 2);
+    assert_eq!(it.log(A), (0..12).map(word).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_least_recently_used_session_gives_its_row_to_a_new_one() {
+    let mut it = Fixture::new();
+    for id in 1..=8 {
+        it.write(SessionId(id), 1);
+        it.sessions.expect(SessionId(id)).used_at = u64::try_from(100 - id).unwrap();
+        it.row(SessionId(id));
+        let session = it.sessions.expect(SessionId(id));
+        it.store.release(session);
+    }
+    it.sessions.insert(A, Session::new(A, true, 200));
+    let evicted = it.store.reserve(&mut it.sessions, A).unwrap().unwrap();
+    assert_eq!(evicted.0, SessionId(8));
+    assert!(it.sessions.get(SessionId(8)).is_none());
+}
+
+#[test]
+fn a_parcel_is_the_session() {
+    let mut it = Fixture::new();
+    it.write(A, 50);
+    it.keep(A, 45);
+    it.keep(A, 48);
+    let parcel = it.store.pack(&mut it.sessions, A).unwrap();
+    assert_eq!((parcel.log_from, parcel.log.len()), (18, 32), "the tape has no more");
+    let mut other = Fixture::new();
+    assert!(other.store.unpack(&mut other.sessions, A, &parcel).unwrap().is_none());
+    assert_eq!(other.store.pack(&mut other.sessions, A).unwrap(), parcel);
+    assert_eq!(other.state(A, 50), Some((48, state(48))));
+    assert_eq!(other.store.position_min(other.sessions.expect(A)), 48);
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self::on([(); 3].map(|()| FaultyStorage::default()))
+    }
+
+    fn on([rows, states, tapes]: Disks) -> Self {
+        let cache = |storage, record_bytes, records_max| {
+            let config = CacheConfig { record_bytes, records_max, fingerprint: MARK };
+            StateCache::open_on(storage, config).unwrap()
+        };
+        let tape = TapeConfig { tapes_max: 8, cells_max: 32, fingerprint: MARK };
+        let files = Files {
+            rows: cache(rows, row::BYTES as u64, 8),
+            states: cache(states, state_record_bytes(STATE_BYTES), 4),
+            tapes: Tapes::open_on(tapes, tape).unwrap(),
+        };
+        let (store, sessions) = Store::recover(files, Durability::Fast, 4);
+        Self { store, sessions }
+    }
+
+    /// What a new process finds.
+    fn killed(&mut self) -> Self {
+        Self::on(self.store.storages_mut().map(|disk| disk.killed()))
+    }
+
+    /// Appends `n` words to a session, which is made if need be.
+    fn write(&mut self, id: SessionId, n: u64) {
+        if self.sessions.get(id).is_none() {
+            self.sessions.insert(id, Session::new(id, true, 1));
+        }
+        self.store.reserve(&mut self.sessions, id).unwrap();
+        self.store.own_tape(&mut self.sessions, id).unwrap();
+        let from = self.sessions.expect(id).record.position;
+        let log: Vec<Word> = (from..from + n).map(word).collect();
+        self.store.append(&mut self.sessions, id, log.into_iter()).unwrap();
+    }
+
+    fn keep(&mut self, id: SessionId, computed: u64) {
+        let session = self.sessions.expect(id);
+        self.store.keep_state(session, computed, &state(computed)).unwrap();
+    }
+
+    fn row(&mut self, id: SessionId) {
+        self.store.reserve(&mut self.sessions, id).unwrap();
+        self.store.write(id, self.sessions.expect(id)).unwrap();
+    }
+
+    fn log(&self, id: SessionId) -> Vec<Word> {
+        let position = self.sessions.get(id).unwrap().record.position;
+        let mut log = Vec::new();
+        self.store.log(&self.sessions, id, 0..position, &mut log).unwrap();
+        log
+    }
+
+    fn state(&mut self, id: SessionId, max: u64) -> Option<(u64, Vec<u8>)> {
+        let mut bytes = Vec::new();
+        let session = self.sessions.expect(id);
+        let found = self.store.find_state(session, max, |it| bytes = it.to_vec()).unwrap()?;
+        Some((found, bytes))
+    }
+}
+
+fn word(at: u64) -> Word {
+    Word::drawn(u32::try_from(at).unwrap() + 100)
+}
+
+fn state(computed: u64) -> Vec<u8> {
+    (computed * 3).to_le_bytes().to_vec()
+}

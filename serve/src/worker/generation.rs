@@ -159,9 +159,9 @@ impl Generation {
 
     /// Whether it has to be given the log from `computed` on.
     pub(super) fn lacks(&self, computed: u64) -> bool {
-        let has = self.feed_from..=self.feed_from + self.feed.len() as u64;
-        computed < self.stage.transcript.from()
-            && !(has.contains(&computed) && !self.feed.is_empty())
+        let drawn_from = self.stage.transcript.from();
+        let has_it = !self.feed.is_empty() && (self.feed_from..=drawn_from).contains(&computed);
+        computed < drawn_from && !has_it
     }
 
     /// Takes the tokens of the log from `from` to where it draws.

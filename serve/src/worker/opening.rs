@@ -14,6 +14,7 @@ use crate::{
     admission::Reject,
     device::Device,
     pipe::{Accepted, Attached, FinishReason, Finished, PipeEvent, RecomputeReason},
+    planted::{Bug, planted},
     request::{Origin, Request},
     router::Gone,
     scheduler::{Sequence, SequenceId},
@@ -109,6 +110,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         if let Some(turn) = &session.record.turn
             && request.digest.is_some()
             && request.digest == turn.digest
+            && !planted(Bug::RunAgain)
         {
             let goes_on = !session.active && turn.is_interrupted();
             return Ok(if goes_on { Opening::Resume } else { Opening::Repeat });
@@ -126,6 +128,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         };
         if let Some(expected) = expected
             && expected != position
+            && !planted(Bug::IgnorePosition)
         {
             return Err(Reject::StalePosition { id, position, expected });
         }
@@ -192,7 +195,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let base = record.position;
         if opening == Opening::Begin {
             // What an earlier turn left behind this place, when its end was lost, is not of this one.
-            record.branch += 1;
+            record.branch += u32::from(!planted(Bug::OneBranch));
             let prompt = request.prompt.iter().map(|&token| Word::prompt(token));
             self.parts.store.append(&mut self.sessions, id, prompt).map_err(failed)?;
         }
@@ -273,7 +276,8 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let left = generation.planned;
         let sequence = self.place(generation);
         self.tell(id);
-        match over.or((prompt_only && left == 0).then_some(FinishReason::Prompt)) {
+        let is_read = prompt_only && left == 0;
+        match over.or_else(|| is_read.then_some(FinishReason::Prompt)) {
             Some(reason) => {
                 self.ending.push((sequence, reason));
                 self.end_all(now);

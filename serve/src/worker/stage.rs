@@ -90,13 +90,13 @@ impl Stage {
 
     /// Whether all of its readers are slow: none has been shown all, with room for `events` more.
     pub(super) fn is_crowded(&self, events: usize) -> bool {
-        let is_slow = |reader: &Reader| {
-            !reader.pipe.is_closed()
-                && !(reader.shown.tokens == self.transcript.tokens.len()
-                    && reader.greeting.is_none()
-                    && reader.pipe.has_room(events))
+        let keeps_up = |reader: &Reader| {
+            let has_all = reader.greeting.is_none()
+                && reader.before.is_none()
+                && reader.shown.tokens == self.transcript.tokens.len();
+            reader.pipe.is_closed() || has_all && reader.pipe.has_room(events)
         };
-        self.has_readers() && self.readers.iter().all(is_slow)
+        self.has_readers() && !self.readers.iter().any(keeps_up)
     }
 }
 

@@ -5,7 +5,7 @@
 //! others, readers that come and go, forks, rewinds, deletions, processes killed at any write, losses of power. Every
 //! client knows what a run on its own would have given it, so one wrong token, position, text or state shows.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, panic::catch_unwind, sync::Arc};
 
 use aerie_state_cache::{
     Config as CacheConfig, FaultyStorage, Fingerprint, StateCache, TapeConfig, Tapes,
@@ -23,6 +23,7 @@ use crate::{
     admission::Admission,
     device::fake::FakeDevice,
     pipe::pipe,
+    planted::{Bug, PLANTED},
     request::Origin,
     router::{Router, WorkerHandle, WorkerId},
     sampler::Sampling,
@@ -38,6 +39,9 @@ const FINGERPRINT: Fingerprint = Fingerprint([9; 32]);
 const REQUESTS_MAX: u32 = 32;
 const PEERS_MAX: usize = 7;
 const DETACHED_MAX: Duration = Duration::from_millis(40);
+
+/// Seeds by which a planted bug must have shown.
+const SEEDS_TO_FIND: u64 = 100;
 
 type Disks = [FaultyStorage; 3];
 
@@ -64,6 +68,27 @@ fn nothing_is_lost_leaked_or_doubled() {
     let first: u64 = first.map_or(0, |it| it.parse().expect("a seed"));
     for seed in first..first + seeds {
         World::new(seed).run(400);
+    }
+}
+
+/// Goal: the simulation would find what it is for.
+/// Method: bugs that others have had, planted one at a time; some seed of a few must fail.
+#[test]
+fn planted_bugs_are_found() {
+    for bug in [
+        Bug::IgnorePosition,
+        Bug::RunAgain,
+        Bug::OneBranch,
+        Bug::SkipFlush,
+        Bug::AliasLane,
+        Bug::ResetHalf,
+        Bug::ShareForever,
+    ] {
+        PLANTED.set(Some(bug));
+        let is_found = |seed| catch_unwind(|| World::new(seed).run(400)).is_err();
+        let found = (0..SEEDS_TO_FIND).find(|&seed| is_found(seed));
+        PLANTED.set(None);
+        assert!(found.is_some(), "{bug:?} is not found by {SEEDS_TO_FIND} seeds");
     }
 }
 

@@ -1,0 +1,38 @@
+//! Bugs that a test may plant, to see whether the simulation finds them. A build without tests has none.
+
+/// A bug of the kind that servers like this one have had.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "planted by tests alone"))]
+pub(crate) enum Bug {
+    /// Whoever asks with a position is served wherever the session stands.
+    IgnorePosition,
+    /// A request that is sent again is run again.
+    RunAgain,
+    /// Turns and rewinds begin no branch: what an earlier one left on a tape passes for the end of a later.
+    OneBranch,
+    /// What was written is shown before it is on the disk.
+    SkipFlush,
+    /// A lane that is taken stays free for others.
+    AliasLane,
+    /// A new session begins with half of the state that its lane had.
+    ResetHalf,
+    /// A fork goes on with the log of its origin after that has gone on otherwise.
+    ShareForever,
+}
+
+#[cfg(test)]
+thread_local! {
+    pub(crate) static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether `bug` is planted.
+#[cfg(test)]
+pub(crate) fn planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Whether `bug` is planted.
+#[cfg(not(test))]
+pub(crate) const fn planted(_: Bug) -> bool {
+    false
+}
