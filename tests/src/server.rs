@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use aerie_client::{Client, Trust};
+use aerie_client::{Client, Retry, Trust};
 use tempfile::TempDir;
 
 /// How long a program may take to start or stop, in steps of [`POLL`]; a machine under load is slow.
@@ -44,15 +44,20 @@ impl Server {
     pub fn start(bundle: &Path, flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let flags: Vec<_> = flags.iter().map(|it| (*it).to_owned()).collect();
-        let process = spawn(bundle, &flags, folder.path(), ANY_PORT);
+        let process = spawn(bundle, &flags, folder.path(), &[ANY_PORT; 2].map(str::to_owned));
         let mut server =
             Self { bundle: bundle.to_owned(), flags, folder, process, addresses: Vec::new() };
         server.await_ready();
         server
     }
 
-    /// Connects a client over `wire`.
+    /// Connects a client over `wire` that asks everything once.
     pub async fn client(&self, wire: Wire) -> Client {
+        self.patient_client(wire).await.with_retry(Retry::NEVER)
+    }
+
+    /// Connects a client over `wire` that asks again as clients do.
+    pub async fn patient_client(&self, wire: Wire) -> Client {
         let trust = Trust::Certificate(self.certificate());
         Client::connect(self.address(wire.scheme()), &trust).await.expect("the server is ready")
     }
@@ -97,11 +102,14 @@ impl Server {
         panic!("the server did not stop:\n{}", self.log());
     }
 
-    /// A new process on the same folder, after [`Server::terminate`]; QUIC has the port that it had.
+    /// A new process on the same folder and the same ports, after [`Server::terminate`].
     pub fn restart(&mut self) {
         fs::remove_file(self.addresses_path()).expect("the server wrote its addresses");
-        let quic = self.address("quic").trim_start_matches("quic://");
-        self.process = spawn(&self.bundle, &self.flags, self.folder.path(), quic);
+        let port = |scheme: &str| {
+            self.address(scheme).trim_start_matches(&format!("{scheme}://")).to_owned()
+        };
+        let ports = [port("grpc"), port("quic")];
+        self.process = spawn(&self.bundle, &self.flags, self.folder.path(), &ports);
         self.await_ready();
     }
 
@@ -186,7 +194,7 @@ pub fn seeded_bundle(folder: &Path, seed: u64) -> PathBuf {
     bundle
 }
 
-fn spawn(bundle: &Path, flags: &[String], folder: &Path, quic: &str) -> Child {
+fn spawn(bundle: &Path, flags: &[String], folder: &Path, [grpc, quic]: &[String; 2]) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
     let log = log.expect("the folder is ours");
     Command::new(program("aerie-serve"))
@@ -196,7 +204,7 @@ fn spawn(bundle: &Path, flags: &[String], folder: &Path, quic: &str) -> Child {
         .arg(folder.join("data"))
         .arg("--addresses")
         .arg(folder.join("addresses"))
-        .args(["--grpc", ANY_PORT, "--quic", quic, "--http", ANY_PORT])
+        .args(["--grpc", grpc, "--quic", quic, "--http", ANY_PORT])
         .args(flags)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -7,13 +7,14 @@ use std::{
     fmt,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aerie_proto::v1::{self, call::Call, call_response::Result as Answer, generate_response};
+use tokio::time::sleep;
 use tokio_stream::Stream;
 
-use crate::{Error, Trust, grpc, quic};
+use crate::{Error, Retry, Trust, grpc, quic, retry::Backoff, stitch::Stitch};
 
 /// How long a connection may take to come about.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,6 +27,7 @@ const PAGE_SESSIONS: u32 = 1000;
 #[derive(Clone, Debug)]
 pub struct Client {
     transport: Transport,
+    retry: Retry,
 }
 
 #[derive(Clone, Debug)]
@@ -34,13 +36,33 @@ enum Transport {
     Quic(quic::Connection),
 }
 
-/// A running generation: a stream of [`Event`]s that ends after `Finished` or an error.
+/// A generation, or a session that is followed: a stream of [`Event`]s that ends after `Finished` or an error.
 ///
-/// Dropping it cancels the generation, unless its request has an id and its session is kept: that one goes on for a while
-/// without a reader, to be asked for again or attached to. [`Generation::cancel`] ends any.
+/// It survives its connection: it is asked for again, and tells each token and each byte of text once. Dropping it cancels
+/// the generation, unless its request has an id and its session is kept: that one goes on for a while without a
+/// reader. [`Generation::cancel`] ends any.
 pub struct Generation {
-    responses: Responses,
-    is_over: bool,
+    client: Client,
+    question: Question,
+    attempt: Attempt,
+    /// None until the answer has begun.
+    stitch: Option<Stitch>,
+    backoff: Backoff,
+    is_cancelled: bool,
+}
+
+/// What is asked, and asked again.
+#[derive(Clone, Debug)]
+enum Question {
+    Start(Box<v1::Start>),
+    Attach(v1::AttachRequest),
+}
+
+/// How the current attempt stands.
+enum Attempt {
+    Running(Responses),
+    Waiting(Pin<Box<dyn Future<Output = Result<Responses, Error>> + Send>>),
+    Over,
 }
 
 enum Responses {
@@ -89,7 +111,7 @@ impl Client {
                 Transport::Quic(quic::Connection::open(address, authority, trust).await?)
             }
         };
-        Ok(Self { transport })
+        Ok(Self { transport, retry: Retry::default() })
     }
 
     /// Goes on from another port, and from whatever address this machine has now. Generations that run
@@ -117,16 +139,25 @@ impl Client {
         }
     }
 
+    /// The same connection, with another patience. The default is [`Retry::default`].
+    #[must_use]
+    pub fn with_retry(self, retry: Retry) -> Self {
+        Self { retry, ..self }
+    }
+
     /// Begins a generation, and returns when the server has answered.
     ///
+    /// Whatever is missing in `start` for asking again is put in: an id of the request, an id of a new session that
+    /// is kept, a seed where nothing is.
+    ///
     /// # Errors
-    /// [`Error::Rejected`] if the server refuses it; a later failure is an item of the stream.
-    pub async fn generate(&self, start: v1::Start) -> Result<Generation, Error> {
-        let responses = match &self.transport {
-            Transport::Grpc(connection) => Responses::Grpc(connection.generate(start).await?),
-            Transport::Quic(connection) => Responses::Quic(connection.generate(start).await?),
-        };
-        Ok(Generation { responses, is_over: false })
+    /// [`Error::Rejected`] if the server refuses it, or is too busy for longer than this client is patient; a later
+    /// failure is an item of the stream.
+    pub async fn generate(&self, mut start: v1::Start) -> Result<Generation, Error> {
+        if self.retry != Retry::NEVER {
+            make_repeatable(&mut start);
+        }
+        self.stream(Question::Start(Box::new(start))).await
     }
 
     /// Follows a session from a position on: what it has said since, then what it says as it comes.
@@ -134,12 +165,52 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn attach(&self, id: &str, from_position: u64) -> Result<Generation, Error> {
-        let request = v1::AttachRequest { session_id: id.to_owned(), from_position };
-        let responses = match &self.transport {
-            Transport::Grpc(connection) => Responses::Grpc(connection.attach(request).await?),
-            Transport::Quic(connection) => Responses::Quic(connection.attach(request).await?),
+        let session_id = id.to_owned();
+        self.stream(Question::Attach(v1::AttachRequest { session_id, from_position })).await
+    }
+
+    async fn stream(&self, question: Question) -> Result<Generation, Error> {
+        let mut backoff = Backoff::new(self.retry);
+        let responses = loop {
+            match self.ask(question.clone()).await {
+                Ok(responses) => break responses,
+                // Whether it is there at all, somebody who waits for it wants to know at once.
+                Err(error @ Error::Unreachable { .. }) => return Err(error),
+                Err(error) => match backoff.wait(&error, now(), rand::random()) {
+                    Some(wait) => sleep(wait).await,
+                    None => return Err(error),
+                },
+            }
         };
-        Ok(Generation { responses, is_over: false })
+        let stitch = match &question {
+            Question::Start(_) => None,
+            Question::Attach(request) => Some(Stitch::of_reading(request.from_position)),
+        };
+        Ok(Generation {
+            client: self.clone(),
+            question,
+            attempt: Attempt::Running(responses),
+            stitch,
+            backoff,
+            is_cancelled: false,
+        })
+    }
+
+    async fn ask(&self, question: Question) -> Result<Responses, Error> {
+        Ok(match (&self.transport, question) {
+            (Transport::Grpc(connection), Question::Start(start)) => {
+                Responses::Grpc(connection.generate(*start).await?)
+            }
+            (Transport::Grpc(connection), Question::Attach(request)) => {
+                Responses::Grpc(connection.attach(request).await?)
+            }
+            (Transport::Quic(connection), Question::Start(start)) => {
+                Responses::Quic(connection.generate(*start).await?)
+            }
+            (Transport::Quic(connection), Question::Attach(request)) => {
+                Responses::Quic(connection.attach(request).await?)
+            }
+        })
     }
 
     /// Every session that the server has, in the order of their ids.
@@ -271,10 +342,23 @@ impl Client {
         }
     }
 
+    /// Any call that is answered once. Each may be sent again: those that change something are known by their request's
+    /// id, or change nothing more.
     async fn unary(&self, call: Call) -> Result<Answer, Error> {
-        match &self.transport {
-            Transport::Grpc(connection) => connection.unary(call).await,
-            Transport::Quic(connection) => connection.unary(call).await,
+        let mut backoff = Backoff::new(self.retry);
+        loop {
+            let answer = match &self.transport {
+                Transport::Grpc(connection) => connection.unary(call.clone()).await,
+                Transport::Quic(connection) => connection.unary(call.clone()).await,
+            };
+            match answer {
+                Err(error @ Error::Unreachable { .. }) => return Err(error),
+                Err(error) => match backoff.wait(&error, now(), rand::random()) {
+                    Some(wait) => sleep(wait).await,
+                    None => return Err(error),
+                },
+                Ok(answer) => return Ok(answer),
+            }
         }
     }
 }
@@ -283,11 +367,67 @@ impl Generation {
     /// Asks the server to end the generation after the current step; `Finished` still comes.
     ///
     /// # Errors
-    /// If the connection is lost.
+    /// If the connection is lost, and asking again is of no use.
     pub async fn cancel(&mut self) -> Result<(), Error> {
-        match &mut self.responses {
-            Responses::Grpc(responses) => responses.cancel().await,
-            Responses::Quic(responses) => responses.cancel().await,
+        self.is_cancelled = true;
+        let cancelled = match &mut self.attempt {
+            Attempt::Running(responses) => responses.cancel().await,
+            Attempt::Waiting(_) | Attempt::Over => Ok(()),
+        };
+        match cancelled {
+            // It is asked for again, and then cancelled.
+            Err(_) if self.client.retry != Retry::NEVER => Ok(()),
+            cancelled => cancelled,
+        }
+    }
+
+    /// Goes on after `error`, if that is of use.
+    fn retry(&mut self, error: Error) -> Result<(), Error> {
+        let Some(wait) = self.backoff.wait(&error, now(), rand::random()) else {
+            self.attempt = Attempt::Over;
+            return Err(error);
+        };
+        let (client, mut question) = (self.client.clone(), self.question.clone());
+        if let (Question::Attach(request), Some(stitch)) = (&mut question, &self.stitch) {
+            request.from_position = stitch.mark();
+        }
+        let is_cancelled = self.is_cancelled;
+        self.attempt = Attempt::Waiting(Box::pin(async move {
+            sleep(wait).await;
+            let mut responses = client.ask(question).await?;
+            if is_cancelled {
+                responses.cancel().await?;
+            }
+            Ok(responses)
+        }));
+        Ok(())
+    }
+
+    /// What is new of an event.
+    fn take(&mut self, event: Event) -> Result<Option<Event>, Error> {
+        match (event, &mut self.stitch) {
+            (Event::Accepted(accepted), None) => {
+                let drawn_from = accepted.position + u64::from(accepted.prompt_tokens);
+                self.stitch = Some(Stitch::of_answer(drawn_from));
+                Ok(Some(Event::Accepted(accepted)))
+            }
+            (Event::Attached(attached), Some(stitch)) if self.backoff.is_fresh() => {
+                stitch.again();
+                Ok(Some(Event::Attached(attached)))
+            }
+            (Event::Accepted(_) | Event::Attached(_), Some(stitch)) => {
+                stitch.again();
+                Ok(None)
+            }
+            (Event::Delta(delta), Some(stitch)) => {
+                let new = stitch.push(delta)?.map(Event::Delta);
+                if new.is_some() {
+                    self.backoff.progressed();
+                }
+                Ok(new)
+            }
+            (Event::Finished(finished), _) => Ok(Some(Event::Finished(finished))),
+            (Event::Attached(_) | Event::Delta(_), None) => Err(Error::Answer),
         }
     }
 }
@@ -296,27 +436,109 @@ impl Stream for Generation {
     type Item = Result<Event, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.is_over {
-            return Poll::Ready(None);
+        let this = &mut *self;
+        loop {
+            let response = match &mut this.attempt {
+                Attempt::Over => return Poll::Ready(None),
+                Attempt::Waiting(waiting) => match ready!(waiting.as_mut().poll(cx)) {
+                    Ok(responses) => {
+                        this.attempt = Attempt::Running(responses);
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+                Attempt::Running(responses) => ready!(responses.poll_next(cx)),
+            };
+            let event = match response {
+                // The server goes, and comes back: what it has not said yet is still to come.
+                Ok(Event::Finished(finished)) if this.goes_on(&finished) => {
+                    Err(Error::Interrupted { reason: "the server stopped".to_owned() })
+                }
+                Ok(event) => this.take(event),
+                Err(error) => Err(error),
+            };
+            let event = match event {
+                Ok(None) => continue,
+                Ok(Some(event)) => event,
+                Err(error) => match this.retry(error) {
+                    Ok(()) => continue,
+                    Err(error) => return Poll::Ready(Some(Err(error))),
+                },
+            };
+            if matches!(event, Event::Finished(_)) {
+                this.attempt = Attempt::Over;
+            }
+            return Poll::Ready(Some(Ok(event)));
         }
-        let response = match &mut self.responses {
-            Responses::Grpc(responses) => ready!(Pin::new(responses).poll_next(cx)),
-            Responses::Quic(responses) => ready!(Pin::new(responses).poll_next(cx)),
+    }
+}
+
+impl Generation {
+    /// Whether more of it can be had after it was said to be finished.
+    fn goes_on(&self, finished: &v1::Finished) -> bool {
+        let is_interrupted =
+            matches!(finished.reason(), v1::FinishReason::Shutdown | v1::FinishReason::Interrupted);
+        let can_ask = matches!(&self.question, Question::Start(start) if start.keep);
+        is_interrupted && can_ask && !self.is_cancelled && self.client.retry != Retry::NEVER
+    }
+}
+
+impl Responses {
+    async fn cancel(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Grpc(responses) => responses.cancel().await,
+            Self::Quic(responses) => responses.cancel().await,
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Error>> {
+        let response = match self {
+            Self::Grpc(responses) => ready!(Pin::new(responses).poll_next(cx)),
+            Self::Quic(responses) => ready!(Pin::new(responses).poll_next(cx)),
         };
-        let event = match response {
+        Poll::Ready(match response {
             Some(Ok(v1::GenerateResponse { event })) => parse_event(event),
             Some(Err(error)) => Err(error),
             None => Err(Error::Interrupted { reason: "the generation is not finished".to_owned() }),
-        };
-        self.is_over = matches!(event, Ok(Event::Finished(_)) | Err(_));
-        Poll::Ready(Some(event))
+        })
     }
 }
 
 impl fmt::Debug for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Generation").field("is_over", &self.is_over).finish_non_exhaustive()
+        f.debug_struct("Generation").field("question", &self.question).finish_non_exhaustive()
     }
+}
+
+/// Gives a request what it takes to be sent again without being run twice.
+fn make_repeatable(start: &mut v1::Start) {
+    if start.request_id.is_empty() {
+        start.request_id = random_id();
+    }
+    if start.session_id.is_empty() {
+        if start.keep {
+            start.session_id = random_id();
+            start.expected_position.get_or_insert(0);
+        } else {
+            // It is run again, and must say the same.
+            let sampling = start.sampling.get_or_insert_default();
+            sampling.seed.get_or_insert_with(rand::random);
+        }
+    }
+}
+
+/// A name that nothing else has: 122 random bits in the form of a UUID.
+pub fn random_id() -> String {
+    let bits: u128 = rand::random();
+    let bits = bits & !(0xF << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
+    let hex = format!("{bits:032x}");
+    let part = |range: std::ops::Range<usize>| &hex[range];
+    [part(0..8), part(8..12), part(12..16), part(16..20), part(20..32)].join("-")
+}
+
+#[expect(clippy::disallowed_methods, reason = "a client waits in real time")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn parse_event(event: Option<generate_response::Event>) -> Result<Event, Error> {

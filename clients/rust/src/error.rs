@@ -51,6 +51,12 @@ pub enum Error {
         /// What the transport tells.
         reason: String,
     },
+    /// A server that was asked again gave another answer than before.
+    #[error("the server now says something else at token {position} than it did before")]
+    Contradiction {
+        /// Where.
+        position: u64,
+    },
     /// A message is too large for the wire, or the server's bytes are none.
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -72,7 +78,7 @@ impl Error {
             Self::Unreachable { .. } | Self::Interrupted { .. } => Code::Unavailable,
             Self::Rejected { code, .. } => *code,
             Self::Frame(FrameError::TooLarge { .. }) => Code::InvalidArgument,
-            Self::Frame(_) | Self::Answer => Code::Internal,
+            Self::Frame(_) | Self::Answer | Self::Contradiction { .. } => Code::Internal,
         }
     }
 

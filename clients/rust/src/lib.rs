@@ -22,9 +22,12 @@ mod client;
 mod error;
 mod grpc;
 mod quic;
+mod retry;
+mod stitch;
 mod tls;
 
 pub use aerie_proto::v1;
-pub use client::{Client, Event, Generation};
+pub use client::{Client, Event, Generation, random_id};
 pub use error::{Code, Error};
+pub use retry::Retry;
 pub use tls::{Trust, TrustError};

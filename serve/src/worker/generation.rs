@@ -112,7 +112,7 @@ impl Generation {
             stage: Stage::new(Transcript::new(turn.drawn_from, request.tokens_max)),
             failed: None,
             drawn: None,
-            survives: request.keep && turn.digest.is_some(),
+            survives: false,
             detached_at: None,
             planned: 0,
             is_replanned: false,

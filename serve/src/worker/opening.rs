@@ -242,6 +242,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let session = self.sessions.expect(id);
         let record = &session.record;
         let (turn, seed) = (record.turn.expect("it has just been written"), record.seed);
+        let keeps = record.keep;
         let state = session.seat.map(|seat| seat.computed).filter(|&it| it < record.position);
         let state = state.or_else(|| Some(record.state_within(record.position - 1)?.computed));
         let computed = state.unwrap_or(0);
@@ -262,6 +263,8 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let utf8_tail = self.utf8_tail(id, turn.drawn_from);
         let mut generation =
             Generation::new(id, turn, request, seed, utf8_tail, (permit, load), arrived);
+        // Whoever asks again finds a session that is kept.
+        generation.survives = keeps && turn.digest.is_some();
         generation.reserve(&self.parts.text);
         let over = match self.drawn(id, turn) {
             Ok(drawn) => generation.replay(&drawn, &mut self.parts.text),

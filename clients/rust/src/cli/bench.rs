@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use aerie_client::{Client, Error, Event, v1};
+use aerie_client::{Client, Error, Event, Retry, v1};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -95,7 +95,8 @@ struct Outcome {
 pub(super) async fn run(server: &ServerArgs, args: Args) -> anyhow::Result<()> {
     let mut clients = Vec::new();
     for _ in 0..args.connections.get() {
-        clients.push(server.connect().await?);
+        // What fails is to be counted, not to be asked for again.
+        clients.push(server.connect().await?.with_retry(Retry::NEVER));
     }
     let bench = Bench { clients, start: start(&args), tokens: Arc::default(), args };
     let report = bench.run(&server.server).await;

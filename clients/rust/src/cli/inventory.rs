@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use aerie_client::{Client, Error, v1};
+use aerie_client::{Client, Error, random_id, v1};
 use anyhow::Context as _;
 use clap::Subcommand;
 
@@ -181,15 +181,6 @@ pub(super) async fn import(
     let session_id = if new_id { random_id() } else { String::new() };
     let start = v1::ImportStart { session_id, request_id: random_id() };
     Ok(client.import_session(start, file).await?)
-}
-
-/// A name that nothing else has: 122 random bits in the form of a UUID.
-pub(super) fn random_id() -> String {
-    let bits: u128 = rand::random();
-    let bits = bits & !(0xF << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
-    let hex = format!("{bits:032x}");
-    let part = |range: std::ops::Range<usize>| &hex[range];
-    [part(0..8), part(8..12), part(12..16), part(16..20), part(20..32)].join("-")
 }
 
 pub(super) async fn models(server: &ServerArgs) -> anyhow::Result<()> {
