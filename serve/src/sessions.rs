@@ -50,6 +50,8 @@ pub struct Config {
     pub durability: Durability,
     /// How long a generation that can be gone on with runs without a reader.
     pub detached_ms_max: u32,
+    /// A session without a name that nobody has used for this long is forgotten; 0 for none.
+    pub idle_s_max: u32,
 }
 
 /// What a client that was shown a token may count on.
@@ -175,6 +177,7 @@ impl Default for Config {
             states_max: 16,
             durability: Durability::Fast,
             detached_ms_max: 60_000,
+            idle_s_max: 0,
         }
     }
 }

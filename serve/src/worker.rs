@@ -120,6 +120,8 @@ pub struct Worker<S, D> {
     /// Notices for which the channel had no room, oldest first.
     outbox: VecDeque<Notice>,
     drain: Option<Instant>,
+    /// When sessions that nobody uses are looked for next.
+    expires_at: Option<Instant>,
     /// The store cannot promise any more what was written: nothing further is shown.
     is_broken: bool,
     // From here on: memory that is kept from step to step, so that none allocates.
@@ -156,6 +158,8 @@ pub struct Limits {
     pub detached_max: Duration,
     /// Tokens that a reader may be shown of the past.
     pub replay_tokens_max: u32,
+    /// How long a session without a name may be idle.
+    pub idle_max: Option<Duration>,
 }
 
 /// What came of asking for a step.
@@ -182,6 +186,9 @@ pub struct Clock {
 /// waits this long for its next token, and nobody else waits at all.
 const STALL_POLL: Duration = Duration::from_millis(1);
 
+/// How often sessions that nobody uses are looked for.
+const EXPIRY_POLL: Duration = Duration::from_secs(1);
+
 /// Drives a worker until it has drained. Ends also, by draining, when all senders have gone.
 pub fn run<S: Storage, D: Device>(mut worker: Worker<S, D>, events: &Receiver<Event>) {
     let clock = worker.parts.clock;
@@ -196,6 +203,9 @@ pub fn run<S: Storage, D: Device>(mut worker: Worker<S, D>, events: &Receiver<Ev
             Progress::Done => return,
             Progress::Stepped => continue,
             Progress::Stalled => events.recv_timeout(STALL_POLL),
+            Progress::Idle if worker.parts.limits.idle_max.is_some() => {
+                events.recv_timeout(EXPIRY_POLL)
+            }
             Progress::Idle => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match received {
@@ -225,6 +235,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
             stages: Vec::new(),
             outbox: VecDeque::new(),
             drain: None,
+            expires_at: None,
             is_broken: false,
             batch: Batch::with_capacity(config.step_tokens_max as usize, lanes_max),
             work: Vec::with_capacity(lanes_max),
@@ -258,6 +269,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
     pub fn step(&mut self, now: &impl Fn() -> Instant) -> Progress {
         let started = now();
         self.send_notices();
+        self.expire(started);
         let ended = self.end_cancelled(started);
         self.show();
         if self.n_generations == 0 {
@@ -304,6 +316,30 @@ impl<S: Storage, D: Device> Worker<S, D> {
         self.parts.metrics.step_overhead.observe(overhead.as_secs_f64());
         self.observe_gauges();
         Progress::Stepped
+    }
+
+    /// Forgets the sessions that nobody has used for too long.
+    fn expire(&mut self, now: Instant) {
+        let Some(idle_max) = self.parts.limits.idle_max else { return };
+        if self.expires_at.is_some_and(|at| now < at) {
+            return;
+        }
+        self.expires_at = Some(now + EXPIRY_POLL);
+        let idle_ms_max = u64::try_from(idle_max.as_millis()).unwrap_or(u64::MAX);
+        let used_min = self.parts.clock.unix_ms(now).saturating_sub(idle_ms_max);
+        let is_expired = |session: &Session| {
+            !session.active && session.record.name.is_none() && session.used_at < used_min
+        };
+        let expired: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| is_expired(session))
+            .map(|(id, _)| id)
+            .collect();
+        for id in expired {
+            self.parts.metrics.sessions_expired.inc();
+            self.forget(id, Gone::Expired);
+        }
     }
 
     /// Ends the generations whose clients asked to or have gone, and at the deadline of a drain

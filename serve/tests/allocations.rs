@@ -174,6 +174,7 @@ fn worker(sessions: &Path) -> Worker<MappedFile, onnx::OrtDevice> {
             state_interval_tokens: 64,
             detached_max: Duration::ZERO,
             replay_tokens_max: 1024,
+            idle_max: None,
         },
         scheduler: SCHEDULER,
         text: Text::new(vocabulary, 64),

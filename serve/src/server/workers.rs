@@ -195,6 +195,10 @@ fn limits(config: &Config) -> Limits {
         state_interval_tokens: config.sessions.state_interval_tokens.max(1),
         detached_max: millis(config.sessions.detached_ms_max),
         replay_tokens_max: config.sessions.log_tokens_max,
+        idle_max: match config.sessions.idle_s_max {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds.into())),
+        },
     }
 }
 

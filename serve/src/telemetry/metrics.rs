@@ -95,6 +95,12 @@ pub struct WorkerMetrics {
     pub session_park_failures: IntCounter,
     pub session_resume: Histogram,
     pub sessions_evicted: IntCounter,
+    pub sessions_expired: IntCounter,
+    /// Tokens of sessions whose state was there when a generation began, and those whose was not.
+    pub resumed_tokens: IntCounter,
+    pub recomputed_tokens: IntCounter,
+    /// Requests that were answered before.
+    pub requests_repeated: IntCounter,
     pub device_errors: IntCounter,
     time_to_first_token: [Histogram; 3],
     finished: [IntCounter; 7],
@@ -136,6 +142,10 @@ struct SessionFamilies {
     park_failures: IntCounterVec,
     resume: HistogramVec,
     evicted: IntCounterVec,
+    expired: IntCounterVec,
+    resumed_tokens: IntCounterVec,
+    recomputed_tokens: IntCounterVec,
+    requests_repeated: IntCounterVec,
 }
 
 impl Metrics {
@@ -342,6 +352,10 @@ impl WorkerFamilies {
             session_park_failures: sessions.park_failures.with_label_values(&base),
             session_resume: sessions.resume.with_label_values(&base),
             sessions_evicted: sessions.evicted.with_label_values(&base),
+            sessions_expired: sessions.expired.with_label_values(&base),
+            resumed_tokens: sessions.resumed_tokens.with_label_values(&base),
+            recomputed_tokens: sessions.recomputed_tokens.with_label_values(&base),
+            requests_repeated: sessions.requests_repeated.with_label_values(&base),
             device_errors: steps.device_errors.with_label_values(&base),
             time_to_first_token: [Origin::New, Origin::Resident, Origin::Parked].map(|origin| {
                 generations.time_to_first_token.with_label_values(&with(origin.label()))
@@ -468,7 +482,31 @@ impl SessionFamilies {
             evicted: counter(
                 r,
                 "serve_sessions_evicted_total",
-                "Sessions forgotten because the state cache was full.",
+                "Sessions forgotten because there were too many.",
+                WORKER,
+            ),
+            expired: counter(
+                r,
+                "serve_sessions_expired_total",
+                "Sessions forgotten because nobody had used them for too long.",
+                WORKER,
+            ),
+            resumed_tokens: counter(
+                r,
+                "serve_resumed_tokens_total",
+                "Tokens of sessions that generations went on with, whose state was kept.",
+                WORKER,
+            ),
+            recomputed_tokens: counter(
+                r,
+                "serve_recomputed_tokens_total",
+                "Tokens of sessions that generations went on with, whose state was computed again.",
+                WORKER,
+            ),
+            requests_repeated: counter(
+                r,
+                "serve_requests_repeated_total",
+                "Requests that had been sent before, and were not run again.",
                 WORKER,
             ),
         }

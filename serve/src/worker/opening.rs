@@ -37,7 +37,10 @@ impl<S: Storage, D: Device> Worker<S, D> {
     pub(super) fn open(&mut self, submission: Submission, now: Instant) {
         let id = submission.id;
         let opened = match self.admit(id, &submission.request) {
-            Ok(Opening::Repeat) => return self.repeat(submission),
+            Ok(Opening::Repeat) => {
+                self.parts.metrics.requests_repeated.inc();
+                return self.repeat(submission);
+            }
             Ok(opening) => {
                 self.prepare(id, &submission.request, opening, now).map(|before| (opening, before))
             }
@@ -259,6 +262,8 @@ impl<S: Storage, D: Device> Worker<S, D> {
             repeated: opening == Opening::Resume,
         };
         debug!(session = %id, request_id = request.request_id, ?accepted, "accepted");
+        self.parts.metrics.resumed_tokens.inc_by(accepted.resumed_tokens);
+        self.parts.metrics.recomputed_tokens.inc_by(recomputed);
         let prompt_only = request.prompt_only;
         let utf8_tail = self.utf8_tail(id, turn.drawn_from);
         let mut generation =

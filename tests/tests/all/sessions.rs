@@ -203,6 +203,27 @@ async fn a_session_is_carried_to_another_server() {
     }
 }
 
+/// Goal: who does not come back makes room, unless it has a name; and is told so if it does.
+#[tokio::test]
+async fn idle_sessions_expire() {
+    let (folder, bundle) = bundle();
+    let config = folder.path().join("aerie.toml");
+    std::fs::write(&config, "[sessions]\nidle_s_max = 1\n").unwrap();
+    let server = Server::start(&bundle, &["--config", config.to_str().unwrap()]);
+    let client = server.client(Wire::Grpc).await;
+    for number in [1, 2] {
+        run(&client, request(number, 0, PROMPT, 1)).await.unwrap();
+    }
+    let name = "kept".to_owned();
+    let rename = v1::NameSessionRequest { session_id: id(2), name, expected_position: None };
+    client.name_session(rename).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    let gone = client.session(&id(1)).await.unwrap_err();
+    let Error::Rejected { reason, .. } = gone else { panic!("{gone:?}") };
+    assert_eq!(reason, "EXPIRED");
+    client.session("kept").await.unwrap();
+}
+
 /// Goal: `kill -9` under load costs no token and doubles none, and clients do not even notice.
 /// Method: streams on both wires and a server that is killed again and again while they run; tokens are checked as
 /// they come. `AERIE_KILLS` sets how often; 6 by default.

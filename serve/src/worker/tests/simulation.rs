@@ -474,6 +474,7 @@ fn start(
             state_interval_tokens: 4,
             detached_max: DETACHED_MAX,
             replay_tokens_max: 4096,
+            idle_max: None,
         },
         text: Text::new(Arc::clone(vocabulary), 8),
         // A directory that has gone needs no notices.
