@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     admission::Reject,
-    sampler::Sampling,
+    sampler::{Penalties, Sampling},
     sessions::SessionId,
     text::{Place, Tokenizer},
 };
@@ -63,6 +63,10 @@ pub struct Config {
     /// Bytes of one stop string.
     pub stop_bytes_max: u32,
     pub request_id_bytes_max: u32,
+    /// Most tokens that penalties may look back over.
+    pub penalty_tokens_max: u32,
+    /// What they look back over if nothing is asked for.
+    pub penalty_tokens_default: u32,
 }
 
 impl Request {
@@ -104,7 +108,7 @@ impl Request {
             prompt,
             prompt_only: start.prompt_only,
             seed: sampling.seed,
-            sampling: parse_sampling(&sampling)?,
+            sampling: parse_sampling(&sampling, config)?,
             tokens_max: match start.max_tokens {
                 0 => config.tokens_default,
                 tokens_max => tokens_max,
@@ -133,6 +137,8 @@ impl Default for Config {
             stops_max: 8,
             stop_bytes_max: 64,
             request_id_bytes_max: 64,
+            penalty_tokens_max: 4096,
+            penalty_tokens_default: 256,
         }
     }
 }
@@ -161,8 +167,9 @@ fn parse_prompt(
     Ok(tokens)
 }
 
-fn parse_sampling(sampling: &v1::Sampling) -> Result<Sampling, Reject> {
+fn parse_sampling(sampling: &v1::Sampling, config: &Config) -> Result<Sampling, Reject> {
     let &v1::Sampling { temperature, top_k, top_p, .. } = sampling;
+    let penalties = parse_penalties(sampling, config)?;
     if !temperature.is_finite() || temperature < 0.0 {
         let problem = format!("is {temperature}; it must be finite and at least 0");
         return Err(Reject::Invalid { field: "sampling.temperature", problem });
@@ -172,7 +179,35 @@ fn parse_sampling(sampling: &v1::Sampling) -> Result<Sampling, Reject> {
         return Err(Reject::Invalid { field: "sampling.top_p", problem });
     }
     // On the wire 0 stands for "all" in both.
-    Ok(Sampling { temperature, top_k, top_p: if top_p == 0.0 { 1.0 } else { top_p } })
+    let top_p = if top_p == 0.0 { 1.0 } else { top_p };
+    Ok(Sampling { temperature, top_k, top_p, penalties })
+}
+
+fn parse_penalties(sampling: &v1::Sampling, config: &Config) -> Result<Penalties, Reject> {
+    let &v1::Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = sampling;
+    if !repetition_penalty.is_finite() || repetition_penalty < 0.0 {
+        let problem = format!("is {repetition_penalty}; it must be finite and above 0");
+        return Err(Reject::Invalid { field: "sampling.repetition_penalty", problem });
+    }
+    for (field, penalty) in [
+        ("sampling.presence_penalty", presence_penalty),
+        ("sampling.frequency_penalty", frequency_penalty),
+    ] {
+        if !penalty.is_finite() {
+            let problem = format!("is {penalty}; it must be finite");
+            return Err(Reject::Invalid { field, problem });
+        }
+    }
+    let window = sampling.penalty_tokens;
+    at_most("sampling.penalty_tokens", "tokens", window as usize, config.penalty_tokens_max)?;
+    let penalties = Penalties {
+        // On the wire 0 stands for none in this, and for the default in the window.
+        repetition: if repetition_penalty == 0.0 { 1.0 } else { repetition_penalty },
+        presence: presence_penalty,
+        frequency: frequency_penalty,
+        window: if window == 0 { config.penalty_tokens_default } else { window },
+    };
+    Ok(if penalties.are_any() { penalties } else { Penalties::NONE })
 }
 
 fn at_most(field: &'static str, unit: &str, found: usize, max: u32) -> Result<(), Reject> {

@@ -1,12 +1,16 @@
 //! Logits to tokens. The draw depends on the seed and the position alone, so a session that was
 //! parked, moved or batched otherwise goes on with the very same tokens.
 
+mod penalties;
 #[cfg(test)]
 mod tests;
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, mem};
 
 use aerie_ops::softmax::{self, BLOCK, argmax};
+
+use self::penalties::Penaliser;
+pub use self::penalties::Penalties;
 
 /// How a token is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,6 +21,8 @@ pub struct Sampling {
     pub top_k: u32,
     /// Draw from the smallest set of most probable tokens that reaches this share, in `(0, 1]`.
     pub top_p: f32,
+    /// Applied first.
+    pub penalties: Penalties,
 }
 
 /// Draws tokens; holds the scratch memory for one vocabulary.
@@ -28,6 +34,7 @@ pub struct Sampler {
     /// Sums of each [`BLOCK`] of weights.
     sums: Vec<f64>,
     candidates: Vec<Candidate>,
+    penaliser: Penaliser,
 }
 
 /// Which draw of which stream.
@@ -47,7 +54,8 @@ struct Candidate {
 }
 
 impl Sampling {
-    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0 };
+    pub const GREEDY: Self =
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, penalties: Penalties::NONE };
 }
 
 impl Sampler {
@@ -58,7 +66,26 @@ impl Sampler {
             weights: Vec::with_capacity(vocab),
             sums: Vec::with_capacity(vocab.div_ceil(BLOCK)),
             candidates: Vec::with_capacity(vocab),
+            penaliser: Penaliser::new(vocab),
         }
+    }
+
+    /// As [`Sampler::draw`], after penalties for what was said: `recent` gives the last tokens of the log, at most
+    /// `window` of them.
+    pub fn draw_after(
+        &mut self,
+        sampling: Sampling,
+        logits: &[f32],
+        draw: Draw,
+        recent: impl Iterator<Item = u32>,
+    ) -> Option<u32> {
+        if !sampling.penalties.are_any() {
+            return self.draw(sampling, logits, draw);
+        }
+        let mut penaliser = mem::take(&mut self.penaliser);
+        let token = self.draw(sampling, penaliser.apply(sampling.penalties, logits, recent), draw);
+        self.penaliser = penaliser;
+        token
     }
 
     /// Draws a token; none if no logit is finite. Logits that are not a number are never drawn.

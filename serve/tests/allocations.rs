@@ -25,7 +25,7 @@ use aerie_serve::{
     request::{Origin, Request},
     residency::Residency,
     router::{Router, WorkerHandle, WorkerId},
-    sampler::Sampling,
+    sampler::{Penalties, Sampling},
     scheduler,
     sessions::{Durability, SessionId},
     store::{Files, Sizes, Store},
@@ -125,8 +125,13 @@ fn read(reader: &mut PipeReader) -> u32 {
 fn request(session: u32) -> Request {
     let sampling = [
         Sampling::GREEDY,
-        Sampling { temperature: 0.8, top_k: 0, top_p: 1.0 },
-        Sampling { temperature: 0.8, top_k: 40, top_p: 0.9 },
+        Sampling { temperature: 0.8, ..Sampling::GREEDY },
+        Sampling {
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.9,
+            penalties: Penalties { repetition: 1.1, presence: 0.1, frequency: 0.1, window: 64 },
+        },
     ];
     Request {
         origin: Origin::New,

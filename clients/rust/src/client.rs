@@ -60,7 +60,7 @@ enum Question {
 
 /// How the current attempt stands.
 enum Attempt {
-    Running(Responses),
+    Running(Box<Responses>),
     Waiting(Pin<Box<dyn Future<Output = Result<Responses, Error>> + Send>>),
     Over,
 }
@@ -189,7 +189,7 @@ impl Client {
         Ok(Generation {
             client: self.clone(),
             question,
-            attempt: Attempt::Running(responses),
+            attempt: Attempt::Running(Box::new(responses)),
             stitch,
             backoff,
             is_cancelled: false,
@@ -442,7 +442,7 @@ impl Stream for Generation {
                 Attempt::Over => return Poll::Ready(None),
                 Attempt::Waiting(waiting) => match ready!(waiting.as_mut().poll(cx)) {
                     Ok(responses) => {
-                        this.attempt = Attempt::Running(responses);
+                        this.attempt = Attempt::Running(Box::new(responses));
                         continue;
                     }
                     Err(error) => Err(error),

@@ -10,6 +10,8 @@ const CONFIG: Config = Config {
     stops_max: 2,
     stop_bytes_max: 4,
     request_id_bytes_max: 6,
+    penalty_tokens_max: 9,
+    penalty_tokens_default: 5,
 };
 
 #[test]
@@ -63,6 +65,28 @@ fn sampling_must_be_a_distribution() {
     check(with(1.0, 1.5), expect!["sampling.top_p is 1.5; it must be from 0 to 1"]);
     check(with(1.0, f32::NAN), expect!["sampling.top_p is NaN; it must be from 0 to 1"]);
     assert_eq!(parse(with(0.5, 0.0)).unwrap().sampling.top_p.to_bits(), 1.0f32.to_bits());
+}
+
+#[test]
+fn penalties_are_numbers_over_a_window() {
+    let with = |sampling| v1::Start { sampling: Some(sampling), ..text("a") };
+    let penalties = parse(with(v1::Sampling::default())).unwrap().sampling.penalties;
+    assert_eq!(penalties, Penalties::NONE);
+    let sampling = v1::Sampling { presence_penalty: 0.5, ..Default::default() };
+    assert_eq!(parse(with(sampling)).unwrap().sampling.penalties.window, 5);
+    let repetition_penalty = -1.0;
+    check(
+        with(v1::Sampling { repetition_penalty, ..Default::default() }),
+        expect!["sampling.repetition_penalty is -1; it must be finite and above 0"],
+    );
+    check(
+        with(v1::Sampling { frequency_penalty: f32::INFINITY, ..Default::default() }),
+        expect!["sampling.frequency_penalty is inf; it must be finite"],
+    );
+    check(
+        with(v1::Sampling { penalty_tokens: 10, ..Default::default() }),
+        expect!["sampling.penalty_tokens has 10 tokens; at most 9 are allowed"],
+    );
 }
 
 #[test]

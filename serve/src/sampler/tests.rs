@@ -21,7 +21,7 @@ fn greedy_takes_the_lowest_of_equals() {
 #[test]
 fn position_and_seed_decide_the_draw() {
     let logits = ramp(100);
-    let sampling = Sampling { temperature: 1.0, top_k: 40, top_p: 0.9 };
+    let sampling = Sampling { temperature: 1.0, top_k: 40, top_p: 0.9, ..Sampling::GREEDY };
     let stream = |seed, positions: &[u64]| {
         let mut sampler = Sampler::new(100);
         let mut draw =
@@ -42,7 +42,7 @@ fn position_and_seed_decide_the_draw() {
 fn frequencies_follow_the_softmax() {
     let logits = [0.0f32, 1.0, 2.0, -1.0, 0.5];
     for (seed, temperature) in [(11, 1.0f32), (12, 0.7), (13, 2.0)] {
-        let sampling = Sampling { temperature, top_k: 0, top_p: 1.0 };
+        let sampling = Sampling { temperature, top_k: 0, top_p: 1.0, ..Sampling::GREEDY };
         let counts = count(sampling, &logits, seed);
         let weights = logits.map(|logit| f64::from(logit / temperature).exp());
         let total: f64 = weights.iter().sum();
@@ -61,7 +61,8 @@ fn top_k_and_top_p_leave_the_most_probable() {
     // Probabilities 1/2, 1/4, 1/8, 1/8, out of order.
     let logits = [0.125f32, 0.5, 0.125, 0.25].map(f32::ln);
     let kept = |top_k, top_p| {
-        let counts = count(Sampling { temperature: 1.0, top_k, top_p }, &logits, 5);
+        let counts =
+            count(Sampling { temperature: 1.0, top_k, top_p, ..Sampling::GREEDY }, &logits, 5);
         counts.iter().map(|&count| u8::from(0 < count)).collect::<Vec<_>>()
     };
     assert_eq!(kept(2, 1.0), [0, 1, 0, 1]);
@@ -78,7 +79,7 @@ fn top_p_cuts_a_flat_distribution_where_it_says() {
     for top_p in [0.01f32, 0.25, 0.5, 0.99] {
         let mut sampler = Sampler::new(1000);
         let draw = Draw { seed: 1, position: 1 };
-        let sampling = Sampling { temperature: 1.0, top_k: 0, top_p };
+        let sampling = Sampling { temperature: 1.0, top_k: 0, top_p, ..Sampling::GREEDY };
         sampler.draw(sampling, &[0.0; 1000], draw).unwrap();
         let expected = (f64::from(top_p) * 1000.0).ceil();
         assert_eq!(sampler.candidates.len() as f64, expected, "top_p {top_p}");
@@ -90,7 +91,7 @@ fn a_draw_does_not_grow_its_scratch() {
     let mut sampler = Sampler::new(1000);
     let scratch = sampler.candidates.as_ptr();
     for position in 0..10 {
-        let sampling = Sampling { temperature: 0.8, top_k: 300, top_p: 0.9 };
+        let sampling = Sampling { temperature: 0.8, top_k: 300, top_p: 0.9, ..Sampling::GREEDY };
         sampler.draw(sampling, &ramp(1000), Draw { seed: 3, position }).unwrap();
     }
     assert_eq!(sampler.candidates.as_ptr(), scratch);

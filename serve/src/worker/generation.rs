@@ -37,6 +37,8 @@ pub(super) struct Generation {
     lane: Option<Lane>,
     sampling: Sampling,
     seed: u64,
+    /// The log before what is drawn, as far as penalties look back.
+    recent: Vec<u32>,
     utf8_tail: Utf8Tail,
     stop: StopMatcher,
     tokens_max: u32,
@@ -121,6 +123,7 @@ impl Generation {
             lane: None,
             sampling: request.sampling,
             seed,
+            recent: Vec::new(),
             utf8_tail,
             stop: StopMatcher::new(request.stop),
             tokens_max: request.tokens_max,
@@ -137,6 +140,17 @@ impl Generation {
     /// Makes room for the text of any token.
     pub(super) fn reserve(&mut self, text: &Text) {
         self.stop.reserve(text.characters_max());
+    }
+
+    /// How many tokens of the log, before what it draws, it has to be told for penalties.
+    pub(super) fn recent_tokens(&self) -> u64 {
+        let penalties = self.sampling.penalties;
+        if penalties.are_any() { penalties.window.into() } else { 0 }
+    }
+
+    /// Takes the tokens of the log before what it draws, as far as it asked for them.
+    pub(super) fn set_recent(&mut self, log: &[Word]) {
+        self.recent.extend(log.iter().map(|word| word.token()));
     }
 
     /// Goes over what was drawn before it was cut off; says if that was all.
@@ -211,7 +225,12 @@ impl Generation {
             return;
         }
         let draw = Draw { seed: self.seed, position: session.record.position };
-        let token = sampler.draw(self.sampling, logits, draw);
+        let window = self.sampling.penalties.window as usize;
+        let drawn = self.stage.transcript.tokens();
+        let before = window.saturating_sub(drawn.len()).min(self.recent.len());
+        let recent = self.recent[self.recent.len() - before..].iter();
+        let recent = recent.chain(&drawn[drawn.len().saturating_sub(window)..]).copied();
+        let token = sampler.draw_after(self.sampling, logits, draw, recent);
         self.drawn = Some(token.map_or(Drawn::NotFinite, Drawn::Token));
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use aerie_state_cache::Storage;
+use aerie_state_cache::{Storage, TapeError};
 use tracing::{debug, warn};
 
 use super::{
@@ -271,6 +271,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         // Whoever asks again finds a session that is kept.
         generation.survives = keeps && turn.digest.is_some();
         generation.reserve(&self.parts.text);
+        self.tell_recent(id, turn, &mut generation);
         let over = match self.drawn(id, turn) {
             Ok(drawn) => generation.replay(&drawn, &mut self.parts.text),
             Err(what) => {
@@ -292,6 +293,24 @@ impl<S: Storage, D: Device> Worker<S, D> {
             }
             None => self.scheduler.push(Sequence { id: sequence, prompt_left: left }),
         }
+    }
+
+    /// Tells a generation what was said lately, as far as the log has it.
+    fn tell_recent(&self, id: SessionId, turn: Turn, generation: &mut Generation) {
+        let mut from = turn.drawn_from.saturating_sub(generation.recent_tokens());
+        let mut log = Vec::new();
+        while let Err(error) =
+            self.parts.store.log(&self.sessions, id, from..turn.drawn_from, &mut log)
+        {
+            match error {
+                TapeError::Missing { at } if at < turn.drawn_from => from = at + 1,
+                error => {
+                    warn!(session = %id, %error, "what was said lately cannot be read");
+                    break;
+                }
+            }
+        }
+        generation.set_recent(&log);
     }
 
     /// Gives a generation a slot.

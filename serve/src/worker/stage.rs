@@ -161,6 +161,10 @@ impl Transcript {
         self.ends.iter_mut().for_each(|end| *end = (*end).min(self.text.len()));
     }
 
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
     pub(super) fn from(&self) -> u64 {
         self.from
     }

@@ -17,6 +17,10 @@ pub(super) struct SamplingArgs {
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     top_p: f32,
 
+    /// Make what was said lately less probable; 1 for not at all
+    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    repetition_penalty: f32,
+
     /// Makes the draws repeatable; the server chooses one otherwise
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -33,9 +37,16 @@ pub(super) struct SamplingArgs {
 impl SamplingArgs {
     /// The part of a `Start` that these flags settle.
     pub(super) fn start(&self) -> v1::Start {
-        let Self { temperature, top_k, top_p, seed, tokens, ref stop } = *self;
+        let Self { temperature, top_k, top_p, repetition_penalty, seed, tokens, ref stop } = *self;
         v1::Start {
-            sampling: Some(v1::Sampling { temperature, top_k, top_p, seed }),
+            sampling: Some(v1::Sampling {
+                temperature,
+                top_k,
+                top_p,
+                repetition_penalty,
+                seed,
+                ..v1::Sampling::default()
+            }),
             max_tokens: tokens,
             stop: stop.clone(),
             ..v1::Start::default()

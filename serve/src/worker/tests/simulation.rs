@@ -26,7 +26,7 @@ use crate::{
     planted::{Bug, PLANTED},
     request::Origin,
     router::{Router, WorkerHandle, WorkerId},
-    sampler::Sampling,
+    sampler::{Penalties, Sampling},
     scheduler,
     sessions::{Durability, row},
     store::{Files, state_record_bytes},
@@ -41,7 +41,7 @@ const PEERS_MAX: usize = 7;
 const DETACHED_MAX: Duration = Duration::from_millis(40);
 
 /// Seeds by which a planted bug must have shown.
-const SEEDS_TO_FIND: u64 = 100;
+const SEEDS_TO_FIND: u64 = 500;
 
 type Disks = [FaultyStorage; 3];
 
@@ -211,6 +211,12 @@ impl World {
             prompt_only: n_prompt > 0 && rng.random_bool(0.1),
             sampling: Sampling {
                 temperature: [0.0, 1.5][rng.random_range(0..2)],
+                penalties: Penalties {
+                    repetition: [1.0, 1.5][rng.random_range(0..2)],
+                    presence: 0.1,
+                    frequency: 0.3,
+                    window: [0, 5, 40][rng.random_range(0..3)],
+                },
                 ..Sampling::GREEDY
             },
             seed: (self.peers[i].is_fork || rng.random_bool(0.3)).then(|| rng.random()),

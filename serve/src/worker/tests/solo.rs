@@ -42,7 +42,11 @@ pub(super) fn solo(
     while solo.reason.is_none() {
         let position = (log.len() + solo.tokens.len()) as u64;
         let logits = FakeDevice::logits(state);
-        let token = sampler.draw(request.sampling, &logits, Draw { seed, position }).unwrap();
+        let said: Vec<u32> = log.iter().chain(&solo.tokens).copied().collect();
+        let window = request.sampling.penalties.window as usize;
+        let recent = said[said.len().saturating_sub(window)..].iter().copied();
+        let draw = Draw { seed, position };
+        let token = sampler.draw_after(request.sampling, &logits, draw, recent).unwrap();
         if Some(token) == vocabulary.end_of_text() {
             stop.flush(&mut solo.text);
             solo.reason = Some(FinishReason::EndOfText);
