@@ -25,7 +25,7 @@ lint: .deps/libtorch ## formatting and clippy, warnings being errors
 	cargo clippy --workspace --all-targets -- -D warnings
 
 bench: .deps/onnxruntime .deps/libtorch ## kernels beside the memory bandwidth measured in the same run
-	cargo bench -p aerie-ops -p aerie-state-cache
+	cargo bench -p aerie-ops -p aerie-state-cache -p aerie-serve
 	cargo bench -p aerie-export --bench scan
 
 python: ## what the tests run Aerie against: onnxruntime, grpcio, aioquic (230 MB)
