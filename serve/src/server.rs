@@ -27,6 +27,7 @@ use self::{
 };
 use crate::{
     admission::Admission,
+    auth::{Auth, TokensError},
     config::Config,
     device::ort::{LoadError, OrtDevice, Runtime},
     router::Router,
@@ -102,6 +103,8 @@ pub enum StartError {
     Http { listen: SocketAddr, source: io::Error },
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
 }
 
 /// What transports get, once all workers have drained, to send their last messages.
@@ -114,6 +117,7 @@ impl Server {
     /// See [`StartError`]; what had been started is stopped again.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         check_lists(&config)?;
+        let auth = Auth::open(&config.auth)?;
         let (drafts, senders) = bundles::read(&config).await?;
         let (readiness, _) = watch::channel(Readiness::Starting);
         let (metrics, clock) = (Metrics::new(), Clock::start());
@@ -127,6 +131,7 @@ impl Server {
         verified?;
         let (models, (crew, router)) = (hosted?, workers?);
         let service = Service::new(Parts {
+            auth,
             models,
             router,
             admission: Admission::new(config.admission),

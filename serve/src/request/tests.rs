@@ -131,7 +131,7 @@ fn parse(start: v1::Start) -> Result<Request, Reject> {
 
 fn parse_as(origin: Origin, start: v1::Start) -> Result<Request, Reject> {
     let tokenizer = Tokenizer::parse(crate::testing::TOKENIZER_JSON.as_bytes()).unwrap();
-    Request::parse(start, origin, &CONFIG, &tokenizer, 64)
+    Request::parse(TenantId::ANONYMOUS, start, origin, &CONFIG, &tokenizer, 64)
 }
 
 #[track_caller]

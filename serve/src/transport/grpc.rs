@@ -19,6 +19,7 @@ use tonic::{
     Code, Request, Response, Status, Streaming,
     metadata::MetadataValue,
     server::NamedService,
+    service::interceptor::{InterceptedService, Interceptor},
     transport::{Server, server::TcpIncoming},
 };
 use tonic_health::{ServingStatus, pb::FILE_DESCRIPTOR_SET as HEALTH, server::HealthReporter};
@@ -32,6 +33,7 @@ use super::{
 };
 use crate::{
     admission::Reject,
+    auth::{Principal, bearer},
     server::{Listener, Shutdown},
     service::{Readiness, Service},
     telemetry::metrics::Api,
@@ -41,6 +43,8 @@ use crate::{
 const DOMAIN: &str = "aerie";
 /// Metadata that repeats the delay of `google.rpc.RetryInfo`, for clients that read no details.
 const RETRY_AFTER: &str = "retry-after-ms";
+/// Metadata with the caller's token: `Bearer TOKEN`.
+const AUTHORIZATION: &str = "authorization";
 
 /// Limits of the gRPC listener.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -73,6 +77,7 @@ pub async fn listen(config: &Config, service: Service, shutdown: Shutdown) -> io
     };
     let millis = |ms: u32| Some(Duration::from_millis(ms.into()));
     let front = Front { service: service.clone() };
+    let guard = Guard { service: service.clone() };
     let server = Server::builder()
         .max_concurrent_streams(config.streams_max)
         .http2_keepalive_interval(millis(config.keep_alive_ms))
@@ -80,13 +85,20 @@ pub async fn listen(config: &Config, service: Service, shutdown: Shutdown) -> io
         .add_service(health_server)
         .add_service(reflection().build_v1().expect("the descriptor sets were generated"))
         .add_service(reflection().build_v1alpha().expect("the descriptor sets were generated"))
-        .add_service(
+        .add_service(InterceptedService::new(
             InferenceServer::new(front.clone())
                 .max_decoding_message_size(FRAME_BYTES_MAX)
                 .max_encoding_message_size(FRAME_BYTES_MAX),
-        )
-        .add_service(SessionsServer::new(front.clone()).max_decoding_message_size(FRAME_BYTES_MAX))
-        .add_service(ModelsServer::new(front).max_decoding_message_size(FRAME_BYTES_MAX));
+            guard.clone(),
+        ))
+        .add_service(InterceptedService::new(
+            SessionsServer::new(front.clone()).max_decoding_message_size(FRAME_BYTES_MAX),
+            guard.clone(),
+        ))
+        .add_service(InterceptedService::new(
+            ModelsServer::new(front).max_decoding_message_size(FRAME_BYTES_MAX),
+            guard,
+        ));
     let task = tokio::spawn(async move {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let shutdown = follow(service, health, shutdown);
@@ -120,6 +132,8 @@ pub fn status(reject: &Reject) -> Status {
 pub(super) fn code(reject: &Reject) -> Code {
     match reject {
         Reject::Invalid { .. } => Code::InvalidArgument,
+        Reject::Unauthenticated { .. } => Code::Unauthenticated,
+        Reject::Forbidden { .. } => Code::PermissionDenied,
         Reject::UnknownModel { .. }
         | Reject::UnknownSession { .. }
         | Reject::UnknownName { .. } => Code::NotFound,
@@ -138,6 +152,26 @@ struct Front {
     service: Service,
 }
 
+/// Lets in who has a token, and notes who it is.
+#[derive(Clone, Debug)]
+struct Guard {
+    service: Service,
+}
+
+impl Interceptor for Guard {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let token = request.metadata().get(AUTHORIZATION).and_then(|it| bearer(it.as_bytes()));
+        let who = self.service.principal(token).map_err(|reject| status(&reject))?;
+        request.extensions_mut().insert(who);
+        Ok(request)
+    }
+}
+
+/// Who makes a call, as [`Guard`] has noted.
+fn principal<T>(request: &Request<T>) -> Principal {
+    *request.extensions().get().expect("no call comes past its guard")
+}
+
 type Chunks = Pin<Box<dyn Stream<Item = Result<v1::Chunk, Status>> + Send>>;
 type Responses = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
 
@@ -149,8 +183,9 @@ impl Inference for Front {
         &self,
         request: Request<Streaming<v1::GenerateRequest>>,
     ) -> Result<Response<Responses>, Status> {
+        let who = principal(&request);
         let requests = request.into_inner().map(|it| it.map_err(|status| broken(&status)));
-        let responses = Turns::new(Api::Grpc, self.service.clone(), requests)
+        let responses = Turns::new(Api::Grpc, self.service.clone(), who, requests)
             .map(|it| it.map_err(|reject| status(&reject)));
         Ok(Response::new(Box::pin(responses)))
     }
@@ -161,7 +196,8 @@ impl Inference for Front {
         &self,
         request: Request<v1::AttachRequest>,
     ) -> Result<Response<Responses>, Status> {
-        let responses = Turns::attached(Api::Grpc, self.service.clone(), request.into_inner())
+        let (who, service) = (principal(&request), self.service.clone());
+        let responses = Turns::attached(Api::Grpc, service, who, request.into_inner())
             .map(|it| it.map_err(|reject| status(&reject)));
         Ok(Response::new(Box::pin(responses)))
     }
@@ -174,7 +210,7 @@ impl Sessions for Front {
         request: Request<v1::ListSessionsRequest>,
     ) -> Result<Response<v1::ListSessionsResponse>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        answer(call, list_sessions(&self.service, request.get_ref()))
+        answer(call, list_sessions(&self.service, principal(&request), request.get_ref()))
     }
 
     async fn get_session(
@@ -182,7 +218,7 @@ impl Sessions for Front {
         request: Request<v1::GetSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        answer(call, self.service.session(&request.get_ref().session_id))
+        answer(call, self.service.session(principal(&request), &request.get_ref().session_id))
     }
 
     async fn delete_session(
@@ -190,7 +226,7 @@ impl Sessions for Front {
         request: Request<v1::DeleteSessionRequest>,
     ) -> Result<Response<v1::DeleteSessionResponse>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        let deleted = self.service.delete_session(request.get_ref()).await;
+        let deleted = self.service.delete_session(principal(&request), request.get_ref()).await;
         answer(call, deleted.map(|()| v1::DeleteSessionResponse {}))
     }
 
@@ -199,7 +235,7 @@ impl Sessions for Front {
         request: Request<v1::ForkSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        answer(call, self.service.fork_session(request.get_ref()).await)
+        answer(call, self.service.fork_session(principal(&request), request.get_ref()).await)
     }
 
     async fn rewind_session(
@@ -207,7 +243,7 @@ impl Sessions for Front {
         request: Request<v1::RewindSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        answer(call, self.service.rewind_session(request.get_ref()).await)
+        answer(call, self.service.rewind_session(principal(&request), request.get_ref()).await)
     }
 
     async fn name_session(
@@ -215,7 +251,7 @@ impl Sessions for Front {
         request: Request<v1::NameSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        answer(call, self.service.name_session(request.get_ref()).await)
+        answer(call, self.service.name_session(principal(&request), request.get_ref()).await)
     }
 
     type ExportSessionStream = Chunks;
@@ -225,7 +261,7 @@ impl Sessions for Front {
         request: Request<v1::ExportSessionRequest>,
     ) -> Result<Response<Chunks>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        let file = self.service.export_session(request.get_ref()).await;
+        let file = self.service.export_session(principal(&request), request.get_ref()).await;
         let chunks = |file: Vec<u8>| {
             let chunks: Vec<_> = chunks(&file).map(Ok).collect();
             Box::pin(tokio_stream::iter(chunks)) as Chunks
@@ -238,8 +274,9 @@ impl Sessions for Front {
         request: Request<Streaming<v1::ImportSessionRequest>>,
     ) -> Result<Response<v1::Session>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
+        let who = principal(&request);
         let requests = request.into_inner().map(|it| it.map_err(|status| broken(&status)));
-        answer(call, import_session(&self.service, requests).await)
+        answer(call, import_session(&self.service, who, requests).await)
     }
 }
 
