@@ -1,4 +1,8 @@
-//! gRPC: our services, `grpc.health.v1` and reflection, over plaintext HTTP/2.
+//! gRPC: our services, `grpc.health.v1` and reflection, over HTTP/2, in plaintext or in TLS.
+//!
+//! Health and reflection tell nothing of sessions, and ask for no token.
+
+mod door;
 
 use std::{collections::HashMap, io, net::SocketAddr, pin::Pin, time::Duration};
 
@@ -13,6 +17,7 @@ use aerie_proto::{
     },
 };
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{
@@ -20,12 +25,13 @@ use tonic::{
     metadata::MetadataValue,
     server::NamedService,
     service::interceptor::{InterceptedService, Interceptor},
-    transport::{Server, server::TcpIncoming},
+    transport::{Server, server::Router},
 };
 use tonic_health::{ServingStatus, pb::FILE_DESCRIPTOR_SET as HEALTH, server::HealthReporter};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::{error, info};
 
+use self::door::Door;
 use super::{
     call::Call,
     chunks, import_session, list_sessions, stopped,
@@ -37,6 +43,7 @@ use crate::{
     server::{Listener, Shutdown},
     service::{Readiness, Service},
     telemetry::metrics::Api,
+    tls::{Identity, TlsError},
 };
 
 /// Whose reasons those of `google.rpc.ErrorInfo` are.
@@ -52,6 +59,14 @@ const AUTHORIZATION: &str = "authorization";
 pub struct Config {
     /// Where to listen (TCP); port 0 lets the system choose.
     pub listen: SocketAddr,
+    /// Whether connections are encrypted, with the certificate that QUIC has.
+    pub tls: bool,
+    /// Connections at once; one more is closed.
+    pub connections_max: u32,
+    /// A handshake of TLS that takes longer is given up.
+    pub handshake_ms_max: u32,
+    /// Bytes of a call's headers, as HTTP/2 counts them.
+    pub header_bytes_max: u32,
     /// Calls at once on one connection; more wait at the client.
     pub streams_max: u32,
     /// A connection that is silent for this long is asked for a sign of life.
@@ -60,14 +75,54 @@ pub struct Config {
     pub keep_alive_timeout_ms_max: u32,
 }
 
+/// Why the port could not be opened.
+#[derive(Debug, Error)]
+pub enum BindError {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("grpc.listen = {listen}: {source}")]
+    Bind { listen: SocketAddr, source: io::Error },
+}
+
+/// What TLS peers agree on for HTTP/2 (RFC 9113 §3.2).
+const ALPN: &[u8] = b"h2";
+
+impl Config {
+    /// Of addresses.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls { "grpcs" } else { "grpc" }
+    }
+}
+
 /// Opens the port and serves until `shutdown`, then until the calls that were running have ended.
 ///
 /// # Errors
-/// If the port cannot be had.
-pub async fn listen(config: &Config, service: Service, shutdown: Shutdown) -> io::Result<Listener> {
-    let listener = TcpListener::bind(config.listen).await?;
-    let addr = listener.local_addr()?;
-    info!(address = %format_args!("grpc://{addr}"), "listening");
+/// See [`BindError`].
+pub async fn listen(
+    config: &Config,
+    identity: &Identity,
+    service: Service,
+    shutdown: Shutdown,
+) -> Result<Listener, BindError> {
+    let tls = if config.tls { Some(identity.server_config(ALPN)?) } else { None };
+    let bind_error = |source| BindError::Bind { listen: config.listen, source };
+    let listener = TcpListener::bind(config.listen).await.map_err(bind_error)?;
+    let addr = listener.local_addr().map_err(bind_error)?;
+    info!(address = %format_args!("{}://{addr}", config.scheme()), "listening");
+    let incoming = Door::new(config, listener, tls).open(shutdown.clone());
+    let server = router(config, &service);
+    let (health, server) = server.await;
+    let task = tokio::spawn(async move {
+        let shutdown = follow(service, health, shutdown);
+        if let Err(error) = server.serve_with_incoming_shutdown(incoming, shutdown).await {
+            error!(%error, "grpc listener broke");
+        }
+    });
+    Ok(Listener { addr, task })
+}
+
+/// All services, and what their health is told to.
+async fn router(config: &Config, service: &Service) -> (HealthReporter, Router) {
     let (health, health_server) = tonic_health::server::health_reporter();
     report(&health, ServingStatus::NotServing).await;
     let reflection = || {
@@ -80,6 +135,7 @@ pub async fn listen(config: &Config, service: Service, shutdown: Shutdown) -> io
     let guard = Guard { service: service.clone() };
     let server = Server::builder()
         .max_concurrent_streams(config.streams_max)
+        .http2_max_header_list_size(config.header_bytes_max)
         .http2_keepalive_interval(millis(config.keep_alive_ms))
         .http2_keepalive_timeout(millis(config.keep_alive_timeout_ms_max))
         .add_service(health_server)
@@ -99,14 +155,7 @@ pub async fn listen(config: &Config, service: Service, shutdown: Shutdown) -> io
             ModelsServer::new(front).max_decoding_message_size(FRAME_BYTES_MAX),
             guard,
         ));
-    let task = tokio::spawn(async move {
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let shutdown = follow(service, health, shutdown);
-        if let Err(error) = server.serve_with_incoming_shutdown(incoming, shutdown).await {
-            error!(%error, "grpc listener broke");
-        }
-    });
-    Ok(Listener { addr, task })
+    (health, server)
 }
 
 /// Maps a refusal to the status that gRPC has for it.
@@ -348,6 +397,10 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: ([127, 0, 0, 1], 7447).into(),
+            tls: false,
+            connections_max: 1024,
+            handshake_ms_max: 10_000,
+            header_bytes_max: 16 << 10,
             streams_max: 256,
             keep_alive_ms: 30_000,
             keep_alive_timeout_ms_max: 20_000,

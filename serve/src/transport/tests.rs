@@ -262,8 +262,8 @@ impl Fixture {
         let (shutdown, stop) = watch::channel(false);
         let listen = ([127, 0, 0, 1], 0).into();
         let grpc = grpc::Config { listen, ..grpc::Config::default() };
-        let grpc = grpc::listen(&grpc, service.clone(), stop.clone()).await.unwrap();
         let identity = Identity::open(&tls::Config::default(), dir.path()).unwrap();
+        let grpc = grpc::listen(&grpc, &identity, service.clone(), stop.clone()).await.unwrap();
         let config = quic::Config { listen, ..config };
         let quic = quic::listen(&config, &identity, service.clone(), stop).unwrap();
         Self { service, shutdown, grpc, quic, ended, dir }
