@@ -122,7 +122,7 @@ impl Service {
     /// # Errors
     /// See [`Reject`]. Dropping the future before it is ready cancels the generation.
     pub async fn generate(&self, who: Principal, start: v1::Start) -> Result<TokenStream, Reject> {
-        let result = self.open(who.tenant, start).await;
+        let result = self.open(who, start).await;
         if let Err(reject) = &result {
             self.count_reject(reject);
         }
@@ -378,23 +378,23 @@ impl Service {
         &self.inner.parts
     }
 
-    async fn open(&self, tenant: TenantId, start: v1::Start) -> Result<TokenStream, Reject> {
+    async fn open(&self, who: Principal, start: v1::Start) -> Result<TokenStream, Reject> {
         let arrived = self.parts().clock.now();
         if *self.parts().readiness.borrow() != Readiness::Ready {
             return Err(self.parts().admission.unavailable());
         }
         let permit = self.parts().admission.admit()?;
-        let Target { model, origin, beside } = self.resolve(tenant, &start)?;
+        let Target { model, origin, beside } = self.resolve(who, &start)?;
         let named = match start.session_id.as_str() {
             "" => None,
             text => Some(parse_session_id("session_id", text)?),
         };
         let makes = origin != Origin::Session || start.expected_position == Some(0);
-        let request = self.parse(model, tenant, start, origin).await?;
+        let request = self.parse(model, who.tenant, start, origin).await?;
         let used_at = self.parts().clock.unix_ms(arrived);
         let router = &self.parts().router;
         let id = named.unwrap_or_else(SessionId::random);
-        let standing = Standing::new(id, tenant, used_at);
+        let standing = Standing::new(id, who.tenant, used_at);
         let (worker, is_new) = match beside {
             Some(worker) if makes => (worker, router.place_beside(standing, worker)?),
             Some(worker) => (worker, false),
@@ -441,23 +441,24 @@ impl Service {
     }
 
     /// What `start` goes on with: its model, and the worker if that is decided by a session.
-    fn resolve(&self, tenant: TenantId, start: &v1::Start) -> Result<Target, Reject> {
-        let who = Principal { tenant, is_admin: false };
+    fn resolve(&self, who: Principal, start: &v1::Start) -> Result<Target, Reject> {
         let models = &self.parts().models;
         let named = models.iter().position(|it| it.name == start.model);
         if named.is_none() && !start.model.is_empty() {
             return Err(Reject::UnknownModel { name: start.model.clone() });
         }
         let (origin, entry) = if !start.fork_of.is_empty() {
-            let (of, entry) = self.find(who, "fork_of", &start.fork_of)?;
+            let (of, entry) = self.find_own(who, "fork_of", &start.fork_of)?;
             (Origin::Fork { of, position: start.fork_position }, Some(entry))
         } else if start.session_id.is_empty() {
             (Origin::New, None)
         } else {
             let id = parse_session_id("session_id", &start.session_id)?;
-            match self.parts().router.session(who, id) {
+            match self.own(who, id) {
                 Ok(entry) => (Origin::Session, Some(entry)),
-                Err(_) if start.expected_position == Some(0) => (Origin::Session, None),
+                Err(Reject::UnknownSession { .. }) if start.expected_position == Some(0) => {
+                    (Origin::Session, None)
+                }
                 Err(reject) => return Err(reject),
             }
         };
