@@ -39,6 +39,12 @@ pub struct Permit {
 pub enum Reject {
     #[error("{field} {problem}")]
     Invalid { field: &'static str, problem: String },
+    /// Nobody knows who asks.
+    #[error("the call {problem}")]
+    Unauthenticated { problem: &'static str },
+    /// Who asks may know of it, but not do this.
+    #[error("session {id} belongs to another tenant")]
+    Forbidden { id: SessionId },
     #[error("model {name:?} is not served here")]
     UnknownModel { name: String },
     #[error("session {id} {}", gone.map_or("does not exist", Gone::describe))]
@@ -68,6 +74,8 @@ pub enum Reject {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum RejectKind {
     Invalid,
+    Unauthenticated,
+    Forbidden,
     UnknownModel,
     UnknownSession,
     UnknownName,
@@ -127,6 +135,8 @@ impl Reject {
     pub fn kind(&self) -> RejectKind {
         match self {
             Self::Invalid { .. } => RejectKind::Invalid,
+            Self::Unauthenticated { .. } => RejectKind::Unauthenticated,
+            Self::Forbidden { .. } => RejectKind::Forbidden,
             Self::UnknownModel { .. } => RejectKind::UnknownModel,
             Self::UnknownSession { .. } => RejectKind::UnknownSession,
             Self::UnknownName { .. } => RejectKind::UnknownName,
@@ -164,6 +174,7 @@ impl Reject {
                 ("position", max.to_string()),
             ],
             Self::UnknownSession { id, .. }
+            | Self::Forbidden { id }
             | Self::SessionBusy { id }
             | Self::NameTaken { id, .. } => {
                 vec![("session_id", id.to_string())]
@@ -185,8 +196,10 @@ impl Reject {
 
 impl RejectKind {
     /// Every kind, so that each has its series from the start.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Invalid,
+        Self::Unauthenticated,
+        Self::Forbidden,
         Self::UnknownModel,
         Self::UnknownSession,
         Self::UnknownName,
@@ -204,6 +217,8 @@ impl RejectKind {
     pub fn label(self) -> &'static str {
         match self {
             Self::Invalid => "invalid",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Forbidden => "forbidden",
             Self::UnknownModel => "unknown_model",
             Self::UnknownSession => "unknown_session",
             Self::UnknownName => "unknown_name",

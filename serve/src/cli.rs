@@ -6,10 +6,16 @@ mod tests;
 use std::{fs, net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context as _, bail};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::{config::Config, device::DeviceSpec, server::Server, sessions::Durability};
+use crate::{
+    auth::Token,
+    config::Config,
+    device::DeviceSpec,
+    server::Server,
+    sessions::{Durability, Name},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,6 +30,10 @@ Examples:
   See every setting with its value, keep them in a file, go on from there:
     aerie-serve --model models/bundles/tales --print-config > aerie.toml
     aerie-serve --config aerie.toml
+
+  Over a network, to who has a token:
+    aerie-serve token tales >> tokens.toml
+    aerie-serve --model models/bundles/tales --grpc 0.0.0.0:7447 --grpc-tls --tokens tokens.toml
 
   Watch it:
     curl http://127.0.0.1:7448/metrics
@@ -54,9 +64,13 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Where gRPC listens, in plaintext; port 0 takes a free one [default: 127.0.0.1:7447]
+    /// Where gRPC listens, in plaintext without --grpc-tls; port 0 takes a free one [default: 127.0.0.1:7447]
     #[arg(long, value_name = "ADDRESS", help_heading = "Listeners")]
     grpc: Option<SocketAddr>,
+
+    /// Encrypt gRPC too, with the certificate that QUIC has
+    #[arg(long, help_heading = "Listeners")]
+    grpc_tls: bool,
 
     /// Where QUIC listens, always encrypted [default: 127.0.0.1:7447]
     #[arg(long, value_name = "ADDRESS", help_heading = "Listeners")]
@@ -73,6 +87,14 @@ pub struct Args {
     /// Private key of the certificate, in PEM
     #[arg(long, value_name = "FILE", requires = "certificate", help_heading = "Listeners")]
     key: Option<PathBuf>,
+
+    /// Refuse clients without a certificate that is signed by one in this PEM file; needs --grpc-tls
+    #[arg(long, value_name = "FILE", help_heading = "Who may call")]
+    client_ca: Option<PathBuf>,
+
+    /// Refuse calls without a token of one of the tenants in this TOML file; see aerie-serve token
+    #[arg(long, value_name = "FILE", help_heading = "Who may call")]
+    tokens: Option<PathBuf>,
 
     /// Write the addresses to this file, one URL a line, once the server is ready
     #[arg(long, value_name = "FILE", help_heading = "Listeners")]
@@ -105,12 +127,36 @@ pub struct Args {
     /// What to log to stderr: error, warn, info, debug, trace, or a list like info,aerie_serve=debug
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a token for a tenant: the token, and the lines of a tokens file that know it
+    Token {
+        /// Letters, digits, `-`, `_` and `.`
+        name: String,
+    },
 }
 
 impl Args {
     /// Whether to print the settings instead of serving.
     pub fn prints_config(&self) -> bool {
         self.print_config
+    }
+
+    /// What to print instead of serving: a new token, if one is asked for.
+    ///
+    /// # Errors
+    /// If the tenant's name is none.
+    pub fn new_token(&self) -> anyhow::Result<Option<String>> {
+        let Some(Command::Token { name }) = &self.command else { return Ok(None) };
+        let tenant = Name::parse(name).with_context(|| format!("the name {name:?}"))?;
+        let token = Token::random();
+        let (token, lines) = (token.as_str(), token.to_toml(&tenant));
+        Ok(Some(format!("# The token, which is kept nowhere else: {token}\n{lines}")))
     }
 
     /// The defaults, overridden by the file, overridden by flags.
@@ -132,6 +178,13 @@ impl Args {
             config.tls.certificate.clone_from(&self.certificate);
             config.tls.key.clone_from(&self.key);
         }
+        if self.client_ca.is_some() {
+            config.tls.client_ca.clone_from(&self.client_ca);
+        }
+        if self.tokens.is_some() {
+            config.auth.tokens_file.clone_from(&self.tokens);
+        }
+        config.grpc.tls |= self.grpc_tls;
         override_with(&mut config.data_dir, self.data.as_ref());
         override_with(&mut config.grpc.listen, self.grpc.as_ref());
         override_with(&mut config.quic.listen, self.quic.as_ref());
@@ -167,9 +220,10 @@ impl Args {
     /// If the file cannot be written. It appears at once, with all its lines.
     pub fn write_addresses(&self, server: &Server) -> anyhow::Result<()> {
         let Some(path) = &self.addresses else { return Ok(()) };
+        let scheme = server.grpc_scheme();
         let (grpc, quic, http) = (server.grpc_addr(), server.quic_addr(), server.http_addr());
         let new = path.with_added_extension("new");
-        fs::write(&new, format!("grpc://{grpc}\nquic://{quic}\nhttp://{http}\n"))
+        fs::write(&new, format!("{scheme}://{grpc}\nquic://{quic}\nhttp://{http}\n"))
             .and_then(|()| fs::rename(&new, path))
             .with_context(|| format!("--addresses {}", path.display()))
     }
@@ -196,6 +250,19 @@ fn coherent(config: Config) -> anyhow::Result<Config> {
     }
     if config.sessions.sessions_max == 0 {
         bail!("sessions.sessions_max = 0: no generation could have a session");
+    }
+    let listen = config.grpc.listen;
+    if config.auth.tokens_file.is_some() && !config.grpc.tls && !listen.ip().is_loopback() {
+        bail!(
+            "grpc.tls = false: with auth.tokens_file, tokens would cross the network in plaintext to \
+             grpc.listen = {listen}; encrypt gRPC, or have it listen on a loopback address"
+        );
+    }
+    if config.tls.client_ca.is_some() && !config.grpc.tls {
+        bail!("grpc.tls = false: gRPC would ask nobody for the certificate of tls.client_ca");
+    }
+    if config.grpc.connections_max == 0 {
+        bail!("grpc.connections_max = 0: nobody would be let in");
     }
     if config.admission.requests_max == 0 {
         bail!("admission.requests_max = 0: every generation would be refused");

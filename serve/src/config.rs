@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    admission,
+    admission, auth,
     device::DeviceSpec,
     pipe, request, scheduler, sessions,
     telemetry::http,
@@ -39,6 +39,7 @@ pub struct Config {
     pub quic: quic::Config,
     pub http: http::Config,
     pub tls: tls::Config,
+    pub auth: auth::Config,
     pub admission: admission::Config,
     pub request: request::Config,
     pub pipe: pipe::Config,
@@ -94,6 +95,7 @@ impl Default for Config {
             quic: quic::Config::default(),
             http: http::Config::default(),
             tls: tls::Config::default(),
+            auth: auth::Config::default(),
             admission: admission::Config::default(),
             request: request::Config::default(),
             pipe: pipe::Config::default(),

@@ -11,6 +11,7 @@
 //! ```
 
 pub mod admission;
+pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod device;

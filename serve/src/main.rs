@@ -20,6 +20,9 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(token) = args.new_token()? {
+        return Ok(std::io::stdout().write_all(token.as_bytes())?);
+    }
     let config = args.config()?;
     if args.prints_config() {
         return Ok(std::io::stdout().write_all(config.to_toml().as_bytes())?);

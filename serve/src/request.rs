@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     admission::Reject,
+    auth::TenantId,
     sampler::{Penalties, Sampling},
     sessions::SessionId,
     text::{Place, Tokenizer},
@@ -17,6 +18,8 @@ use crate::{
 /// A generation to run. Whatever depends on the session alone is checked already.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
+    /// Who asks, and whose the session is.
+    pub tenant: TenantId,
     /// What it goes on with.
     pub origin: Origin,
     /// Whether the session outlives the generation.
@@ -75,6 +78,7 @@ impl Request {
     /// # Errors
     /// [`Reject::Invalid`], which names the field and the limit.
     pub fn parse(
+        tenant: TenantId,
         start: v1::Start,
         origin: Origin,
         config: &Config,
@@ -103,6 +107,7 @@ impl Request {
         }
         let sampling = start.sampling.unwrap_or_default();
         Ok(Self {
+            tenant,
             origin,
             keep: start.keep,
             prompt,

@@ -16,6 +16,7 @@ use crossbeam::channel::{Receiver, Sender, TrySendError};
 
 use crate::{
     admission::Reject,
+    auth::{Principal, TenantId},
     sessions::{Name, SessionId},
     worker::{Event, Notice, Standing},
 };
@@ -89,9 +90,10 @@ pub enum SendError {
 #[derive(Debug, Default)]
 struct Directory {
     entries: HashMap<SessionId, Entry>,
-    names: HashMap<Name, SessionId>,
+    /// Each tenant has names of its own.
+    names: HashMap<(TenantId, Name), SessionId>,
     /// Who has gone lately, and why: the last [`GONE_MAX`].
-    gone: HashMap<SessionId, Gone>,
+    gone: HashMap<SessionId, (TenantId, Gone)>,
     gone_order: VecDeque<SessionId>,
     /// Sessions of each worker.
     n_sessions: Vec<u32>,
@@ -131,55 +133,65 @@ impl Router {
         &self.workers[id.0]
     }
 
-    /// The session `id`.
+    /// The session `id`, as far as `who` is shown it.
     ///
     /// # Errors
-    /// [`Reject::UnknownSession`], with why it is not there, if that is known.
-    pub fn session(&self, id: SessionId) -> Result<Entry, Reject> {
+    /// [`Reject::UnknownSession`], with why it is not there, if that is known. A session that `who` is
+    /// not shown has never been there.
+    pub fn session(&self, who: Principal, id: SessionId) -> Result<Entry, Reject> {
         let directory = self.directory();
-        let gone = || Reject::UnknownSession { id, gone: directory.gone.get(&id).copied() };
-        directory.entries.get(&id).copied().ok_or_else(gone)
+        if let Some(entry) = directory.entries.get(&id)
+            && who.sees(entry.standing.tenant)
+        {
+            return Ok(*entry);
+        }
+        let gone = directory.gone.get(&id).filter(|(tenant, _)| who.sees(*tenant));
+        Err(Reject::UnknownSession { id, gone: gone.map(|(_, why)| *why) })
     }
 
-    /// The session that has a name.
-    pub fn named(&self, name: &Name) -> Option<SessionId> {
-        self.directory().names.get(name).copied()
+    /// The session of a tenant that has a name.
+    pub fn named(&self, tenant: TenantId, name: Name) -> Option<SessionId> {
+        self.directory().names.get(&(tenant, name)).copied()
     }
 
     /// Holds a name for a session, until a notice tells what has become of that.
     ///
     /// # Errors
     /// [`Reject::NameTaken`] if another has it.
-    pub fn reserve_name(&self, name: Name, id: SessionId) -> Result<(), Reject> {
-        match *self.directory().names.entry(name).or_insert(id) {
+    pub fn reserve_name(&self, tenant: TenantId, name: Name, id: SessionId) -> Result<(), Reject> {
+        match *self.directory().names.entry((tenant, name)).or_insert(id) {
             other if other != id => Err(Reject::NameTaken { id: other, name: name.to_string() }),
             _ => Ok(()),
         }
     }
 
-    /// Every session, in the order of their ids.
-    pub fn sessions(&self) -> Vec<(SessionId, Entry)> {
-        let mut sessions: Vec<_> =
-            self.directory().entries.iter().map(|(&id, &entry)| (id, entry)).collect();
+    /// Every session that `who` is shown, in the order of their ids.
+    pub fn sessions(&self, who: Principal) -> Vec<(SessionId, Entry)> {
+        let directory = self.directory();
+        let shown = directory.entries.iter().filter(|(_, it)| who.sees(it.standing.tenant));
+        let mut sessions: Vec<_> = shown.map(|(&id, &entry)| (id, entry)).collect();
         sessions.sort_unstable_by_key(|&(id, _)| id);
         sessions
     }
 
     /// Gives up a name that was held for a session which did not get it.
-    pub fn release_name(&self, name: &Name, id: SessionId) {
+    pub fn release_name(&self, tenant: TenantId, name: Name, id: SessionId) {
         let mut directory = self.directory();
-        let has_it = directory.entries.get(&id).is_some_and(|it| it.standing.name == Some(*name));
-        if !has_it && directory.names.get(name) == Some(&id) {
-            directory.names.remove(name);
+        let has_it = directory.entries.get(&id).is_some_and(|it| it.standing.name == Some(name));
+        if !has_it && directory.names.get(&(tenant, name)) == Some(&id) {
+            directory.names.remove(&(tenant, name));
         }
     }
 
-    /// Finds a place for session `id` of `model`, which is new unless it is there: the worker with the least load,
+    /// Finds a place for a session of `model`, which is new unless it is there: the worker with the least load,
     /// of those the one with the fewest sessions. A new one is noted; says whether it was.
-    pub fn place(&self, id: SessionId, model: usize, used_at: u64) -> (WorkerId, bool) {
+    ///
+    /// # Errors
+    /// [`Reject::UnknownSession`] if another tenant has it.
+    pub fn place(&self, standing: Standing, model: usize) -> Result<(WorkerId, bool), Reject> {
         let mut directory = self.directory();
-        if let Some(entry) = directory.entries.get(&id) {
-            return (entry.worker, false);
+        if let Some(entry) = directory.entries.get(&standing.id) {
+            return entry.of(standing.tenant).map(|it| (it.worker, false));
         }
         let worker = (0..self.workers.len())
             .filter(|&i| self.workers[i].model == model)
@@ -188,18 +200,21 @@ impl Router {
             })
             .map(WorkerId)
             .expect("every model has a worker");
-        directory.insert(id, Entry { worker, standing: Standing::new(id, used_at) });
-        (worker, true)
+        directory.insert(standing.id, Entry { worker, standing });
+        Ok((worker, true))
     }
 
     /// Notes a new session on the worker that has its origin; says whether it was not there yet.
-    pub fn place_beside(&self, id: SessionId, worker: WorkerId, used_at: u64) -> bool {
+    ///
+    /// # Errors
+    /// As [`Router::place`].
+    pub fn place_beside(&self, standing: Standing, worker: WorkerId) -> Result<bool, Reject> {
         let mut directory = self.directory();
-        let is_new = !directory.entries.contains_key(&id);
-        if is_new {
-            directory.insert(id, Entry { worker, standing: Standing::new(id, used_at) });
+        if let Some(entry) = directory.entries.get(&standing.id) {
+            return entry.of(standing.tenant).map(|_| false);
         }
-        is_new
+        directory.insert(standing.id, Entry { worker, standing });
+        Ok(true)
     }
 
     /// Takes back a [`Router::place`] that came to nothing.
@@ -239,6 +254,15 @@ impl Router {
     }
 }
 
+impl Entry {
+    /// The entry, if the session is `tenant`'s own.
+    fn of(self, tenant: TenantId) -> Result<Self, Reject> {
+        let id = self.standing.id;
+        let is_own = self.standing.tenant == tenant;
+        is_own.then_some(self).ok_or(Reject::UnknownSession { id, gone: None })
+    }
+}
+
 impl Drop for Load {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
@@ -250,8 +274,8 @@ impl Directory {
         match notice {
             Notice::Session(standing) => self.insert(standing.id, Entry { worker, standing }),
             Notice::Gone { id, why } => {
-                self.remove(id);
-                if self.gone.insert(id, why).is_none() {
+                let tenant = self.remove(id).map(|it| it.standing.tenant).unwrap_or_default();
+                if self.gone.insert(id, (tenant, why)).is_none() {
                     self.gone_order.push_back(id);
                 }
                 if GONE_MAX < self.gone_order.len()
@@ -267,18 +291,18 @@ impl Directory {
         self.remove(id);
         self.n_sessions[entry.worker.0] += 1;
         if let Some(name) = entry.standing.name {
-            self.names.insert(name, id);
+            self.names.insert((entry.standing.tenant, name), id);
         }
         self.entries.insert(id, entry);
     }
 
-    fn remove(&mut self, id: SessionId) {
-        if let Some(old) = self.entries.remove(&id) {
-            self.n_sessions[old.worker.0] -= 1;
-            if let Some(name) = old.standing.name {
-                self.names.remove(&name);
-            }
+    fn remove(&mut self, id: SessionId) -> Option<Entry> {
+        let old = self.entries.remove(&id)?;
+        self.n_sessions[old.worker.0] -= 1;
+        if let Some(name) = old.standing.name {
+            self.names.remove(&(old.standing.tenant, name));
         }
+        Some(old)
     }
 }
 

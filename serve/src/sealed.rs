@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
+    auth::TenantId,
     service::Hex,
     sessions::{
         Record, SessionId, Word,
@@ -133,8 +134,14 @@ pub fn open(manifest: &Manifest, file: &[u8]) -> Result<(SessionId, Parcel), Sea
         return Err(SealedError::Seal);
     }
     let id = check(manifest, header)?;
-    let record =
-        Record { tape: None, lineage: None, states: Vec::new(), name: None, ..row::decode(row)? };
+    let record = Record {
+        tenant: TenantId::ANONYMOUS,
+        tape: None,
+        lineage: None,
+        states: Vec::new(),
+        name: None,
+        ..row::decode(row)?
+    };
     let (words, _) = words.as_chunks::<4>();
     let log: Vec<Word> =
         words.iter().map(|bytes| Word::from_bits(u32::from_le_bytes(*bytes))).collect();

@@ -27,6 +27,7 @@ use self::{
 };
 use crate::{
     admission::Admission,
+    auth::{Auth, TokensError},
     config::Config,
     device::ort::{LoadError, OrtDevice, Runtime},
     router::Router,
@@ -45,6 +46,7 @@ pub struct Server {
     crew: Crew,
     drain_grace: Duration,
     grpc: Listener,
+    grpc_scheme: &'static str,
     quic: Listener,
     http: Listener,
     /// For the transports that carry generations.
@@ -94,14 +96,16 @@ pub enum StartError {
     Cache { path: PathBuf, source: OpenError },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("grpc.listen = {listen}: {source}")]
-    Grpc { listen: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Grpc(#[from] grpc::BindError),
     #[error(transparent)]
     Quic(#[from] quic::BindError),
     #[error("http.listen = {listen}: {source}")]
     Http { listen: SocketAddr, source: io::Error },
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
 }
 
 /// What transports get, once all workers have drained, to send their last messages.
@@ -114,6 +118,7 @@ impl Server {
     /// See [`StartError`]; what had been started is stopped again.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         check_lists(&config)?;
+        let auth = Auth::open(&config.auth)?;
         let (drafts, senders) = bundles::read(&config).await?;
         let (readiness, _) = watch::channel(Readiness::Starting);
         let (metrics, clock) = (Metrics::new(), Clock::start());
@@ -127,6 +132,7 @@ impl Server {
         verified?;
         let (models, (crew, router)) = (hosted?, workers?);
         let service = Service::new(Parts {
+            auth,
             models,
             router,
             admission: Admission::new(config.admission),
@@ -145,14 +151,27 @@ impl Server {
         let http = http::listen(&config.http, service.clone(), http)
             .await
             .map_err(|source| StartError::Http { listen, source })?;
-        let listen = config.grpc.listen;
-        let grpc = grpc::listen(&config.grpc, service.clone(), calls.clone())
-            .await
-            .map_err(|source| StartError::Grpc { listen, source })?;
+        let grpc_scheme = config.grpc.scheme();
+        let grpc = grpc::listen(&config.grpc, &identity, service.clone(), calls.clone()).await?;
         let quic = quic::listen(&config.quic, &identity, service.clone(), calls)?;
         service.set_readiness(Readiness::Ready);
         let drain_grace = Duration::from_millis(config.drain_grace_ms.into());
-        Ok(Self { service, crew, drain_grace, grpc, quic, http, stop_calls, stop_http })
+        Ok(Self {
+            service,
+            crew,
+            drain_grace,
+            grpc,
+            grpc_scheme,
+            quic,
+            http,
+            stop_calls,
+            stop_http,
+        })
+    }
+
+    /// `grpcs` or `grpc`.
+    pub fn grpc_scheme(&self) -> &'static str {
+        self.grpc_scheme
     }
 
     pub fn grpc_addr(&self) -> SocketAddr {
@@ -173,7 +192,7 @@ impl Server {
 
     /// Stops accepting, lets generations finish or parks their sessions, flushes, joins everything.
     pub async fn drain(self) {
-        let Self { service, crew, drain_grace, grpc, quic, http, stop_calls, stop_http } = self;
+        let Self { service, crew, drain_grace, grpc, quic, http, stop_calls, stop_http, .. } = self;
         service.set_readiness(Readiness::Draining);
         stop_calls.send_replace(true);
         crew.drain(&service, drain_grace).await;

@@ -19,6 +19,7 @@ use tokio_stream::Stream;
 
 use crate::{
     admission::{Admission, Permit, Reject},
+    auth::{Auth, Principal, TenantId},
     pipe::{self, FinishReason, PipeEvent, PipeReader, RecomputeReason, pipe},
     request::{self, Origin, Request},
     router::{Entry, Load, Residence, Router, SendError, WorkerId},
@@ -89,6 +90,7 @@ pub struct Hosted {
 /// What a [`Service`] is made of.
 #[derive(Debug)]
 pub struct Parts {
+    pub auth: Auth,
     pub models: Vec<Hosted>,
     pub router: Router,
     pub admission: Admission,
@@ -119,17 +121,25 @@ impl Service {
     ///
     /// # Errors
     /// See [`Reject`]. Dropping the future before it is ready cancels the generation.
-    pub async fn generate(&self, start: v1::Start) -> Result<TokenStream, Reject> {
-        let result = self.open(start).await;
+    pub async fn generate(&self, who: Principal, start: v1::Start) -> Result<TokenStream, Reject> {
+        let result = self.open(who, start).await;
         if let Err(reject) = &result {
             self.count_reject(reject);
         }
         result
     }
 
-    /// Every session, in the order of their ids.
-    pub fn sessions(&self) -> Vec<v1::Session> {
-        let sessions = self.parts().router.sessions();
+    /// Who makes a call that came with `token`.
+    ///
+    /// # Errors
+    /// [`Reject::Unauthenticated`], unless everybody is let in.
+    pub fn principal(&self, token: Option<&str>) -> Result<Principal, Reject> {
+        self.parts().auth.principal(token).inspect_err(|reject| self.count_reject(reject))
+    }
+
+    /// Every session that `who` is shown, in the order of their ids.
+    pub fn sessions(&self, who: Principal) -> Vec<v1::Session> {
+        let sessions = self.parts().router.sessions(who);
         sessions.into_iter().map(|(_, entry)| self.describe(entry)).collect()
     }
 
@@ -137,8 +147,8 @@ impl Service {
     ///
     /// # Errors
     /// [`Reject::Invalid`], [`Reject::UnknownSession`] or [`Reject::UnknownName`].
-    pub fn session(&self, id: &str) -> Result<v1::Session, Reject> {
-        let (_, entry) = self.find("session_id", id)?;
+    pub fn session(&self, who: Principal, id: &str) -> Result<v1::Session, Reject> {
+        let (_, entry) = self.find(who, "session_id", id)?;
         Ok(self.describe(entry))
     }
 
@@ -146,8 +156,12 @@ impl Service {
     ///
     /// # Errors
     /// See [`Reject`].
-    pub async fn attach(&self, request: &v1::AttachRequest) -> Result<TokenStream, Reject> {
-        let result = self.open_reader(request).await;
+    pub async fn attach(
+        &self,
+        who: Principal,
+        request: &v1::AttachRequest,
+    ) -> Result<TokenStream, Reject> {
+        let result = self.open_reader(who, request).await;
         if let Err(reject) = &result {
             self.count_reject(reject);
         }
@@ -158,8 +172,12 @@ impl Service {
     ///
     /// # Errors
     /// See [`Reject`]; [`Reject::SessionBusy`] if a generation is running.
-    pub async fn delete_session(&self, request: &v1::DeleteSessionRequest) -> Result<(), Reject> {
-        let (id, entry) = self.find("session_id", &request.session_id)?;
+    pub async fn delete_session(
+        &self,
+        who: Principal,
+        request: &v1::DeleteSessionRequest,
+    ) -> Result<(), Reject> {
+        let (id, entry) = self.find(who, "session_id", &request.session_id)?;
         self.change(id, entry.worker, request.expected_position, What::Delete).await?;
         Ok(())
     }
@@ -170,17 +188,19 @@ impl Service {
     /// See [`Reject`].
     pub async fn fork_session(
         &self,
+        who: Principal,
         request: &v1::ForkSessionRequest,
     ) -> Result<v1::Session, Reject> {
         self.check_request_id(&request.request_id)?;
-        let (id, entry) = self.find("session_id", &request.session_id)?;
+        let (id, entry) = self.find_own(who, "session_id", &request.session_id)?;
         let new = match request.new_session_id.as_str() {
             "" => SessionId::random(),
             text => parse_session_id("new_session_id", text)?,
         };
         let used_at = self.parts().clock.unix_ms(self.parts().clock.now());
         let router = &self.parts().router;
-        let is_new = router.place_beside(new, entry.worker, used_at);
+        let standing = Standing::new(new, who.tenant, used_at);
+        let is_new = router.place_beside(standing, entry.worker)?;
         let digest = digest_of(&request.request_id, request);
         let fork = What::Fork(Fork { new, position: request.position, digest });
         let forked = self.change(id, entry.worker, request.expected_position, fork).await;
@@ -196,10 +216,11 @@ impl Service {
     /// See [`Reject`].
     pub async fn rewind_session(
         &self,
+        who: Principal,
         request: &v1::RewindSessionRequest,
     ) -> Result<v1::Session, Reject> {
         self.check_request_id(&request.request_id)?;
-        let (id, entry) = self.find("session_id", &request.session_id)?;
+        let (id, entry) = self.find_own(who, "session_id", &request.session_id)?;
         let digest = digest_of(&request.request_id, request);
         let rewind = What::Rewind(Rewind { position: request.position, digest });
         let standing = self.change(id, entry.worker, request.expected_position, rewind).await?;
@@ -212,10 +233,11 @@ impl Service {
     /// See [`Reject`].
     pub async fn name_session(
         &self,
+        who: Principal,
         request: &v1::NameSessionRequest,
     ) -> Result<v1::Session, Reject> {
         let id = parse_session_id("session_id", &request.session_id)?;
-        let entry = self.parts().router.session(id)?;
+        let entry = self.own(who, id)?;
         let name =
             match request.name.as_str() {
                 "" => None,
@@ -226,12 +248,12 @@ impl Service {
             };
         let router = &self.parts().router;
         if let Some(name) = name {
-            router.reserve_name(name, id)?;
+            router.reserve_name(who.tenant, name, id)?;
         }
         let rename = What::Name(Rename { name });
         let named = self.change(id, entry.worker, request.expected_position, rename).await;
-        if let (Some(name), Err(_)) = (&name, &named) {
-            router.release_name(name, id);
+        if let (Some(name), Err(_)) = (name, &named) {
+            router.release_name(who.tenant, name, id);
         }
         self.described(entry.worker, named?)
     }
@@ -242,9 +264,10 @@ impl Service {
     /// See [`Reject`].
     pub async fn export_session(
         &self,
+        who: Principal,
         request: &v1::ExportSessionRequest,
     ) -> Result<Vec<u8>, Reject> {
-        let (id, entry) = self.find("session_id", &request.session_id)?;
+        let (id, entry) = self.find_own(who, "session_id", &request.session_id)?;
         let (reply, answer) = oneshot::channel();
         let event = Event::Pack(Pack { id, expected_position: request.expected_position, reply });
         let router = &self.parts().router;
@@ -264,6 +287,7 @@ impl Service {
     /// See [`Reject`].
     pub async fn import_session(
         &self,
+        who: Principal,
         start: v1::ImportStart,
         file: Vec<u8>,
     ) -> Result<v1::Session, Reject> {
@@ -277,11 +301,13 @@ impl Service {
         let opened = spawn_blocking(move || service.open_sealed(&file))
             .await
             .map_err(|_| Reject::Internal { what: "its file could not be read" })?;
-        let (model, sealed_id, parcel) = opened.inspect_err(|reject| self.count_reject(reject))?;
+        let (model, sealed_id, mut parcel) =
+            opened.inspect_err(|reject| self.count_reject(reject))?;
         let id = named.unwrap_or(sealed_id);
+        parcel.record.tenant = who.tenant;
         let used_at = self.parts().clock.unix_ms(self.parts().clock.now());
         let router = &self.parts().router;
-        let (worker, is_new) = router.place(id, model, used_at);
+        let (worker, is_new) = router.place(Standing::new(id, who.tenant, used_at), model)?;
         let (reply, answer) = oneshot::channel();
         let event = Event::Unpack(Box::new(Unpack { id, parcel, digest, reply }));
         let sent = router.send(worker, event).map_err(|error| self.undelivered(error));
@@ -352,25 +378,27 @@ impl Service {
         &self.inner.parts
     }
 
-    async fn open(&self, start: v1::Start) -> Result<TokenStream, Reject> {
+    async fn open(&self, who: Principal, start: v1::Start) -> Result<TokenStream, Reject> {
         let arrived = self.parts().clock.now();
         if *self.parts().readiness.borrow() != Readiness::Ready {
             return Err(self.parts().admission.unavailable());
         }
         let permit = self.parts().admission.admit()?;
-        let Target { model, origin, beside } = self.resolve(&start)?;
+        let Target { model, origin, beside } = self.resolve(who, &start)?;
         let named = match start.session_id.as_str() {
             "" => None,
             text => Some(parse_session_id("session_id", text)?),
         };
         let makes = origin != Origin::Session || start.expected_position == Some(0);
-        let request = self.parse(model, start, origin).await?;
+        let request = self.parse(model, who.tenant, start, origin).await?;
         let used_at = self.parts().clock.unix_ms(arrived);
         let router = &self.parts().router;
         let id = named.unwrap_or_else(SessionId::random);
+        let standing = Standing::new(id, who.tenant, used_at);
         let (worker, is_new) = match beside {
-            Some(worker) => (worker, makes && router.place_beside(id, worker, used_at)),
-            None => router.place(id, model, used_at),
+            Some(worker) if makes => (worker, router.place_beside(standing, worker)?),
+            Some(worker) => (worker, false),
+            None => router.place(standing, model)?,
         };
         let reader = self.submit(Seat { id, worker, is_new, permit, arrived }, request)?;
         let name = self.parts().models[model].name.clone();
@@ -379,8 +407,12 @@ impl Service {
         Ok(stream)
     }
 
-    async fn open_reader(&self, request: &v1::AttachRequest) -> Result<TokenStream, Reject> {
-        let (id, entry) = self.find("session_id", &request.session_id)?;
+    async fn open_reader(
+        &self,
+        who: Principal,
+        request: &v1::AttachRequest,
+    ) -> Result<TokenStream, Reject> {
+        let (id, entry) = self.find_own(who, "session_id", &request.session_id)?;
         let permit = self.parts().admission.admit()?;
         let (sender, reader) = pipe(self.parts().pipe.events_max as usize);
         let from_position = request.from_position;
@@ -409,22 +441,24 @@ impl Service {
     }
 
     /// What `start` goes on with: its model, and the worker if that is decided by a session.
-    fn resolve(&self, start: &v1::Start) -> Result<Target, Reject> {
+    fn resolve(&self, who: Principal, start: &v1::Start) -> Result<Target, Reject> {
         let models = &self.parts().models;
         let named = models.iter().position(|it| it.name == start.model);
         if named.is_none() && !start.model.is_empty() {
             return Err(Reject::UnknownModel { name: start.model.clone() });
         }
         let (origin, entry) = if !start.fork_of.is_empty() {
-            let (of, entry) = self.find("fork_of", &start.fork_of)?;
+            let (of, entry) = self.find_own(who, "fork_of", &start.fork_of)?;
             (Origin::Fork { of, position: start.fork_position }, Some(entry))
         } else if start.session_id.is_empty() {
             (Origin::New, None)
         } else {
             let id = parse_session_id("session_id", &start.session_id)?;
-            match self.parts().router.session(id) {
+            match self.own(who, id) {
                 Ok(entry) => (Origin::Session, Some(entry)),
-                Err(_) if start.expected_position == Some(0) => (Origin::Session, None),
+                Err(Reject::UnknownSession { .. }) if start.expected_position == Some(0) => {
+                    (Origin::Session, None)
+                }
                 Err(reject) => return Err(reject),
             }
         };
@@ -439,8 +473,30 @@ impl Service {
         Ok(Target { model, origin, beside: Some(entry.worker) })
     }
 
-    /// The session that `field` means, by its id or its name.
-    fn find(&self, field: &'static str, text: &str) -> Result<(SessionId, Entry), Reject> {
+    /// As [`Self::find`], for what only a session's own tenant may do.
+    fn find_own(
+        &self,
+        who: Principal,
+        field: &'static str,
+        text: &str,
+    ) -> Result<(SessionId, Entry), Reject> {
+        let (id, _) = self.find(who, field, text)?;
+        Ok((id, self.own(who, id)?))
+    }
+
+    /// The session `id`, if it is `who`'s own.
+    fn own(&self, who: Principal, id: SessionId) -> Result<Entry, Reject> {
+        let entry = self.parts().router.session(who, id)?;
+        who.owns(entry.standing.tenant).then_some(entry).ok_or(Reject::Forbidden { id })
+    }
+
+    /// The session that `field` means, by its id or its name, as far as `who` is shown it.
+    fn find(
+        &self,
+        who: Principal,
+        field: &'static str,
+        text: &str,
+    ) -> Result<(SessionId, Entry), Reject> {
         let router = &self.parts().router;
         let id = match SessionId::parse(text) {
             Some(id) => id,
@@ -449,10 +505,12 @@ impl Service {
                     field,
                     problem: format!("is neither a UUID nor a name: {error}"),
                 })?;
-                router.named(&name).ok_or_else(|| Reject::UnknownName { name: text.to_owned() })?
+                router
+                    .named(who.tenant, name)
+                    .ok_or_else(|| Reject::UnknownName { name: text.to_owned() })?
             }
         };
-        Ok((id, router.session(id)?))
+        Ok((id, router.session(who, id)?))
     }
 
     fn check_request_id(&self, id: &str) -> Result<(), Reject> {
@@ -467,6 +525,7 @@ impl Service {
     async fn parse(
         &self,
         model: usize,
+        tenant: TenantId,
         start: v1::Start,
         origin: Origin,
     ) -> Result<Request, Reject> {
@@ -475,10 +534,10 @@ impl Service {
             Some(v1::start::Prompt::Text(text)) if INLINE_PROMPT_BYTES_MAX < text.len()
         );
         if !is_long {
-            return self.parse_here(model, start, origin);
+            return self.parse_here(model, tenant, start, origin);
         }
         let service = self.clone();
-        spawn_blocking(move || service.parse_here(model, start, origin))
+        spawn_blocking(move || service.parse_here(model, tenant, start, origin))
             .await
             .unwrap_or(Err(Reject::Internal { what: "its prompt could not be tokenized" }))
     }
@@ -486,11 +545,12 @@ impl Service {
     fn parse_here(
         &self,
         model: usize,
+        tenant: TenantId,
         start: v1::Start,
         origin: Origin,
     ) -> Result<Request, Reject> {
         let Hosted { tokenizer, vocabulary, .. } = &self.parts().models[model];
-        Request::parse(start, origin, &self.parts().request, tokenizer, vocabulary.len())
+        Request::parse(tenant, start, origin, &self.parts().request, tokenizer, vocabulary.len())
     }
 
     /// Sends the generation to its worker.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use self::name::{Name, NameError};
-use crate::{pipe::FinishReason, residency::Seat};
+use crate::{auth::TenantId, pipe::FinishReason, residency::Seat};
 
 /// Name of a session: 122 random bits in the form of a UUID.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -83,6 +83,8 @@ pub struct Session {
 /// Where a session stands, and what is kept of its past.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Record {
+    /// Whose it is.
+    pub tenant: TenantId,
     /// Whether the session outlives its generation.
     pub keep: bool,
     pub name: Option<Name>,

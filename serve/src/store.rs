@@ -350,6 +350,7 @@ impl<S: Storage> Store<S> {
         let states: Vec<_> =
             from.states.iter().filter(|state| state.computed <= at).copied().collect();
         let record = Record {
+            tenant: from.tenant,
             keep: true,
             position: at,
             seed: from.seed,

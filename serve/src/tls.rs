@@ -1,4 +1,4 @@
-//! Who the server is over QUIC: a certificate from files, or one generated for development.
+//! Who the server is, and who its clients have to be: a certificate from files, or one generated for development.
 //!
 //! ```text
 //! <data>/tls/certificate.pem   what clients may trust as it is
@@ -17,9 +17,13 @@ use std::{
 
 use rcgen::{CertifiedKey, KeyPair};
 use ring::{digest, hmac};
-use rustls::pki_types::{
-    CertificateDer, PrivateKeyDer,
-    pem::{self, PemObject as _},
+use rustls::{
+    RootCertStore,
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject as _},
+    },
+    server::{VerifierBuilderError, WebPkiClientVerifier},
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -35,6 +39,8 @@ pub struct Config {
     /// Host names and addresses, besides those of this machine's loopback, that a generated
     /// certificate is for.
     pub names: Vec<String>,
+    /// Certificates in PEM of who signs those of clients; with it, clients without one are refused.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// A certificate chain with its private key.
@@ -42,6 +48,8 @@ pub struct Config {
 pub struct Identity {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
+    /// Who signs the certificates of clients; none if they need none.
+    client_ca: Option<Arc<RootCertStore>>,
 }
 
 /// Why there is no [`Identity`].
@@ -57,6 +65,10 @@ pub enum TlsError {
     Empty { path: PathBuf },
     #[error("tls.names: {source}")]
     Generate { source: rcgen::Error },
+    #[error("tls.client_ca = {}: {source}", path.display())]
+    ClientCa { path: PathBuf, source: rustls::Error },
+    #[error("tls.client_ca: {source}")]
+    Verifier { source: VerifierBuilderError },
     #[error("certificate and key do not fit together: {source}")]
     Mismatch { source: rustls::Error },
 }
@@ -68,7 +80,7 @@ impl Identity {
     /// # Errors
     /// See [`TlsError`].
     pub fn open(config: &Config, data_dir: &Path) -> Result<Self, TlsError> {
-        match (&config.certificate, &config.key) {
+        let identity = match (&config.certificate, &config.key) {
             (Some(certificate), Some(key)) => Self::read(certificate, key),
             (Some(_), None) => Err(TlsError::Half { given: "certificate", missing: "key" }),
             (None, Some(_)) => Err(TlsError::Half { given: "key", missing: "certificate" }),
@@ -80,19 +92,16 @@ impl Identity {
                 }
                 Self::read(&certificate, &key)
             }
-        }
+        }?;
+        let client_ca = config.client_ca.as_deref().map(roots).transpose()?.map(Arc::new);
+        Ok(Self { client_ca, ..identity })
     }
 
     fn read(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
-        let pem_error = |path: &Path, source| TlsError::Pem { path: path.to_owned(), source };
-        let chain = CertificateDer::pem_file_iter(certificate)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|source| pem_error(certificate, source))?;
-        if chain.is_empty() {
-            return Err(TlsError::Empty { path: certificate.to_owned() });
-        }
-        let key = PrivateKeyDer::from_pem_file(key).map_err(|source| pem_error(key, source))?;
-        Ok(Self { chain, key })
+        let pem_error = |source| TlsError::Pem { path: key.to_owned(), source };
+        let chain = certificates(certificate)?;
+        let key = PrivateKeyDer::from_pem_file(key).map_err(pem_error)?;
+        Ok(Self { chain, key, client_ca: None })
     }
 
     /// SHA-256 of the certificate, in hexadecimal: what a client may pin.
@@ -108,21 +117,52 @@ impl Identity {
         tag.as_ref().try_into().expect("SHA-256 has 32 bytes")
     }
 
-    /// TLS 1.3, speaking `alpn` and nothing else, to clients that need no certificate.
+    /// TLS 1.3, speaking `alpn` and nothing else, to clients whose certificates are signed as they have
+    /// to be, if they need one.
     ///
     /// # Errors
     /// [`TlsError::Mismatch`] if the key is not the certificate's.
     pub fn server_config(&self, alpn: &[u8]) -> Result<rustls::ServerConfig, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("ring has TLS 1.3")
-            .with_no_client_auth()
+            .expect("ring has TLS 1.3");
+        let builder = match &self.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(roots) => {
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider)
+                        .build()
+                        .map_err(|source| TlsError::Verifier { source })?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let mut config = builder
             .with_single_cert(self.chain.clone(), self.key.clone_key())
             .map_err(|source| TlsError::Mismatch { source })?;
         config.alpn_protocols = vec![alpn.to_vec()];
         Ok(config)
     }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chain = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|source| TlsError::Pem { path: path.to_owned(), source })?;
+    if chain.is_empty() {
+        return Err(TlsError::Empty { path: path.to_owned() });
+    }
+    Ok(chain)
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots
+            .add(certificate)
+            .map_err(|source| TlsError::ClientCa { path: path.to_owned(), source })?;
+    }
+    Ok(roots)
 }
 
 /// Writes a new self-signed certificate; last, since its presence tells that the key is complete.

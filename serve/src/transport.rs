@@ -16,21 +16,29 @@ use aerie_proto::v1::{self, import_session_request::Message};
 use tokio_stream::{Stream, StreamExt};
 
 use self::turns::Broken;
-use crate::{admission::Reject, server::Shutdown, service::Service};
+use crate::{admission::Reject, auth::Principal, server::Shutdown, service::Service};
 
 /// Sessions in one page of a list: well within a frame.
 const PAGE_SESSIONS_MAX: usize = 1000;
+/// Bytes of a session's id, which is what the token of a page is.
+const PAGE_TOKEN_BYTES_MAX: usize = 36;
 
 /// One page of the sessions in the order of their ids; the token of a page is the id it follows.
 fn list_sessions(
     service: &Service,
+    who: Principal,
     request: &v1::ListSessionsRequest,
 ) -> Result<v1::ListSessionsResponse, Reject> {
     let page_size = match usize::try_from(request.page_size).unwrap_or(usize::MAX) {
         0 => PAGE_SESSIONS_MAX,
         page_size => page_size.min(PAGE_SESSIONS_MAX),
     };
-    let mut sessions = service.sessions();
+    // Ids are all that a page follows.
+    if PAGE_TOKEN_BYTES_MAX < request.page_token.len() {
+        let problem = "is none that this server gave".to_owned();
+        return Err(Reject::Invalid { field: "page_token", problem });
+    }
+    let mut sessions = service.sessions(who);
     sessions.retain(|it| request.page_token < it.session_id);
     sessions.sort_unstable_by(|a, b| a.session_id.cmp(&b.session_id));
     let has_more = page_size < sessions.len();
@@ -53,6 +61,7 @@ fn chunks(file: &[u8]) -> impl Iterator<Item = v1::Chunk> {
 /// Takes in a session's file piece by piece, and makes the session.
 async fn import_session(
     service: &Service,
+    who: Principal,
     mut requests: impl Stream<Item = Result<v1::ImportSessionRequest, Broken>> + Unpin,
 ) -> Result<v1::Session, Reject> {
     let bytes_max = service.sealed_bytes_max();
@@ -81,7 +90,7 @@ async fn import_session(
         }
     }
     let start = start.ok_or_else(|| invalid("message", "is not there".to_owned()))?;
-    service.import_session(start, file).await
+    service.import_session(who, start, file).await
 }
 
 /// Resolves when transports are to stop, or nobody is left to tell them.

@@ -27,6 +27,7 @@ use self::{
 };
 use crate::{
     admission::{Permit, Reject},
+    auth::TenantId,
     device::{Batch, Device, DeviceError},
     pipe::{FinishReason, Pipe, PipeEvent},
     request::Request,
@@ -81,6 +82,7 @@ pub type Reply = oneshot::Sender<Result<Standing, Reject>>;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Standing {
     pub id: SessionId,
+    pub tenant: TenantId,
     pub position: u64,
     /// The lowest position to which it can be taken back.
     pub position_min: u64,
@@ -92,9 +94,9 @@ pub struct Standing {
 
 impl Standing {
     /// How a session stands that is about to begin.
-    pub fn new(id: SessionId, used_at: u64) -> Self {
+    pub fn new(id: SessionId, tenant: TenantId, used_at: u64) -> Self {
         let residence = Residence::Active;
-        Self { id, position: 0, position_min: 0, residence, name: None, used_at }
+        Self { id, tenant, position: 0, position_min: 0, residence, name: None, used_at }
     }
 }
 
@@ -672,6 +674,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         };
         Standing {
             id,
+            tenant: session.record.tenant,
             position: session.record.position,
             position_min: self.parts.store.position_min(session),
             residence,

@@ -20,6 +20,7 @@ use std::{
 use aerie_models::{Manifest, bundle::TOKENIZER_FILE};
 use aerie_serve::{
     admission::{self, Admission},
+    auth::TenantId,
     device::{Device as _, DeviceSpec, files::BundleFiles, ort as onnx},
     pipe::{PipeEvent, PipeReader, pipe},
     request::{Origin, Request},
@@ -134,6 +135,7 @@ fn request(session: u32) -> Request {
         },
     ];
     Request {
+        tenant: TenantId::ANONYMOUS,
         origin: Origin::New,
         keep: false,
         prompt: vec![300, 301, 302],

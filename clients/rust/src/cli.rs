@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use aerie_client::{Client, Code, Error, Trust, TrustError};
+use aerie_client::{Client, ClientCertificate, Code, Credentials, Error, Trust, TrustError};
 use clap::{Parser, Subcommand};
 
 const EXAMPLES: &str = "\
@@ -40,7 +40,7 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Server")]
 struct ServerArgs {
-    /// Where the server is: grpc://HOST:PORT or quic://HOST:PORT
+    /// Where the server is: grpc://HOST:PORT, grpcs://HOST:PORT or quic://HOST:PORT
     #[arg(
         long,
         global = true,
@@ -51,7 +51,7 @@ struct ServerArgs {
     )]
     server: String,
 
-    /// Trust the certificates in this PEM file (quic://)
+    /// Trust the certificates in this PEM file (grpcs://, quic://)
     #[arg(
         long,
         global = true,
@@ -61,13 +61,25 @@ struct ServerArgs {
     )]
     certificate: Option<PathBuf>,
 
-    /// Trust the certificate with this SHA-256, which aerie-serve logs when it starts (quic://)
+    /// Trust the certificate with this SHA-256, which aerie-serve logs when it starts (grpcs://, quic://)
     #[arg(long, global = true, value_name = "HEX", conflicts_with = "certificate")]
     fingerprint: Option<String>,
 
-    /// Trust whoever answers; for development only (quic://)
+    /// Trust whoever answers; for development only (grpcs://, quic://)
     #[arg(long, global = true, conflicts_with_all = ["certificate", "fingerprint"])]
     insecure: bool,
+
+    /// Token to show, where the server asks for one; better in the environment than on a command line
+    #[arg(long, global = true, value_name = "TOKEN", env = "AERIE_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+
+    /// Certificate chain in PEM to show, where the server asks for one (grpcs://, quic://)
+    #[arg(long, global = true, value_name = "FILE", requires = "client_key")]
+    client_certificate: Option<PathBuf>,
+
+    /// Private key of the client certificate, in PEM
+    #[arg(long, global = true, value_name = "FILE", requires = "client_certificate")]
+    client_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -112,7 +124,14 @@ pub(crate) fn explain(error: &anyhow::Error) {
 
 impl ServerArgs {
     async fn connect(&self) -> Result<Client, Error> {
-        Client::connect(&self.server, &self.trust()?).await
+        Client::connect_as(&self.server, &self.trust()?, &self.credentials()).await
+    }
+
+    fn credentials(&self) -> Credentials {
+        let certificate = self.client_certificate.clone().zip(self.client_key.clone());
+        let certificate =
+            certificate.map(|(certificate, key)| ClientCertificate { certificate, key });
+        Credentials { token: self.token.clone(), certificate }
     }
 
     fn trust(&self) -> Result<Trust, TrustError> {
@@ -142,6 +161,9 @@ fn hint(error: &Error) -> Option<String> {
         Error::Interrupted { .. } => "a session that is kept is not lost; see: aerie sessions ls",
         Error::Rejected { retry_after: Some(delay), .. } => {
             return Some(format!("try again in {}", Seconds(*delay)));
+        }
+        Error::Rejected { code: Code::Unauthenticated, .. } => {
+            "pass --token, or set AERIE_TOKEN; whoever runs the server makes one with: aerie-serve token NAME"
         }
         Error::Rejected { code: Code::NotFound, .. } => {
             "what there is: aerie models, aerie sessions ls"

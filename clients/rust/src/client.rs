@@ -14,7 +14,7 @@ use aerie_proto::v1::{self, call::Call, call_response::Result as Answer, generat
 use tokio::time::sleep;
 use tokio_stream::Stream;
 
-use crate::{Error, Retry, Trust, grpc, quic, retry::Backoff, stitch::Stitch};
+use crate::{Credentials, Error, Retry, Trust, grpc, quic, retry::Backoff, stitch::Stitch};
 
 /// How long a connection may take to come about.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,11 +87,12 @@ pub enum Event {
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) enum Address<'a> {
     Grpc(&'a str),
+    Grpcs(&'a str),
     Quic(&'a str),
 }
 
 impl Client {
-    /// Connects to `grpc://HOST:PORT` or `quic://HOST:PORT`.
+    /// Connects to `grpc://HOST:PORT`, `grpcs://HOST:PORT` or `quic://HOST:PORT`.
     ///
     /// A server that this process has talked to before, over QUIC and with the same `trust`, need not
     /// be waited for: its first call goes out with the handshake if running it twice would do no harm,
@@ -103,12 +104,32 @@ impl Client {
     /// If the address has another form, `trust` cannot be used, or nobody answers within 10 s; a
     /// server that was not waited for makes that an error of the first call.
     pub async fn connect(address: &str, trust: &Trust) -> Result<Self, Error> {
-        let transport = match parse_address(address)? {
-            Address::Grpc(authority) => {
-                Transport::Grpc(grpc::Connection::open(address, authority).await?)
+        Self::connect_as(address, trust, &Credentials::default()).await
+    }
+
+    /// As [`Client::connect`], to a server that asks who calls.
+    ///
+    /// # Errors
+    /// Also if `credentials` cannot be read or used. A server that does not take a certificate may make
+    /// that an error of the first call; one that does not take a token makes it an error of each.
+    pub async fn connect_as(
+        address: &str,
+        trust: &Trust,
+        credentials: &Credentials,
+    ) -> Result<Self, Error> {
+        let parsed = parse_address(address)?;
+        let (Address::Grpc(authority) | Address::Grpcs(authority) | Address::Quic(authority)) =
+            parsed;
+        let place = quic::Place { address: address.to_owned(), authority: authority.to_owned() };
+        let transport = match parsed {
+            Address::Grpc(_) => {
+                Transport::Grpc(grpc::Connection::open(&place, None, credentials).await?)
             }
-            Address::Quic(authority) => {
-                Transport::Quic(quic::Connection::open(address, authority, trust).await?)
+            Address::Grpcs(_) => {
+                Transport::Grpc(grpc::Connection::open(&place, Some(trust), credentials).await?)
+            }
+            Address::Quic(_) => {
+                Transport::Quic(quic::Connection::open(place, trust, credentials).await?)
             }
         };
         Ok(Self { transport, retry: Retry::default() })
@@ -555,9 +576,9 @@ fn parse_event(event: Option<generate_response::Event>) -> Result<Event, Error> 
 pub(crate) fn parse_address(address: &str) -> Result<Address<'_>, Error> {
     let error =
         |problem: &str| Error::Address { address: address.to_owned(), problem: problem.to_owned() };
-    let (scheme, authority) = address
-        .split_once("://")
-        .ok_or_else(|| error("is not of the form grpc://HOST:PORT or quic://HOST:PORT"))?;
+    let (scheme, authority) = address.split_once("://").ok_or_else(|| {
+        error("is not of the form grpc://HOST:PORT, grpcs://HOST:PORT or quic://HOST:PORT")
+    })?;
     let authority = authority.strip_suffix('/').unwrap_or(authority);
     let has_port = authority
         .rsplit_once(':')
@@ -567,7 +588,8 @@ pub(crate) fn parse_address(address: &str) -> Result<Address<'_>, Error> {
     }
     match scheme {
         "grpc" | "http" => Ok(Address::Grpc(authority)),
+        "grpcs" | "https" => Ok(Address::Grpcs(authority)),
         "quic" => Ok(Address::Quic(authority)),
-        _ => Err(error("has a scheme that is neither grpc nor quic")),
+        _ => Err(error("has a scheme that is neither grpc nor grpcs nor quic")),
     }
 }

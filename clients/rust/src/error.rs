@@ -23,6 +23,9 @@ pub enum Error {
     /// What to trust cannot be read or used.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The token has characters that no token has.
+    #[error("the token has characters that no token has")]
+    Token,
     /// No connection came about.
     #[error("no connection to {address}: {reason}")]
     Unreachable {
@@ -74,7 +77,7 @@ impl Error {
     /// The kind of the error in gRPC's terms.
     pub fn code(&self) -> Code {
         match self {
-            Self::Address { .. } | Self::Trust(_) => Code::InvalidArgument,
+            Self::Address { .. } | Self::Trust(_) | Self::Token => Code::InvalidArgument,
             Self::Unreachable { .. } | Self::Interrupted { .. } => Code::Unavailable,
             Self::Rejected { code, .. } => *code,
             Self::Frame(FrameError::TooLarge { .. }) => Code::InvalidArgument,

@@ -1,6 +1,9 @@
 //! The gRPC half of the client.
 
+mod tls;
+
 use std::{
+    fmt,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -16,10 +19,15 @@ use aerie_proto::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{
+    Code, Request, Status, Streaming,
+    metadata::{Ascii, MetadataValue},
+    service::interceptor::{InterceptedService, Interceptor},
+    transport::Channel,
+};
 use tonic_types::StatusExt as _;
 
-use crate::{Error, client::CONNECT_TIMEOUT, error::position};
+use crate::{Credentials, Error, Trust, client::CONNECT_TIMEOUT, error::position, quic::Place};
 
 /// Requests on their way to the wire: a generation has a start and at most a cancel.
 const REQUESTS_MAX: usize = 2;
@@ -28,7 +36,30 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Debug)]
 pub(crate) struct Connection {
-    channel: Channel,
+    channel: Secured,
+}
+
+/// What every call goes through.
+type Secured = InterceptedService<Channel, Bearer>;
+
+/// Adds the token, if there is one.
+#[derive(Clone)]
+struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Says nothing of the token.
+impl fmt::Debug for Bearer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bearer").field("has_token", &self.0.is_some()).finish()
+    }
 }
 
 /// The events of one generation. The stream of requests stays open with it, for `Cancel`.
@@ -39,21 +70,35 @@ pub(crate) struct Responses {
 }
 
 impl Connection {
-    pub(crate) async fn open(address: &str, authority: &str) -> Result<Self, Error> {
-        let endpoint = Channel::from_shared(format!("http://{authority}")).map_err(|error| {
-            Error::Address { address: address.to_owned(), problem: format!("is no URI: {error}") }
-        })?;
-        let channel = endpoint
+    /// Connects in plaintext, or in TLS if there is somebody to trust.
+    pub(crate) async fn open(
+        place: &Place,
+        trust: Option<&Trust>,
+        credentials: &Credentials,
+    ) -> Result<Self, Error> {
+        let Place { address, authority } = place;
+        let refused = |problem| Error::Address { address: address.clone(), problem };
+        let scheme = if trust.is_some() { "https" } else { "http" };
+        let endpoint = Channel::from_shared(format!("{scheme}://{authority}"))
+            .map_err(|error| refused(format!("is no URI: {error}")))?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .connect()
-            .await
-            .map_err(|error| Error::Unreachable {
-                address: address.to_owned(),
-                reason: innermost(&error),
-            })?;
-        Ok(Self { channel })
+            .http2_keep_alive_interval(KEEP_ALIVE);
+        let connected = match trust {
+            None => endpoint.connect().await,
+            Some(trust) => {
+                let config = trust.client_config(tls::ALPN, credentials.certificate.as_ref())?;
+                let connector = tls::Connector::new(config, authority)
+                    .ok_or_else(|| refused("has no name that a certificate is for".to_owned()))?;
+                endpoint.connect_with_connector(connector).await
+            }
+        };
+        let channel = connected.map_err(|error| Error::Unreachable {
+            address: address.clone(),
+            reason: innermost(&error),
+        })?;
+        let bearer = bearer(credentials.token.as_deref()).ok_or(Error::Token)?;
+        Ok(Self { channel: InterceptedService::new(channel, bearer) })
     }
 
     pub(crate) async fn generate(&self, start: v1::Start) -> Result<Responses, Error> {
@@ -118,13 +163,13 @@ impl Connection {
         Ok(self.sessions().import_session(messages).await.map_err(rejected)?.into_inner())
     }
 
-    fn inference(&self) -> InferenceClient<Channel> {
+    fn inference(&self) -> InferenceClient<Secured> {
         InferenceClient::new(self.channel.clone())
             .max_encoding_message_size(FRAME_BYTES_MAX)
             .max_decoding_message_size(FRAME_BYTES_MAX)
     }
 
-    fn sessions(&self) -> SessionsClient<Channel> {
+    fn sessions(&self) -> SessionsClient<Secured> {
         SessionsClient::new(self.channel.clone())
     }
 }
@@ -145,6 +190,14 @@ impl Stream for Responses {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         Pin::new(&mut self.responses).poll_next(cx).map_err(rejected)
     }
+}
+
+/// None if the token has what no header may have.
+fn bearer(token: Option<&str>) -> Option<Bearer> {
+    let Some(token) = token else { return Some(Bearer(None)) };
+    let mut value: MetadataValue<Ascii> = format!("Bearer {token}").parse().ok()?;
+    value.set_sensitive(true);
+    Some(Bearer(Some(value)))
 }
 
 fn session(answer: Result<tonic::Response<v1::Session>, Status>) -> Result<Answer, Status> {

@@ -19,6 +19,7 @@
 //! ```
 
 mod client;
+mod credentials;
 mod error;
 mod grpc;
 mod quic;
@@ -28,6 +29,7 @@ mod tls;
 
 pub use aerie_proto::v1;
 pub use client::{Client, Event, Generation, random_id};
+pub use credentials::{ClientCertificate, Credentials};
 pub use error::{Code, Error};
 pub use retry::Retry;
 pub use tls::{Trust, TrustError};

@@ -24,8 +24,9 @@ use tokio::{io::ReadBuf, sync::Mutex};
 use tokio_stream::Stream;
 use tonic::Code;
 
-use self::link::{Link, Open, Place};
-use crate::{Error, Trust, error::position};
+pub(crate) use self::link::Place;
+use self::link::{Link, Open};
+use crate::{Credentials, Error, Trust, error::position};
 
 /// Read from a stream at once: some tens of deltas.
 const READ_BYTES: usize = 4096;
@@ -48,6 +49,7 @@ pub(crate) struct Connection {
 struct Way {
     place: Place,
     trust: Trust,
+    credentials: Credentials,
     /// None once this client has left.
     link: Mutex<Option<Arc<Link>>>,
 }
@@ -71,10 +73,14 @@ struct Answered<M> {
 }
 
 impl Connection {
-    pub(crate) async fn open(address: &str, authority: &str, trust: &Trust) -> Result<Self, Error> {
-        let place = Place { address: address.to_owned(), authority: authority.to_owned() };
-        let link = Link::open(&place, known::config(authority, trust)?).await?;
-        let way = Way { place, trust: trust.clone(), link: Mutex::new(Some(link)) };
+    pub(crate) async fn open(
+        place: Place,
+        trust: &Trust,
+        credentials: &Credentials,
+    ) -> Result<Self, Error> {
+        let config = known::config(&place.authority, trust, credentials.certificate.as_ref())?;
+        let link = Mutex::new(Some(Link::open(&place, config).await?));
+        let way = Way { place, trust: trust.clone(), credentials: credentials.clone(), link };
         Ok(Self { way: Arc::new(way) })
     }
 
@@ -107,7 +113,7 @@ impl Connection {
         mut messages: impl Iterator<Item = v1::ImportSessionRequest> + Send,
     ) -> Result<v1::Session, Error> {
         let first = messages.next().ok_or(Error::Answer)?;
-        let call = v1::Call { call: Some(call::Call::ImportSession(first)) };
+        let call = self.with_token(call::Call::ImportSession(first));
         let link = self.link().await?;
         link.established().await?;
         let (_open, mut send, mut frames) = open(&link, frame::encode(&call)?).await?;
@@ -157,7 +163,7 @@ impl Connection {
         M: prost::Message + Default,
     {
         let is_harmless = early::policy(&call) == Early::Run;
-        let frame = frame::encode(&v1::Call { call: Some(call) })?;
+        let frame = frame::encode(&self.with_token(call))?;
         let link = self.link().await?;
         let answered = call_on(&link, is_harmless, frame.clone()).await;
         // The server was restarted, and may have run the call before.
@@ -170,15 +176,21 @@ impl Connection {
         }
     }
 
+    fn with_token(&self, call: call::Call) -> v1::Call {
+        let token = self.way.credentials.token.clone().unwrap_or_default();
+        v1::Call { call: Some(call), token }
+    }
+
     /// The connection, or another if it was lost, as happens to one that is idle.
     async fn link(&self) -> Result<Arc<Link>, Error> {
-        let Way { place, trust, link } = &*self.way;
+        let Way { place, trust, credentials, link } = &*self.way;
         let mut link = link.lock().await;
         let known = link.as_ref().ok_or_else(|| interrupted("this client has left"))?;
         if known.connection.close_reason().is_none() {
             return Ok(Arc::clone(known));
         }
-        let another = Link::open(place, known::config(&place.authority, trust)?).await?;
+        let config = known::config(&place.authority, trust, credentials.certificate.as_ref())?;
+        let another = Link::open(place, config).await?;
         *link = Some(Arc::clone(&another));
         Ok(another)
     }

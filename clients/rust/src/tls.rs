@@ -3,21 +3,27 @@
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, str::FromStr, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
 
 use ring::digest;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
 };
 use thiserror::Error;
 
-/// How the server proves who it is. Over `grpc://`, which has no encryption, it does not.
+use crate::ClientCertificate;
+
+/// How the server proves who it is over `grpcs://` and `quic://`. Over `grpc://`, which has no encryption, it does not.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum Trust {
-    /// Nobody is trusted: QUIC is refused.
+    /// Nobody is trusted: what is encrypted is refused.
     #[default]
     Nobody,
     /// Certificates that are, or that are signed by, one of those in this PEM file.
@@ -35,8 +41,8 @@ pub struct Fingerprint([u8; 32]);
 /// Why there is nobody to trust.
 #[derive(Clone, Debug, Error)]
 pub enum TrustError {
-    /// QUIC is always encrypted, and encryption to an unknown peer protects nothing.
-    #[error("quic:// needs to know whom to trust")]
+    /// Encryption to an unknown peer protects nothing.
+    #[error("grpcs:// and quic:// need to know whom to trust")]
     Nobody,
     /// The file cannot be read or holds no certificate that can be used.
     #[error("{}: {problem}", path.display())]
@@ -55,8 +61,12 @@ pub enum TrustError {
 }
 
 impl Trust {
-    /// TLS 1.3, speaking `alpn` and nothing else.
-    pub(crate) fn client_config(&self, alpn: &[u8]) -> Result<ClientConfig, TrustError> {
+    /// TLS 1.3, speaking `alpn` and nothing else, with a certificate for servers that ask for one.
+    pub(crate) fn client_config(
+        &self,
+        alpn: &[u8],
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<ClientConfig, TrustError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -71,7 +81,21 @@ impl Trust {
                 builder.dangerous().with_custom_certificate_verifier(Pinned::new(None, provider))
             }
         };
-        let mut config = builder.with_no_client_auth();
+        let mut config = match certificate {
+            None => builder.with_no_client_auth(),
+            Some(ClientCertificate { certificate, key }) => {
+                let error = |path: &Path, problem: String| TrustError::Certificate {
+                    path: path.to_owned(),
+                    problem,
+                };
+                let chain = certificates(certificate)?;
+                let private =
+                    PrivateKeyDer::from_pem_file(key).map_err(|it| error(key, it.to_string()))?;
+                builder
+                    .with_client_auth_cert(chain, private)
+                    .map_err(|it| error(certificate, it.to_string()))?
+            }
+        };
         config.alpn_protocols = vec![alpn.to_vec()];
         Ok(config)
     }
@@ -97,17 +121,24 @@ impl FromStr for Fingerprint {
     }
 }
 
-fn roots(path: &PathBuf) -> Result<RootCertStore, TrustError> {
-    let error = |problem: String| TrustError::Certificate { path: path.clone(), problem };
+fn roots(path: &Path) -> Result<RootCertStore, TrustError> {
+    let error = |problem| TrustError::Certificate { path: path.to_owned(), problem };
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|it| error(it.to_string()))? {
-        let certificate = certificate.map_err(|it| error(it.to_string()))?;
+    for certificate in certificates(path)? {
         roots.add(certificate).map_err(|it| error(it.to_string()))?;
     }
-    if roots.is_empty() {
+    Ok(roots)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TrustError> {
+    let error = |problem| TrustError::Certificate { path: path.to_owned(), problem };
+    let certificates = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|it| error(it.to_string()))?;
+    if certificates.is_empty() {
         return Err(error("holds no certificate".to_owned()));
     }
-    Ok(roots)
+    Ok(certificates)
 }
 
 /// Takes one certificate, or any, and still has the peer prove that it holds the key.

@@ -4,7 +4,10 @@ use clap::{CommandFactory as _, Parser as _};
 use expect_test::expect_file;
 
 use super::Args;
-use crate::config::Config;
+use crate::{
+    auth::{Auth, TenantId, Tokens},
+    config::Config,
+};
 
 #[test]
 fn help_is_as_recorded() {
@@ -43,6 +46,31 @@ fn settings_that_contradict_each_other_are_named() {
         &["--requests-max", "0"],
         "admission.requests_max = 0: every generation would be refused",
     );
+}
+
+/// Tokens and certificates are not to be asked for on one transport and forgotten on the other.
+#[test]
+fn plaintext_where_callers_have_to_prove_themselves_is_named() {
+    let far = ["--tokens", "a.toml", "--grpc", "0.0.0.0:7447"];
+    let error = parse(&far).unwrap_err().to_string();
+    assert!(error.starts_with("grpc.tls = false: with auth.tokens_file"), "{error}");
+    assert!(parse(&[&far[..], &["--grpc-tls"]].concat()).unwrap().grpc.tls);
+    assert!(parse(&["--tokens", "a.toml"]).is_ok(), "loopback is as safe as the machine");
+    check(
+        &["--client-ca", "ca.pem"],
+        "grpc.tls = false: gRPC would ask nobody for the certificate of tls.client_ca",
+    );
+}
+
+#[test]
+fn a_token_is_printed_with_lines_that_know_it() {
+    let args = Args::try_parse_from(["aerie-serve", "token", "tales"]).unwrap();
+    let text = args.new_token().unwrap().unwrap();
+    let token = text.lines().next().unwrap().rsplit_once(' ').unwrap().1;
+    let auth = Auth::with(Tokens::parse(&text).unwrap());
+    assert_eq!(auth.principal(Some(token)).unwrap().tenant, TenantId::named("tales"));
+    let args = Args::try_parse_from(["aerie-serve", "token", "a b"]).unwrap();
+    assert!(args.new_token().is_err());
 }
 
 #[test]

@@ -1,3 +1,5 @@
+use aerie_fuzz::{Format, Fuzz};
+use aerie_proto::frame;
 use expect_test::{Expect, expect};
 
 use super::*;
@@ -131,10 +133,52 @@ fn parse(start: v1::Start) -> Result<Request, Reject> {
 
 fn parse_as(origin: Origin, start: v1::Start) -> Result<Request, Reject> {
     let tokenizer = Tokenizer::parse(crate::testing::TOKENIZER_JSON.as_bytes()).unwrap();
-    Request::parse(start, origin, &CONFIG, &tokenizer, 64)
+    Request::parse(TenantId::ANONYMOUS, start, origin, &CONFIG, &tokenizer, 64)
 }
 
 #[track_caller]
 fn check(start: v1::Start, expected: Expect) {
     expected.assert_eq(&parse(start).unwrap_err().to_string());
+}
+
+/// Method: calls as they come over QUIC, spoilt as messages and as frames; what is a start is parsed.
+#[test]
+fn fuzzed_calls_are_sound_or_refused() {
+    let sampling = Some(v1::Sampling { temperature: 0.5, top_k: 3, ..v1::Sampling::default() });
+    let calls = [
+        v1::Start { sampling, stop: vec!["b".to_owned()], max_tokens: 7, ..text("ab") },
+        v1::Start { session_id: "x".to_owned(), expected_position: Some(0), ..tokens(&[1, 2]) },
+    ]
+    .map(|start| {
+        let message = Some(v1::generate_request::Message::Start(start));
+        let call = Some(v1::call::Call::Generate(v1::GenerateRequest { message }));
+        v1::Call { call, token: "0123456789abcdef".to_owned() }
+    });
+    let tokenizer = Tokenizer::parse(crate::testing::TOKENIZER_JSON.as_bytes()).unwrap();
+    let messages = calls.iter().map(Message::encode_to_vec).collect();
+    let fuzz =
+        Fuzz { name: "calls", format: Format::Protobuf, seeds: messages, words: &[b"\xff", b"a"] };
+    fuzz.run(|bytes| {
+        let mut frame = u32::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
+        frame.extend_from_slice(bytes);
+        is_sound_call(&frame, &tokenizer)
+    });
+    let frames = calls.iter().map(|call| frame::encode(call).unwrap().to_vec()).collect();
+    let fuzz = Fuzz { name: "frames", format: Format::Binary, seeds: frames, words: &[] };
+    fuzz.run(|bytes| is_sound_call(bytes, &tokenizer));
+}
+
+/// Whether `bytes` begin with a frame of a call that is a generation; it must be one that can run.
+fn is_sound_call(bytes: &[u8], tokenizer: &Tokenizer) -> bool {
+    let mut decoder = frame::Decoder::default();
+    decoder.push(bytes);
+    let Ok(Some(v1::Call { call: Some(call), .. })) = decoder.message() else { return false };
+    let v1::call::Call::Generate(request) = call else { return false };
+    let Some(v1::generate_request::Message::Start(start)) = request.message else { return false };
+    let parsed = Request::parse(TenantId::ANONYMOUS, start, Origin::New, &CONFIG, tokenizer, 64);
+    let Ok(request) = parsed else { return false };
+    assert!(!request.prompt.is_empty() && request.prompt.iter().all(|token| *token < 64));
+    assert!(1 <= request.tokens_max && request.stop.iter().all(|it| !it.is_empty()));
+    assert!(0.0 <= request.sampling.temperature && request.sampling.temperature.is_finite());
+    true
 }

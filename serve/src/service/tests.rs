@@ -14,7 +14,8 @@ use crate::{
 #[tokio::test]
 async fn a_slow_reader_gets_fewer_and_larger_deltas() {
     let (service, events) = service();
-    let (stream, submission) = tokio::join!(service.generate(start("abc")), accept(&events));
+    let (stream, submission) =
+        tokio::join!(service.generate(Principal::ANONYMOUS, start("abc")), accept(&events));
     let mut stream = stream.unwrap();
     for (token, position, text) in [(1, 3, "a"), (2, 4, "b"), (3, 5, "c")] {
         submission.pipe.send_token(token, position, text);
@@ -31,7 +32,8 @@ async fn a_slow_reader_gets_fewer_and_larger_deltas() {
 #[tokio::test]
 async fn a_failure_in_mid_stream_is_counted_as_a_refusal() {
     let (service, events) = service();
-    let (stream, submission) = tokio::join!(service.generate(start("abc")), accept(&events));
+    let (stream, submission) =
+        tokio::join!(service.generate(Principal::ANONYMOUS, start("abc")), accept(&events));
     let mut stream = stream.unwrap();
     submission.pipe.send(PipeEvent::Failed(Reject::Internal { what: "a step" }));
     assert!(matches!(stream.next().await, Some(TokenEvent::Accepted(_))));
@@ -43,7 +45,8 @@ async fn a_failure_in_mid_stream_is_counted_as_a_refusal() {
 #[tokio::test]
 async fn a_worker_that_dies_fails_its_streams() {
     let (service, events) = service();
-    let (stream, submission) = tokio::join!(service.generate(start("abc")), accept(&events));
+    let (stream, submission) =
+        tokio::join!(service.generate(Principal::ANONYMOUS, start("abc")), accept(&events));
     drop(submission);
     let last = stream.unwrap().collect::<Vec<_>>().await.pop();
     assert!(matches!(last, Some(TokenEvent::Failed(Reject::Internal { .. }))), "{last:?}");
@@ -59,7 +62,7 @@ async fn refusals_say_what_is_wrong_and_are_counted() {
     for (start, label) in
         [(unknown, "unknown_model"), (stale, "unknown_session"), (garbled, "invalid")]
     {
-        let reject = service.generate(start).await.unwrap_err();
+        let reject = service.generate(Principal::ANONYMOUS, start).await.unwrap_err();
         assert_eq!(reject.kind().label(), label);
         assert_eq!(rejected(&service, label), 1);
     }
@@ -72,7 +75,7 @@ async fn readiness_goes_forward_only_and_a_draining_server_refuses() {
     service.set_readiness(Readiness::Draining);
     service.set_readiness(Readiness::Ready);
     assert_eq!(*service.readiness().borrow(), Readiness::Draining);
-    let reject = service.generate(start("abc")).await.unwrap_err();
+    let reject = service.generate(Principal::ANONYMOUS, start("abc")).await.unwrap_err();
     assert!(matches!(reject, Reject::Unavailable { .. }), "{reject}");
 }
 
@@ -80,6 +83,7 @@ fn service() -> (Service, Receiver<Event>) {
     let (events, inbox) = bounded(2);
     let notices = bounded(1).1;
     let service = Service::new(Parts {
+        auth: Auth::default(),
         models: vec![hosted()],
         router: Router::new(vec![WorkerHandle::new(0, "fake".to_owned(), events, notices)]),
         admission: Admission::new(admission::Config { requests_max: 2, retry_after_ms: 1 }),

@@ -22,7 +22,8 @@
 //! 120   8  turn: text_bytes
 //! 128 512  states: key and computed, 8 bytes each
 //! 640  64  name, then zeros
-//! 704  64  zeros
+//! 704  16  tenant: 0 for the anonymous one
+//! 720  48  zeros
 //! ```
 //!
 //! A row has no checksum: the cache that keeps rows has one, and so has a sealed file. One within would make them
@@ -34,7 +35,7 @@ mod tests;
 use thiserror::Error;
 
 use super::{Lineage, Name, Record, SessionId, StateRef, Turn};
-use crate::pipe::FinishReason;
+use crate::{auth::TenantId, pipe::FinishReason};
 
 /// Bytes of a row.
 pub const BYTES: usize = 768;
@@ -51,6 +52,7 @@ const TAPE: u8 = 16;
 const LINEAGE: u8 = 32;
 const STATES_AT: usize = 128;
 const NAME_AT: usize = 640;
+const TENANT_AT: usize = 704;
 
 /// Why bytes are no row.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
@@ -75,6 +77,7 @@ pub fn encode(record: &Record) -> [u8; BYTES] {
     let mut flags = if record.keep { KEEP } else { 0 };
     put(0, &MAGIC);
     put(8, &VERSION.to_le_bytes());
+    put(TENANT_AT, &record.tenant.0.to_le_bytes());
     put(20, &record.branch.to_le_bytes());
     put(24, &record.position.to_le_bytes());
     put(32, &record.seed.to_le_bytes());
@@ -137,6 +140,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, RowError> {
     let has = |flag: u8| flags & flag != 0;
     let position = u64::from_le_bytes(field(row, 24));
     let record = Record {
+        tenant: TenantId(u128::from_le_bytes(field(row, TENANT_AT))),
         keep: has(KEEP),
         name: name(row)?,
         position,

@@ -3,12 +3,13 @@
 use aerie_state_cache::{Storage, TapeError};
 
 use super::{Store, StoreError};
+use crate::auth::TenantId;
 use crate::sessions::{Record, Session, SessionId, Sessions, Word};
 
 /// All that is needed to go on with a session: where it stands, the latest state, the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parcel {
-    /// Without what only its store can make sense of: tape, lineage, states.
+    /// Without what only its store can make sense of: tape, lineage, states; and whose it is.
     pub record: Record,
     pub used_at: u64,
     /// The latest state and the tokens that it has seen; none if nothing was computed.
@@ -31,7 +32,8 @@ impl<S: Storage> Store<S> {
             state.extend_from_slice(bytes);
         })?;
         let Session { record, used_at, .. } = session;
-        let record = Record { tape: None, lineage: None, states: Vec::new(), ..record.clone() };
+        let (tenant, states) = (TenantId::ANONYMOUS, Vec::new());
+        let record = Record { tenant, tape: None, lineage: None, states, ..record.clone() };
         let used_at = *used_at;
         let mut log_from = position.saturating_sub(self.tapes.config().cells_max.into());
         let mut log = Vec::new();

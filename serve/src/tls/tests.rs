@@ -34,7 +34,7 @@ fn refusals_name_the_field_or_the_file() {
     let path = |name: &str| Some(dir.path().join(name));
     fs::write(dir.path().join("empty.pem"), "").unwrap();
     let check = |certificate, key, expected: &str| {
-        let config = Config { certificate, key, names: Vec::new() };
+        let config = Config { certificate, key, ..Config::default() };
         let error = Identity::open(&config, dir.path()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error:?} lacks {expected:?}");
     };
@@ -53,7 +53,7 @@ fn key_of_another_certificate_is_refused() {
     let config = Config {
         certificate: Some(a.path().join("tls/certificate.pem")),
         key: Some(b.path().join("tls/key.pem")),
-        names: Vec::new(),
+        ..Config::default()
     };
     let identity = Identity::open(&config, a.path()).unwrap();
     let error = identity.server_config(b"test").unwrap_err().to_string();

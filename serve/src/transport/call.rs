@@ -65,6 +65,8 @@ fn label(code: Code) -> &'static str {
         Code::Ok => "ok",
         Code::Cancelled => "cancelled",
         Code::InvalidArgument => "invalid_argument",
+        Code::Unauthenticated => "unauthenticated",
+        Code::PermissionDenied => "permission_denied",
         Code::NotFound => "not_found",
         Code::AlreadyExists => "already_exists",
         Code::OutOfRange => "out_of_range",

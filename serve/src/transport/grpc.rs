@@ -1,4 +1,8 @@
-//! gRPC: our services, `grpc.health.v1` and reflection, over plaintext HTTP/2.
+//! gRPC: our services, `grpc.health.v1` and reflection, over HTTP/2, in plaintext or in TLS.
+//!
+//! Health and reflection tell nothing of sessions, and ask for no token.
+
+mod door;
 
 use std::{collections::HashMap, io, net::SocketAddr, pin::Pin, time::Duration};
 
@@ -13,18 +17,21 @@ use aerie_proto::{
     },
 };
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{
     Code, Request, Response, Status, Streaming,
     metadata::MetadataValue,
     server::NamedService,
-    transport::{Server, server::TcpIncoming},
+    service::interceptor::{InterceptedService, Interceptor},
+    transport::{Server, server::Router},
 };
 use tonic_health::{ServingStatus, pb::FILE_DESCRIPTOR_SET as HEALTH, server::HealthReporter};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::{error, info};
 
+use self::door::Door;
 use super::{
     call::Call,
     chunks, import_session, list_sessions, stopped,
@@ -32,15 +39,19 @@ use super::{
 };
 use crate::{
     admission::Reject,
+    auth::{Principal, bearer},
     server::{Listener, Shutdown},
     service::{Readiness, Service},
     telemetry::metrics::Api,
+    tls::{Identity, TlsError},
 };
 
 /// Whose reasons those of `google.rpc.ErrorInfo` are.
 const DOMAIN: &str = "aerie";
 /// Metadata that repeats the delay of `google.rpc.RetryInfo`, for clients that read no details.
 const RETRY_AFTER: &str = "retry-after-ms";
+/// Metadata with the caller's token: `Bearer TOKEN`.
+const AUTHORIZATION: &str = "authorization";
 
 /// Limits of the gRPC listener.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -48,6 +59,14 @@ const RETRY_AFTER: &str = "retry-after-ms";
 pub struct Config {
     /// Where to listen (TCP); port 0 lets the system choose.
     pub listen: SocketAddr,
+    /// Whether connections are encrypted, with the certificate that QUIC has.
+    pub tls: bool,
+    /// Connections at once; one more is closed.
+    pub connections_max: u32,
+    /// A handshake of TLS that takes longer is given up.
+    pub handshake_ms_max: u32,
+    /// Bytes of a call's headers, as HTTP/2 counts them.
+    pub header_bytes_max: u32,
     /// Calls at once on one connection; more wait at the client.
     pub streams_max: u32,
     /// A connection that is silent for this long is asked for a sign of life.
@@ -56,14 +75,54 @@ pub struct Config {
     pub keep_alive_timeout_ms_max: u32,
 }
 
+/// Why the port could not be opened.
+#[derive(Debug, Error)]
+pub enum BindError {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("grpc.listen = {listen}: {source}")]
+    Bind { listen: SocketAddr, source: io::Error },
+}
+
+/// What TLS peers agree on for HTTP/2 (RFC 9113 §3.2).
+const ALPN: &[u8] = b"h2";
+
+impl Config {
+    /// Of addresses.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls { "grpcs" } else { "grpc" }
+    }
+}
+
 /// Opens the port and serves until `shutdown`, then until the calls that were running have ended.
 ///
 /// # Errors
-/// If the port cannot be had.
-pub async fn listen(config: &Config, service: Service, shutdown: Shutdown) -> io::Result<Listener> {
-    let listener = TcpListener::bind(config.listen).await?;
-    let addr = listener.local_addr()?;
-    info!(address = %format_args!("grpc://{addr}"), "listening");
+/// See [`BindError`].
+pub async fn listen(
+    config: &Config,
+    identity: &Identity,
+    service: Service,
+    shutdown: Shutdown,
+) -> Result<Listener, BindError> {
+    let tls = if config.tls { Some(identity.server_config(ALPN)?) } else { None };
+    let bind_error = |source| BindError::Bind { listen: config.listen, source };
+    let listener = TcpListener::bind(config.listen).await.map_err(bind_error)?;
+    let addr = listener.local_addr().map_err(bind_error)?;
+    info!(address = %format_args!("{}://{addr}", config.scheme()), "listening");
+    let incoming = Door::new(config, listener, tls).open(shutdown.clone());
+    let server = router(config, &service);
+    let (health, server) = server.await;
+    let task = tokio::spawn(async move {
+        let shutdown = follow(service, health, shutdown);
+        if let Err(error) = server.serve_with_incoming_shutdown(incoming, shutdown).await {
+            error!(%error, "grpc listener broke");
+        }
+    });
+    Ok(Listener { addr, task })
+}
+
+/// All services, and what their health is told to.
+async fn router(config: &Config, service: &Service) -> (HealthReporter, Router) {
     let (health, health_server) = tonic_health::server::health_reporter();
     report(&health, ServingStatus::NotServing).await;
     let reflection = || {
@@ -73,28 +132,30 @@ pub async fn listen(config: &Config, service: Service, shutdown: Shutdown) -> io
     };
     let millis = |ms: u32| Some(Duration::from_millis(ms.into()));
     let front = Front { service: service.clone() };
+    let guard = Guard { service: service.clone() };
     let server = Server::builder()
         .max_concurrent_streams(config.streams_max)
+        .http2_max_header_list_size(config.header_bytes_max)
         .http2_keepalive_interval(millis(config.keep_alive_ms))
         .http2_keepalive_timeout(millis(config.keep_alive_timeout_ms_max))
         .add_service(health_server)
         .add_service(reflection().build_v1().expect("the descriptor sets were generated"))
         .add_service(reflection().build_v1alpha().expect("the descriptor sets were generated"))
-        .add_service(
+        .add_service(InterceptedService::new(
             InferenceServer::new(front.clone())
                 .max_decoding_message_size(FRAME_BYTES_MAX)
                 .max_encoding_message_size(FRAME_BYTES_MAX),
-        )
-        .add_service(SessionsServer::new(front.clone()).max_decoding_message_size(FRAME_BYTES_MAX))
-        .add_service(ModelsServer::new(front).max_decoding_message_size(FRAME_BYTES_MAX));
-    let task = tokio::spawn(async move {
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let shutdown = follow(service, health, shutdown);
-        if let Err(error) = server.serve_with_incoming_shutdown(incoming, shutdown).await {
-            error!(%error, "grpc listener broke");
-        }
-    });
-    Ok(Listener { addr, task })
+            guard.clone(),
+        ))
+        .add_service(InterceptedService::new(
+            SessionsServer::new(front.clone()).max_decoding_message_size(FRAME_BYTES_MAX),
+            guard.clone(),
+        ))
+        .add_service(InterceptedService::new(
+            ModelsServer::new(front).max_decoding_message_size(FRAME_BYTES_MAX),
+            guard,
+        ));
+    (health, server)
 }
 
 /// Maps a refusal to the status that gRPC has for it.
@@ -120,6 +181,8 @@ pub fn status(reject: &Reject) -> Status {
 pub(super) fn code(reject: &Reject) -> Code {
     match reject {
         Reject::Invalid { .. } => Code::InvalidArgument,
+        Reject::Unauthenticated { .. } => Code::Unauthenticated,
+        Reject::Forbidden { .. } => Code::PermissionDenied,
         Reject::UnknownModel { .. }
         | Reject::UnknownSession { .. }
         | Reject::UnknownName { .. } => Code::NotFound,
@@ -138,6 +201,26 @@ struct Front {
     service: Service,
 }
 
+/// Lets in who has a token, and notes who it is.
+#[derive(Clone, Debug)]
+struct Guard {
+    service: Service,
+}
+
+impl Interceptor for Guard {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let token = request.metadata().get(AUTHORIZATION).and_then(|it| bearer(it.as_bytes()));
+        let who = self.service.principal(token).map_err(|reject| status(&reject))?;
+        request.extensions_mut().insert(who);
+        Ok(request)
+    }
+}
+
+/// Who makes a call, as [`Guard`] has noted.
+fn principal<T>(request: &Request<T>) -> Principal {
+    *request.extensions().get().expect("no call comes past its guard")
+}
+
 type Chunks = Pin<Box<dyn Stream<Item = Result<v1::Chunk, Status>> + Send>>;
 type Responses = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
 
@@ -149,8 +232,9 @@ impl Inference for Front {
         &self,
         request: Request<Streaming<v1::GenerateRequest>>,
     ) -> Result<Response<Responses>, Status> {
+        let who = principal(&request);
         let requests = request.into_inner().map(|it| it.map_err(|status| broken(&status)));
-        let responses = Turns::new(Api::Grpc, self.service.clone(), requests)
+        let responses = Turns::new(Api::Grpc, self.service.clone(), who, requests)
             .map(|it| it.map_err(|reject| status(&reject)));
         Ok(Response::new(Box::pin(responses)))
     }
@@ -161,7 +245,8 @@ impl Inference for Front {
         &self,
         request: Request<v1::AttachRequest>,
     ) -> Result<Response<Responses>, Status> {
-        let responses = Turns::attached(Api::Grpc, self.service.clone(), request.into_inner())
+        let (who, service) = (principal(&request), self.service.clone());
+        let responses = Turns::attached(Api::Grpc, service, who, request.into_inner())
             .map(|it| it.map_err(|reject| status(&reject)));
         Ok(Response::new(Box::pin(responses)))
     }
@@ -174,7 +259,7 @@ impl Sessions for Front {
         request: Request<v1::ListSessionsRequest>,
     ) -> Result<Response<v1::ListSessionsResponse>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        answer(call, list_sessions(&self.service, request.get_ref()))
+        answer(call, list_sessions(&self.service, principal(&request), request.get_ref()))
     }
 
     async fn get_session(
@@ -182,7 +267,7 @@ impl Sessions for Front {
         request: Request<v1::GetSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        answer(call, self.service.session(&request.get_ref().session_id))
+        answer(call, self.service.session(principal(&request), &request.get_ref().session_id))
     }
 
     async fn delete_session(
@@ -190,7 +275,7 @@ impl Sessions for Front {
         request: Request<v1::DeleteSessionRequest>,
     ) -> Result<Response<v1::DeleteSessionResponse>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        let deleted = self.service.delete_session(request.get_ref()).await;
+        let deleted = self.service.delete_session(principal(&request), request.get_ref()).await;
         answer(call, deleted.map(|()| v1::DeleteSessionResponse {}))
     }
 
@@ -199,7 +284,7 @@ impl Sessions for Front {
         request: Request<v1::ForkSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        answer(call, self.service.fork_session(request.get_ref()).await)
+        answer(call, self.service.fork_session(principal(&request), request.get_ref()).await)
     }
 
     async fn rewind_session(
@@ -207,7 +292,7 @@ impl Sessions for Front {
         request: Request<v1::RewindSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        answer(call, self.service.rewind_session(request.get_ref()).await)
+        answer(call, self.service.rewind_session(principal(&request), request.get_ref()).await)
     }
 
     async fn name_session(
@@ -215,7 +300,7 @@ impl Sessions for Front {
         request: Request<v1::NameSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        answer(call, self.service.name_session(request.get_ref()).await)
+        answer(call, self.service.name_session(principal(&request), request.get_ref()).await)
     }
 
     type ExportSessionStream = Chunks;
@@ -225,7 +310,7 @@ impl Sessions for Front {
         request: Request<v1::ExportSessionRequest>,
     ) -> Result<Response<Chunks>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        let file = self.service.export_session(request.get_ref()).await;
+        let file = self.service.export_session(principal(&request), request.get_ref()).await;
         let chunks = |file: Vec<u8>| {
             let chunks: Vec<_> = chunks(&file).map(Ok).collect();
             Box::pin(tokio_stream::iter(chunks)) as Chunks
@@ -238,8 +323,9 @@ impl Sessions for Front {
         request: Request<Streaming<v1::ImportSessionRequest>>,
     ) -> Result<Response<v1::Session>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
+        let who = principal(&request);
         let requests = request.into_inner().map(|it| it.map_err(|status| broken(&status)));
-        answer(call, import_session(&self.service, requests).await)
+        answer(call, import_session(&self.service, who, requests).await)
     }
 }
 
@@ -311,6 +397,10 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: ([127, 0, 0, 1], 7447).into(),
+            tls: false,
+            connections_max: 1024,
+            handshake_ms_max: 10_000,
+            header_bytes_max: 16 << 10,
             streams_max: 256,
             keep_alive_ms: 30_000,
             keep_alive_timeout_ms_max: 20_000,

@@ -54,6 +54,7 @@ use super::{
 };
 use crate::{
     admission::Reject,
+    auth::Principal,
     server::{Listener, Shutdown},
     service::Service,
     telemetry::metrics::{Api, QuicMetrics},
@@ -255,13 +256,22 @@ async fn serve_stream(
     let call = tokio::select! {
         () = stopped(&shutdown) => return,
         call = frames.next::<v1::Call>() => match call {
-            Some(Ok(v1::Call { call })) => call,
+            Some(Ok(call)) => call,
             Some(Err(Broken::Refused(reject))) => {
                 let _ = respond(&mut send, &refusal(&reject)).await;
                 return finish(send).await;
             }
             Some(Err(Broken::Gone)) | None => return,
         },
+    };
+    let v1::Call { call, token } = call;
+    let token = (!token.is_empty()).then_some(token);
+    let who = match service.principal(token.as_deref()) {
+        Ok(who) => who,
+        Err(reject) => {
+            let _ = refuse(&mut send, call.as_ref(), &reject).await;
+            return finish(send).await;
+        }
     };
     if let Some(confirmation) = early {
         let policy = call.as_ref().map_or(Early::Wait, early::policy);
@@ -277,21 +287,26 @@ async fn serve_stream(
     let sent = match call {
         Some(call::Call::Generate(first)) => {
             let requests = iter([Ok(first)]).chain(Requests::new(frames));
-            stream(&mut send, Turns::new(Api::Quic, service, requests)).await
+            stream(&mut send, Turns::new(Api::Quic, service, who, requests)).await
         }
         Some(call::Call::Attach(request)) => {
-            stream(&mut send, Turns::attached(Api::Quic, service, request)).await
+            stream(&mut send, Turns::attached(Api::Quic, service, who, request)).await
         }
-        Some(call::Call::ExportSession(request)) => export(&mut send, &service, &request).await,
+        Some(call::Call::ExportSession(request)) => {
+            let mut call = Call::begin(Api::Quic, &service);
+            let file = service.export_session(who, &request).await;
+            call.end(&file);
+            export(&mut send, file).await
+        }
         Some(call::Call::ImportSession(first)) => {
             let requests = iter([Ok(first)]).chain(Requests::new(frames));
             let mut call = Call::begin(Api::Quic, &service);
-            let session = import_session(&service, requests).await;
+            let session = import_session(&service, who, requests).await;
             call.end(&session);
             let session = session.map(call_response::Result::Session);
             respond(&mut send, &response(session)).await
         }
-        other => respond(&mut send, &answer(&service, other).await).await,
+        other => respond(&mut send, &answer(&service, who, other).await).await,
     };
     match sent {
         Ok(()) => finish(send).await,
@@ -323,29 +338,29 @@ async fn stream(
     }
 }
 
-async fn answer(service: &Service, call: Option<call::Call>) -> v1::CallResponse {
+async fn answer(service: &Service, who: Principal, call: Option<call::Call>) -> v1::CallResponse {
     use call_response::Result as Answer;
 
     let mut metered = Call::begin(Api::Quic, service);
     let result = match call {
         Some(call::Call::ListSessions(request)) => {
-            list_sessions(service, &request).map(Answer::ListSessions)
+            list_sessions(service, who, &request).map(Answer::ListSessions)
         }
         Some(call::Call::GetSession(request)) => {
-            service.session(&request.session_id).map(Answer::Session)
+            service.session(who, &request.session_id).map(Answer::Session)
         }
         Some(call::Call::DeleteSession(request)) => service
-            .delete_session(&request)
+            .delete_session(who, &request)
             .await
             .map(|()| Answer::DeleteSession(v1::DeleteSessionResponse {})),
         Some(call::Call::ForkSession(request)) => {
-            service.fork_session(&request).await.map(Answer::Session)
+            service.fork_session(who, &request).await.map(Answer::Session)
         }
         Some(call::Call::RewindSession(request)) => {
-            service.rewind_session(&request).await.map(Answer::Session)
+            service.rewind_session(who, &request).await.map(Answer::Session)
         }
         Some(call::Call::NameSession(request)) => {
-            service.name_session(&request).await.map(Answer::Session)
+            service.name_session(who, &request).await.map(Answer::Session)
         }
         Some(call::Call::ListModels(_)) => {
             Ok(Answer::ListModels(v1::ListModelsResponse { models: service.models() }))
@@ -360,14 +375,7 @@ async fn answer(service: &Service, call: Option<call::Call>) -> v1::CallResponse
 }
 
 /// Sends a session as a file, piece by piece.
-async fn export(
-    send: &mut SendStream,
-    service: &Service,
-    request: &v1::ExportSessionRequest,
-) -> Result<(), WriteError> {
-    let mut call = Call::begin(Api::Quic, service);
-    let file = service.export_session(request).await;
-    call.end(&file);
+async fn export(send: &mut SendStream, file: Result<Vec<u8>, Reject>) -> Result<(), WriteError> {
     match file {
         Ok(file) => {
             for chunk in chunks(&file) {
@@ -376,6 +384,21 @@ async fn export(
             Ok(())
         }
         Err(reject) => respond(send, &refusal(&reject)).await,
+    }
+}
+
+/// Answers a call that is not run, in the form that its client expects.
+async fn refuse(
+    send: &mut SendStream,
+    call: Option<&call::Call>,
+    reject: &Reject,
+) -> Result<(), WriteError> {
+    match call {
+        Some(call::Call::Generate(_) | call::Call::Attach(_)) => {
+            let event = Some(generate_response::Event::Error(error(reject)));
+            respond(send, &v1::GenerateResponse { event }).await
+        }
+        _ => respond(send, &refusal(reject)).await,
     }
 }
 

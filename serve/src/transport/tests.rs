@@ -21,6 +21,7 @@ use tonic_reflection::pb::v1::{
 use super::{grpc, quic};
 use crate::{
     admission::{self, Admission, Reject},
+    auth::Auth,
     pipe::{self, Accepted, FinishReason, Finished, PipeEvent},
     request,
     router::{Router, WorkerHandle},
@@ -148,7 +149,9 @@ async fn reflection_lists_every_service() {
 async fn quic_streams_a_generation() {
     let fixture = Fixture::start().await;
     let mut stream = QuicStream::open(&fixture).await;
-    stream.send(&v1::Call { call: Some(v1::call::Call::Generate(start(3))) }).await;
+    stream
+        .send(&v1::Call { call: Some(v1::call::Call::Generate(start(3))), ..v1::Call::default() })
+        .await;
     assert_eq!(stream.turn().await, (3, v1::FinishReason::Length));
     stream.send(&start(2)).await;
     assert_eq!(stream.turn().await, (2, v1::FinishReason::Length));
@@ -160,7 +163,12 @@ async fn quic_streams_a_generation() {
 async fn quic_stream_that_is_stopped_cancels_its_generation() {
     let mut fixture = Fixture::start().await;
     let mut stream = QuicStream::open(&fixture).await;
-    stream.send(&v1::Call { call: Some(v1::call::Call::Generate(start(u32::MAX))) }).await;
+    stream
+        .send(&v1::Call {
+            call: Some(v1::call::Call::Generate(start(u32::MAX))),
+            ..v1::Call::default()
+        })
+        .await;
     stream.next::<v1::GenerateResponse>().await.unwrap();
     stream.receive.stop(1_u32.into()).unwrap();
     assert_eq!(fixture.ended.recv().await, Some(FinishReason::Cancelled));
@@ -171,7 +179,7 @@ async fn quic_answers_unary_calls() {
     let fixture = Fixture::start().await;
     let mut stream = QuicStream::open(&fixture).await;
     let call = v1::call::Call::ListModels(v1::ListModelsRequest {});
-    stream.send(&v1::Call { call: Some(call) }).await;
+    stream.send(&v1::Call { call: Some(call), ..v1::Call::default() }).await;
     let answer: v1::CallResponse = stream.next().await.unwrap();
     let Some(v1::call_response::Result::ListModels(models)) = answer.result else {
         panic!("{answer:?} lists no models");
@@ -240,6 +248,7 @@ impl Fixture {
         thread::spawn(move || count(&events, &ended_sender));
         let worker = WorkerHandle::new(0, "cpu".to_owned(), events_sender, notices);
         let service = Service::new(Parts {
+            auth: Auth::default(),
             models: vec![hosted()],
             router: Router::new(vec![worker]),
             admission: Admission::new(admission::Config::default()),
@@ -253,8 +262,8 @@ impl Fixture {
         let (shutdown, stop) = watch::channel(false);
         let listen = ([127, 0, 0, 1], 0).into();
         let grpc = grpc::Config { listen, ..grpc::Config::default() };
-        let grpc = grpc::listen(&grpc, service.clone(), stop.clone()).await.unwrap();
         let identity = Identity::open(&tls::Config::default(), dir.path()).unwrap();
+        let grpc = grpc::listen(&grpc, &identity, service.clone(), stop.clone()).await.unwrap();
         let config = quic::Config { listen, ..config };
         let quic = quic::listen(&config, &identity, service.clone(), stop).unwrap();
         Self { service, shutdown, grpc, quic, ended, dir }

@@ -14,6 +14,7 @@ use tokio_stream::{Empty, Stream, empty, wrappers::WatchStream};
 use super::call::Call;
 use crate::{
     admission::Reject,
+    auth::Principal,
     service::{Readiness, Service, TokenEvent, TokenStream},
     telemetry::metrics::Api,
 };
@@ -25,6 +26,7 @@ use crate::{
 pub(super) struct Turns<R> {
     call: Call,
     service: Service,
+    who: Principal,
     requests: R,
     /// No further request will come.
     half_closed: bool,
@@ -44,10 +46,15 @@ pub(super) enum Broken {
 
 impl Turns<Empty<Result<v1::GenerateRequest, Broken>>> {
     /// The tokens of a session, to one that only reads.
-    pub(super) fn attached(api: Api, service: Service, request: v1::AttachRequest) -> Self {
-        let mut turns = Self::new(api, service.clone(), empty());
+    pub(super) fn attached(
+        api: Api,
+        service: Service,
+        who: Principal,
+        request: v1::AttachRequest,
+    ) -> Self {
+        let mut turns = Self::new(api, service.clone(), who, empty());
         turns.half_closed = true;
-        turns.turn = Turn::Starting(Box::pin(async move { service.attach(&request).await }));
+        turns.turn = Turn::Starting(Box::pin(async move { service.attach(who, &request).await }));
         turns
     }
 }
@@ -65,8 +72,9 @@ impl<R> Turns<R>
 where
     R: Stream<Item = Result<v1::GenerateRequest, Broken>> + Unpin,
 {
-    pub(super) fn new(api: Api, service: Service, requests: R) -> Self {
+    pub(super) fn new(api: Api, service: Service, who: Principal, requests: R) -> Self {
         Self {
+            who,
             call: Call::begin(api, &service),
             readiness: WatchStream::new(service.readiness()),
             service,
@@ -109,8 +117,9 @@ where
     fn take(&mut self, request: v1::GenerateRequest) -> Result<(), Reject> {
         match (request.message, &self.turn) {
             (Some(Message::Start(start)), Turn::Idle) => {
-                let service = self.service.clone();
-                self.turn = Turn::Starting(Box::pin(async move { service.generate(start).await }));
+                let (service, who) = (self.service.clone(), self.who);
+                let starting = async move { service.generate(who, start).await };
+                self.turn = Turn::Starting(Box::pin(starting));
                 Ok(())
             }
             (Some(Message::Start(_)), _) => Err(Reject::Invalid {

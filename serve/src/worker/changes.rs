@@ -112,6 +112,10 @@ impl<S: Storage, D: Device> Worker<S, D> {
         parcel: &Parcel,
         digest: Option<u128>,
     ) -> Result<Standing, Reject> {
+        let is_anothers = |session: &Session| session.record.tenant != parcel.record.tenant;
+        if self.sessions.get(id).is_some_and(is_anothers) {
+            return Err(Reject::UnknownSession { id, gone: None });
+        }
         if self.was_moved_by(id, digest) {
             return Ok(self.stands(id));
         }

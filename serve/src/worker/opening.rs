@@ -110,6 +110,10 @@ impl<S: Storage, D: Device> Worker<S, D> {
                 _ => Ok(Opening::Begin),
             };
         };
+        // Two tenants may have made it at the same time; the directory asks before.
+        if session.record.tenant != request.tenant {
+            return Err(Reject::UnknownSession { id, gone: None });
+        }
         if let Some(turn) = &session.record.turn
             && request.digest.is_some()
             && request.digest == turn.digest
@@ -156,7 +160,11 @@ impl<S: Storage, D: Device> Worker<S, D> {
                 let at = self.fork_position(of, position)?;
                 self.parts.store.fork(&mut self.sessions, of, at, id);
             }
-            _ if is_new => self.sessions.insert(id, Session::new(id, request.keep, used_at)),
+            _ if is_new => {
+                let mut session = Session::new(id, request.keep, used_at);
+                session.record.tenant = request.tenant;
+                self.sessions.insert(id, session);
+            }
             _ => {}
         }
         let session = self.sessions.expect(id);

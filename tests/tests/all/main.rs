@@ -9,4 +9,5 @@ mod goldens;
 mod kernels;
 mod python;
 mod quic;
+mod security;
 mod sessions;

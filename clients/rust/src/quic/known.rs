@@ -15,7 +15,7 @@ use quinn::{
 };
 
 use super::{FRAME_WINDOW, RECEIVE_WINDOW};
-use crate::{Trust, TrustError};
+use crate::{ClientCertificate, Trust, TrustError};
 
 /// Servers remembered; beyond it the one is forgotten that was left alone for longest.
 const SERVERS_MAX: usize = 64;
@@ -34,18 +34,28 @@ static SERVERS: Mutex<Vec<(Server, ClientConfig)>> = Mutex::new(Vec::new());
 struct Server {
     authority: String,
     trust: Trust,
+    certificate: Option<ClientCertificate>,
     /// When the file that `trust` names was changed last.
     modified: Option<SystemTime>,
 }
 
 /// How to talk to the server at `authority`: as before, if it was talked to before.
-pub(super) fn config(authority: &str, trust: &Trust) -> Result<ClientConfig, TrustError> {
+pub(super) fn config(
+    authority: &str,
+    trust: &Trust,
+    certificate: Option<&ClientCertificate>,
+) -> Result<ClientConfig, TrustError> {
     let modified = match trust {
         Trust::Certificate(path) => fs::metadata(path).and_then(|it| it.modified()).ok(),
         _ => None,
     };
-    let server = Server { authority: authority.to_owned(), trust: trust.clone(), modified };
-    let fresh = client_config(trust)?;
+    let server = Server {
+        authority: authority.to_owned(),
+        trust: trust.clone(),
+        certificate: certificate.cloned(),
+        modified,
+    };
+    let fresh = client_config(trust, certificate)?;
     // What it guards is whole between any two calls.
     let mut servers = SERVERS.lock().unwrap_or_else(PoisonError::into_inner);
     let known = servers.iter().position(|(known, _)| *known == server);
@@ -57,8 +67,11 @@ pub(super) fn config(authority: &str, trust: &Trust) -> Result<ClientConfig, Tru
     Ok(config)
 }
 
-fn client_config(trust: &Trust) -> Result<ClientConfig, TrustError> {
-    let mut tls = trust.client_config(ALPN)?;
+fn client_config(
+    trust: &Trust,
+    certificate: Option<&ClientCertificate>,
+) -> Result<ClientConfig, TrustError> {
+    let mut tls = trust.client_config(ALPN, certificate)?;
     tls.enable_early_data = true;
     let tls = QuicClientConfig::try_from(tls).expect("ring has the suite that QUIC begins with");
     let mut acks = AckFrequencyConfig::default();

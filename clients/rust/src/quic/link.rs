@@ -29,9 +29,9 @@ const CLOSE_DONE: VarInt = VarInt::from_u32(0);
 
 /// Where a server is, as it was given.
 #[derive(Debug)]
-pub(super) struct Place {
-    pub(super) address: String,
-    pub(super) authority: String,
+pub(crate) struct Place {
+    pub(crate) address: String,
+    pub(crate) authority: String,
 }
 
 #[derive(Debug)]

@@ -21,8 +21,8 @@ fn text_that_is_no_fingerprint_is_refused() {
 
 #[test]
 fn nobody_is_trusted_by_default() {
-    let error = Trust::default().client_config(b"test").unwrap_err();
-    assert_eq!(error.to_string(), "quic:// needs to know whom to trust");
+    let error = Trust::default().client_config(b"test", None).unwrap_err();
+    assert_eq!(error.to_string(), "grpcs:// and quic:// need to know whom to trust");
 }
 
 #[test]
@@ -30,8 +30,8 @@ fn file_without_a_certificate_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let empty = dir.path().join("empty.pem");
     fs::write(&empty, "").unwrap();
-    let error = Trust::Certificate(empty).client_config(b"test").unwrap_err().to_string();
+    let error = Trust::Certificate(empty).client_config(b"test", None).unwrap_err().to_string();
     assert!(error.ends_with("empty.pem: holds no certificate"), "{error}");
-    let error = Trust::Certificate(dir.path().join("absent.pem")).client_config(b"test");
+    let error = Trust::Certificate(dir.path().join("absent.pem")).client_config(b"test", None);
     assert!(error.unwrap_err().to_string().contains("absent.pem"));
 }

@@ -353,7 +353,7 @@ async fn lists_models(connection: &Connection) -> bool {
 }
 
 fn call(call: Call) -> v1::Call {
-    v1::Call { call: Some(call) }
+    v1::Call { call: Some(call), ..v1::Call::default() }
 }
 
 fn models() -> Call {

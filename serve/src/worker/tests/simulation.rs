@@ -205,6 +205,7 @@ impl World {
         let stops = ["e", "ab", "the"];
         self.n_requests += 1;
         let request = Request {
+            tenant: TenantId::ANONYMOUS,
             origin: Origin::Session,
             keep: true,
             prompt: (0..n_prompt).map(|_| rng.random_range(1..50)).collect(),

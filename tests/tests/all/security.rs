@@ -1,0 +1,213 @@
+//! Who may call, and who is shown what: TLS, certificates of clients, tokens, over both wires.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use aerie_client::{Client, ClientCertificate, Code, Credentials, Error, Retry, Trust, v1};
+use aerie_tests::{
+    server::{Server, program, tiny_bundle},
+    turn::{greedy, run},
+};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+const PROMPT: &str = "Once upon a time";
+const WIRES: [&str; 2] = ["grpcs", "quic"];
+
+/// Goal: nobody is served who has no certificate of the right authority.
+#[tokio::test]
+async fn certificates_of_clients_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = tiny_bundle(folder.path());
+    let [ours, theirs] = ["ours", "theirs"].map(|name| authority(folder.path(), name));
+    let ca = ours.ca.to_str().unwrap();
+    let server = Server::start(&bundle, &["--grpc-tls", "--client-ca", ca]);
+    for wire in WIRES {
+        for certificate in [None, Some(theirs.client.clone())] {
+            let credentials = Credentials { certificate, token: None };
+            let refused = models(&server, wire, &credentials).await.unwrap_err();
+            assert_eq!(refused.code(), Code::Unavailable, "{wire}: {refused:?}");
+        }
+        let credentials = Credentials { certificate: Some(ours.client.clone()), token: None };
+        assert_eq!(models(&server, wire, &credentials).await.unwrap(), 1, "{wire}");
+    }
+}
+
+/// Goal: TLS is that of the server's own certificate, and plaintext is not spoken beside it.
+#[tokio::test]
+async fn encrypted_grpc_trusts_as_quic_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(&tiny_bundle(folder.path()), &["--grpc-tls"]);
+    let other = authority(folder.path(), "other");
+    let nothing = Credentials::default();
+    for wire in WIRES {
+        assert_eq!(models(&server, wire, &nothing).await.unwrap(), 1, "{wire}");
+        let insecure = Client::connect(server.address(wire), &Trust::Insecure).await.unwrap();
+        assert_eq!(insecure.models().await.unwrap().len(), 1, "{wire}");
+        let stranger = Trust::Certificate(other.ca.clone());
+        let refused = Client::connect(server.address(wire), &stranger).await.unwrap_err();
+        assert!(matches!(refused, Error::Unreachable { .. }), "{wire}: {refused:?}");
+        let refused = Client::connect(server.address(wire), &Trust::Nobody).await.unwrap_err();
+        assert!(matches!(refused, Error::Trust(_)), "{wire}: {refused:?}");
+    }
+    let plain = server.address("grpcs").replace("grpcs", "grpc");
+    if let Ok(client) = Client::connect(&plain, &Trust::Nobody).await {
+        client.with_retry(Retry::NEVER).models().await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn calls_without_a_known_token_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = tiny_bundle(folder.path());
+    let (tokens, [tales, ..]) = tokens(folder.path());
+    let server = Server::start(&bundle, &["--grpc-tls", "--tokens", tokens.to_str().unwrap()]);
+    for wire in WIRES {
+        for token in [None, Some("wrong".to_owned()), Some(tales[1..].to_owned())] {
+            let client = client(&server, wire, token.as_deref()).await;
+            let refused = client.models().await.unwrap_err();
+            assert_eq!(refused.code(), Code::Unauthenticated, "{wire}: {refused}");
+            let refused = run(&client, greedy(PROMPT, 2)).await.unwrap_err();
+            assert_eq!(refused.code(), Code::Unauthenticated, "{wire}: {refused}");
+            let Error::Rejected { reason, .. } = refused else { panic!("{refused:?}") };
+            assert_eq!(reason, "UNAUTHENTICATED");
+        }
+        let client = client(&server, wire, Some(&tales)).await;
+        assert_eq!(client.models().await.unwrap().len(), 1);
+        assert_eq!(run(&client, greedy(PROMPT, 2)).await.unwrap().ids.len(), 2);
+    }
+}
+
+/// Goal: to another tenant a session is one that does not exist, also after `kill -9`.
+#[tokio::test]
+async fn sessions_are_their_tenants_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = tiny_bundle(folder.path());
+    let (tokens, [tales, verses, root]) = tokens(folder.path());
+    let flags = ["--grpc-tls", "--tokens", tokens.to_str().unwrap()];
+    let mut server = Server::start(&bundle, &flags);
+    let owner = client(&server, "quic", Some(&tales)).await;
+    let kept = v1::Start { keep: true, ..greedy(PROMPT, 4) };
+    let turn = run(&owner, kept).await.unwrap();
+    let id = turn.accepted.session_id;
+    for restarts in 0..2 {
+        for wire in WIRES {
+            let at = format!("{wire} after {restarts} restarts");
+            let owner = client(&server, wire, Some(&tales)).await;
+            assert_eq!(owner.session(&id).await.unwrap().session_id, id, "{at}");
+            assert_eq!(owner.sessions().await.unwrap().len(), 1, "{at}");
+            expect_nothing(&client(&server, wire, Some(&verses)).await, &id).await;
+
+            let admin = client(&server, wire, Some(&root)).await;
+            assert_eq!(admin.session(&id).await.unwrap().session_id, id, "{at}");
+            assert_eq!(admin.sessions().await.unwrap().len(), 1, "{at}");
+            let refused = run(&admin, going_on(&id)).await.unwrap_err();
+            assert_eq!(refused.code(), Code::PermissionDenied, "{at}: {refused}");
+        }
+        server.kill_and_restart();
+    }
+    let owner = client(&server, "grpcs", Some(&tales)).await;
+    assert_eq!(run(&owner, going_on(&id)).await.unwrap().ids.len(), 2);
+    let admin = client(&server, "quic", Some(&root)).await;
+    admin.delete_session(delete(&id)).await.unwrap();
+    assert_eq!(owner.session(&id).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[test]
+fn tokens_are_not_taken_in_plaintext_from_a_network() {
+    let refused = |flags: &[&str], expected: &str| {
+        let output = Command::new(program("aerie-serve")).args(flags).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(expected), "{text}");
+    };
+    refused(&["--grpc", "0.0.0.0:0", "--tokens", "tokens.toml"], "error: grpc.tls = false");
+    refused(&["--client-ca", "ca.pem"], "error: grpc.tls = false");
+}
+
+/// Checks that `client` is told nothing of the session `id`, whatever it asks.
+async fn expect_nothing(client: &Client, id: &str) {
+    const NEVER: &str = "00000000-0000-4000-8000-000000000000";
+    let words = |error: Error| {
+        assert_eq!(error.code(), Code::NotFound, "{error:?}");
+        let Error::Rejected { message, reason, .. } = error else { panic!("{error:?}") };
+        (message.replace(id, NEVER), reason)
+    };
+    assert_eq!(client.sessions().await.unwrap(), []);
+    let mut answers = Vec::new();
+    for id in [id, NEVER] {
+        answers.push([
+            words(client.session(id).await.unwrap_err()),
+            words(client.delete_session(delete(id)).await.unwrap_err()),
+            words(run(client, going_on(id)).await.unwrap_err()),
+            words(
+                run(client, v1::Start { fork_of: id.to_owned(), ..greedy("", 2) })
+                    .await
+                    .unwrap_err(),
+            ),
+        ]);
+    }
+    assert_eq!(answers[0], answers[1]);
+}
+
+fn going_on(id: &str) -> v1::Start {
+    v1::Start { session_id: id.to_owned(), keep: true, ..greedy(" And", 2) }
+}
+
+fn delete(id: &str) -> v1::DeleteSessionRequest {
+    v1::DeleteSessionRequest { session_id: id.to_owned(), ..v1::DeleteSessionRequest::default() }
+}
+
+async fn client(server: &Server, wire: &str, token: Option<&str>) -> Client {
+    let credentials = Credentials { token: token.map(str::to_owned), certificate: None };
+    connect(server, wire, &credentials).await.unwrap()
+}
+
+async fn connect(server: &Server, wire: &str, credentials: &Credentials) -> Result<Client, Error> {
+    let trust = Trust::Certificate(server.certificate());
+    let client = Client::connect_as(server.address(wire), &trust, credentials).await?;
+    Ok(client.with_retry(Retry::NEVER))
+}
+
+async fn models(server: &Server, wire: &str, credentials: &Credentials) -> Result<usize, Error> {
+    Ok(connect(server, wire, credentials).await?.models().await?.len())
+}
+
+/// A file of three tenants, and the token of each; the last is an admin.
+fn tokens(folder: &Path) -> (PathBuf, [String; 3]) {
+    let mut file = String::new();
+    let tokens = ["tales", "verses", "root"].map(|name| {
+        let output = Command::new(program("aerie-serve")).args(["token", name]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        file.push_str(&text);
+        let first = text.lines().next().unwrap();
+        first.rsplit_once(' ').unwrap().1.to_owned()
+    });
+    file.push_str("admin = true\n");
+    let path = folder.join("tokens.toml");
+    fs::write(&path, file).unwrap();
+    (path, tokens)
+}
+
+/// Who signs certificates, and a client that has one.
+struct Authority {
+    ca: PathBuf,
+    client: ClientCertificate,
+}
+
+fn authority(folder: &Path, name: &str) -> Authority {
+    let path = |what: &str| folder.join(format!("{name}.{what}.pem"));
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let root = params.self_signed(&key).unwrap();
+    fs::write(path("ca"), root.pem()).unwrap();
+    let client_key = KeyPair::generate().unwrap();
+    let client = CertificateParams::new(vec!["client.example".to_owned()]).unwrap();
+    let client = client.signed_by(&client_key, &Issuer::new(params, key)).unwrap();
+    fs::write(path("client"), client.pem()).unwrap();
+    fs::write(path("key"), client_key.serialize_pem()).unwrap();
+    let client = ClientCertificate { certificate: path("client"), key: path("key") };
+    Authority { ca: path("ca"), client }
+}
