@@ -59,8 +59,10 @@
 
 mod cache;
 mod eviction;
+mod index;
 mod layout;
 mod recovery;
+mod stamps;
 mod storage;
 mod tape;
 
@@ -68,8 +70,8 @@ pub use cache::{
     Key, Lease, LeaseError, Leased, ReadError, Record, RecordInfo, ReleaseError, RemoveError,
     StateCache, TouchError, WriteError, Written,
 };
-pub use layout::{Config, Fingerprint};
-pub use recovery::{OpenError, Recovery};
+pub use layout::{Config, Fingerprint, Gone};
+pub use recovery::{OpenError, Recovery, Verify};
 #[cfg(any(test, feature = "faulty"))]
 pub use storage::faulty::{Fault, FaultyStorage};
 pub use storage::{MappedFile, Storage};
