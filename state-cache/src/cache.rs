@@ -570,15 +570,12 @@ impl<S: Storage> StateCache<S> {
     /// Puts every slab in the order: the record of each, or the slab as a free one.
     fn line_up(&mut self) {
         let Self { storage, layout, index, order, .. } = self;
-        let sequences = Stamps { storage, layout }.sequences(index);
+        order.fill(index.records(), &Stamps { storage, layout }.sequences(index));
         // The lowest slabs are taken first, so that the file stays short on the disk.
-        for slab in (0..layout.config().records_max).rev().map(SlabId) {
-            if index.slab(slab).content == Content::Record {
-                order.insert(slab, &sequences);
-            } else {
-                order.push_free(slab);
-            }
-        }
+        let slabs = (0..layout.config().records_max).rev().map(SlabId);
+        slabs
+            .filter(|slab| index.slab(*slab).content != Content::Record)
+            .for_each(|slab| order.push_free(slab));
     }
 }
 

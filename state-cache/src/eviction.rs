@@ -76,6 +76,23 @@ impl Evictable {
         self.rise(self.n_evictable - 1, sequence);
     }
 
+    /// Makes records evictable, when none is yet: O(1) for each.
+    pub(crate) fn fill(
+        &mut self,
+        slabs: impl Iterator<Item = SlabId>,
+        sequence: &impl Fn(SlabId) -> u64,
+    ) {
+        assert_eq!(self.n_evictable, 0, "a heap is filled once");
+        for slab in slabs {
+            assert_eq!(self.places[slab.0 as usize], NOWHERE, "evictable once: {slab:?}");
+            self.put(self.n_evictable, slab);
+            self.n_evictable += 1;
+        }
+        for place in (0..self.n_evictable / 2).rev() {
+            self.sink(place, sequence);
+        }
+    }
+
     /// Makes a record safe from eviction.
     pub(crate) fn remove(&mut self, slab: SlabId, sequence: &impl Fn(SlabId) -> u64) {
         let place = self.places[slab.0 as usize];

@@ -12,10 +12,10 @@ use crate::{
     eviction::Evictable,
     index::{Content, Index, Slab},
     layout::{
-        Config, Fingerprint, Gone, HEADER_BYTES, Kind, Layout, Place, Plane, SlabId, Stamp,
-        StampRead,
+        Config, Fingerprint, Gone, HEADER_BYTES, Kind, Layout, Place, Plane, STAMP_BYTES, SlabId,
+        Stamp, StampRead,
     },
-    stamps::Stamps,
+    stamps::{RUN, Stamps},
     storage::Storage,
 };
 
@@ -158,10 +158,13 @@ pub(crate) fn scan<'a, S: Storage>(
         sequence: 0,
         recovery: Recovery::default(),
     };
-    for slab in (0..layout.config().records_max).map(SlabId) {
-        scan.settle(slab, verify)?;
-        while let Some(slab) = scan.doubtful.pop() {
-            scan.settle(slab, Verify::AtOpen)?;
+    for first in (0..layout.config().records_max).step_by(RUN as usize) {
+        let stamps = |plane| scan.stamps.run(SlabId(first), plane);
+        let (a, b) = (stamps(Plane::A)?, stamps(Plane::B)?);
+        let stamps = iter::zip(a.chunks_exact(STAMP_BYTES), b.chunks_exact(STAMP_BYTES));
+        for (slab, (a, b)) in (first..).map(SlabId).zip(stamps) {
+            scan.settle(slab, [Stamp::from_bytes(a), Stamp::from_bytes(b)], verify)?;
+            scan.settle_doubtful()?;
         }
     }
     scan.recovery.records = scan.index.n_records() as u64;
@@ -172,9 +175,18 @@ pub(crate) fn scan<'a, S: Storage>(
 }
 
 impl<S: Storage> Scan<'_, S> {
-    /// Enters what a slab holds.
-    fn settle(&mut self, slab: SlabId, verify: Verify) -> io::Result<()> {
-        let Found { place, stamp, n_damaged } = self.resolve(slab, verify)?;
+    fn settle_doubtful(&mut self) -> io::Result<()> {
+        while let Some(slab) = self.doubtful.pop() {
+            let read = |plane| self.stamps.read(Place { slab, plane });
+            let stamps = [read(Plane::A)?, read(Plane::B)?];
+            self.settle(slab, stamps, Verify::AtOpen)?;
+        }
+        Ok(())
+    }
+
+    /// Enters what a slab holds, whose stamps in planes A and B these are.
+    fn settle(&mut self, slab: SlabId, stamps: [StampRead; 2], verify: Verify) -> io::Result<()> {
+        let Found { place, stamp, n_damaged } = self.resolve(slab, stamps, verify)?;
         let next = place.other().plane;
         self.index.change(slab, Slab::empty(next));
         match stamp {
@@ -197,12 +209,18 @@ impl<S: Storage> Scan<'_, S> {
     }
 
     /// Finds the latest copy of a slab that is whole, or whose stamp is.
-    fn resolve(&mut self, slab: SlabId, verify: Verify) -> io::Result<Found> {
+    fn resolve(
+        &mut self,
+        slab: SlabId,
+        stamps: [StampRead; 2],
+        verify: Verify,
+    ) -> io::Result<Found> {
         let mut whole = [None, None];
         let mut n_damaged = 0;
-        for (plane, whole) in iter::zip([Plane::A, Plane::B], &mut whole) {
+        for ((plane, stamp), whole) in [Plane::A, Plane::B].into_iter().zip(stamps).zip(&mut whole)
+        {
             let place = Place { slab, plane };
-            match self.stamps.read(place)? {
+            match stamp {
                 StampRead::Blank => {}
                 StampRead::Damaged => n_damaged += 1,
                 StampRead::Whole(stamp) => *whole = Some((stamp, place)),

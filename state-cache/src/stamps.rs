@@ -5,9 +5,12 @@ use std::io;
 use crate::{
     cache::Key,
     index::Index,
-    layout::{Kind, Layout, Place, STAMP_BYTES, SlabId, Stamp, StampRead},
+    layout::{Kind, Layout, Place, Plane, STAMP_BYTES, SlabId, Stamp, StampRead},
     storage::Storage,
 };
+
+/// Slabs whose stamps are read at a time.
+pub(crate) const RUN: u32 = 1024;
 
 /// The stamps of a file.
 #[derive(Debug)]
@@ -20,6 +23,14 @@ impl<'a, S: Storage> Stamps<'a, S> {
     /// The stamp at `place`.
     pub(crate) fn read(&self, place: Place) -> io::Result<StampRead> {
         Ok(Stamp::from_bytes(self.storage.read(self.layout.stamp(place), STAMP_BYTES as u64)?))
+    }
+
+    /// The stamps of up to [`RUN`] slabs from `first` in a plane, unread. One look at the file
+    /// instead of many, each of which is a call of the system.
+    pub(crate) fn run(&self, first: SlabId, plane: Plane) -> io::Result<&'a [u8]> {
+        let n = RUN.min(self.layout.config().records_max - first.0);
+        let n_bytes = u64::from(n) * STAMP_BYTES as u64;
+        self.storage.read(self.layout.stamp(Place { slab: first, plane }), n_bytes)
     }
 
     /// The stamp at `place`, or that of the other copy if this one is damaged; and where it lies.

@@ -67,8 +67,8 @@ fn check(records: &[(u64, u64)], expected: &[u32]) {
     let mut evictable = Evictable::new(u32::try_from(records.len()).unwrap());
     for (slab, (used_at, _)) in (0..).map(SlabId).zip(records) {
         evictable.set_used_at(slab, *used_at, &sequence);
-        evictable.insert(slab, &sequence);
     }
+    evictable.fill((0..).map(SlabId).take(records.len()), &sequence);
     let mut victims = vec![];
     while let Some(victim) = evictable.victim() {
         victims.push(victim.0);
