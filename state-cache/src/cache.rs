@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::{
     eviction::Evictable,
     index::{Content, Index, Slab},
-    layout::{Config, Gone, Kind, Layout, Place, SlabId, Stamp, StampRead, used_bytes},
+    layout::{Config, Gone, Kind, Layout, Place, SlabId, Stamp, used_bytes},
     recovery::{self, OpenError, Recovery, Scan, Verify},
     stamps::Stamps,
     storage::{MappedFile, Storage},
@@ -270,12 +270,14 @@ impl<S: Storage> StateCache<S> {
     pub fn read(&mut self, key: Key) -> Result<Record<'_>, ReadError> {
         let absent = || ReadError::Absent { key };
         let slab = self.find(key, Content::Record)?.ok_or_else(absent)?;
-        let mut place = self.index.next(slab).other();
-        if !self.stamps().holds(key, place)? {
-            self.roll_back(key, slab)?;
-            place = place.other();
-        }
-        let info = self.info(slab)?.ok_or(ReadError::Damaged { key })?;
+        let latest = self.index.next(slab).other();
+        let (place, stamp) = match self.stamps().whole(key, latest)? {
+            Some(stamp) => (latest, stamp),
+            None => (latest.other(), self.roll_back(key, slab)?),
+        };
+        let (sequence, used_at) = (stamp.sequence, self.order.used_at(slab));
+        let rolled_back = self.index.slab(slab).rolled_back;
+        let info = RecordInfo { key, sequence, used_at, rolled_back };
         let bytes = self.storage.read(self.layout.record(place), self.record_bytes())?;
         Ok(Record { bytes, info })
     }
@@ -501,19 +503,14 @@ impl<S: Storage> StateCache<S> {
     }
 
     /// Puts the copy before the latest in its place, for that one has turned out damaged.
-    fn roll_back(&mut self, key: Key, slab: SlabId) -> Result<(), ReadError> {
+    fn roll_back(&mut self, key: Key, slab: SlabId) -> Result<Stamp, ReadError> {
         let place = self.index.next(slab);
-        let StampRead::Whole(stamp) = self.stamps().read(place)? else {
-            return Err(ReadError::Damaged { key });
-        };
-        if !self.stamps().holds(key, place)? {
-            return Err(ReadError::Damaged { key });
-        }
+        let stamp = self.stamps().whole(key, place)?.ok_or(ReadError::Damaged { key })?;
         let next = place.other().plane;
         let Self { storage, layout, index, order, .. } = self;
         index.change(slab, Slab { next, content: Content::Record, rolled_back: true });
         order.set_used_at(slab, stamp.used_at, &Stamps { storage, layout }.sequences(index));
-        Ok(())
+        Ok(stamp)
     }
 
     /// Removes the least recently used record; says whose it was, if its stamps still tell.

@@ -259,7 +259,7 @@ impl<S: Storage> Scan<'_, S> {
         }
         if self.verify == Verify::OnRead {
             // The earlier one goes for good, so the later one had better be whole.
-            let is_whole = self.stamps.holds(key, place)?;
+            let is_whole = self.stamps.whole(key, place)?.is_some();
             if !is_whole {
                 self.index.unlink(Some(key), other);
                 self.doubtful.push(other);

@@ -59,11 +59,12 @@ impl<'a, S: Storage> Stamps<'a, S> {
         move |slab| Stamps { storage, layout }.sequence(index.next(slab).other())
     }
 
-    /// Whether there is a record of `key` at `place`, whole with its stamp.
-    pub(crate) fn holds(&self, key: Key, place: Place) -> io::Result<bool> {
-        let StampRead::Whole(stamp) = self.read(place)? else { return Ok(false) };
-        let Kind::Record { checksum } = stamp.kind else { return Ok(false) };
-        Ok(stamp.key == key && self.is_whole(place, checksum)?)
+    /// The stamp of the record of `key` at `place`, if there is one and it is whole.
+    pub(crate) fn whole(&self, key: Key, place: Place) -> io::Result<Option<Stamp>> {
+        let StampRead::Whole(stamp) = self.read(place)? else { return Ok(None) };
+        let Kind::Record { checksum } = stamp.kind else { return Ok(None) };
+        let is_whole = stamp.key == key && self.is_whole(place, checksum)?;
+        Ok(is_whole.then_some(stamp))
     }
 
     /// Whether the bytes of the record at `place` have this checksum.
