@@ -39,7 +39,7 @@ pub struct StateCache<S = MappedFile> {
     /// Of all slabs but those under a lease or in doubt.
     order: Evictable,
     leases: HashMap<Key, Held>,
-    /// Of the latest stamp.
+    /// Of the latest stamp. Only a forged file can have it at its end, where it stays.
     sequence: u64,
     /// Of the latest lease.
     generation: u64,
@@ -317,7 +317,7 @@ impl<S: Storage> StateCache<S> {
         let held = held(leases, lease)?;
         let slab = held.slab;
         let place = index.next(slab);
-        *sequence += 1;
+        *sequence = sequence.saturating_add(1);
         let sequence = *sequence;
 
         held.in_doubt = true;
@@ -552,7 +552,7 @@ impl<S: Storage> StateCache<S> {
 
     fn write_tombstone(&mut self, key: Key, slab: SlabId, gone: Gone) -> io::Result<()> {
         let place = self.index.next(slab);
-        self.sequence += 1;
+        self.sequence = self.sequence.saturating_add(1);
         let kind = Kind::Tombstone { reason: gone.reason };
         let stamp = Stamp { key, sequence: self.sequence, used_at: gone.at, kind };
         self.storage.write(self.layout.stamp(place), &stamp.to_bytes())
