@@ -493,7 +493,9 @@ impl<S: Storage> StateCache<S> {
         let next = self.index.next(slab);
         let latest = self.stamps().latest(next.other())?;
         Ok(match latest {
-            // The copy before may be somebody else's.
+            // The copy before may be somebody else's. That the index has it where it would have
+            // their slab is a coincidence of the chain and four bits, in a slab whose latest stamp
+            // is damaged and whose last tombstone was lost with the power.
             Some((place, stamp)) if place == next => {
                 let is_same = self.find(stamp.key, Content::Record)? == Some(slab);
                 latest.filter(|_| is_same)
