@@ -8,9 +8,11 @@ use std::{collections::HashMap, fmt, io, path::Path};
 use thiserror::Error;
 
 use crate::{
-    eviction::{Evictable, Recency},
-    layout::{Config, Kind, Layout, Place, Stamp, StampRead, used_bytes},
-    recovery::{self, OpenError, Recovery, Scan},
+    eviction::Evictable,
+    index::{Content, Index, Slab},
+    layout::{Config, Gone, Kind, Layout, Place, SlabId, Stamp, used_bytes},
+    recovery::{self, OpenError, Recovery, Scan, Verify},
+    stamps::Stamps,
     storage::{MappedFile, Storage},
 };
 
@@ -21,18 +23,23 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Fixed-size records by key, in a file. See the crate for the format and for what survives.
 ///
 /// # Invariants
-/// - Every slab is free or belongs to one key. One whose content is in doubt after failed writes
-///   is neither, until the file is opened again.
+/// - Every slab is free, holds a record or is reserved by a lease. One whose content is in doubt
+///   after failed writes is none of these, until the file is opened again.
 /// - A key has one lease at most, and a record under a lease is not evicted.
-/// - The plane that an entry names for its next write never holds the copy that it reads.
+/// - The plane that the index names for the next write never holds the copy that is read.
+///
+/// # Memory
+/// 23 bytes for each of `records_max`, allocated when the file is opened, and some for each lease.
+/// Keys and sequences are read from the stamps in the file.
 #[derive(Debug)]
 pub struct StateCache<S = MappedFile> {
     storage: S,
     layout: Layout,
-    entries: HashMap<Key, Entry>,
-    free: Vec<Place>,
-    evictable: Evictable,
-    /// Of the latest stamp.
+    index: Index,
+    /// Of all slabs but those under a lease or in doubt.
+    order: Evictable,
+    leases: HashMap<Key, Held>,
+    /// Of the latest stamp. Only a forged file can have it at its end, where it stays.
     sequence: u64,
     /// Of the latest lease.
     generation: u64,
@@ -148,43 +155,39 @@ pub enum RemoveError {
     Io(#[from] io::Error),
 }
 
-/// A key and its slab.
+/// What a lease is on.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry {
-    /// Where the next write goes. The record, if there is one, lies in the other plane.
-    pub next: Place,
-    /// Nothing if the slab is reserved for a lease.
-    pub stored: Option<Stored>,
-    /// Generation of the lease.
-    lease: Option<u64>,
-    /// A write failed, so `next` may hold anything, even all of what was to be written.
+struct Held {
+    generation: u64,
+    slab: SlabId,
+    /// A write failed, so the place of the next may hold anything, even all of what was to be
+    /// written.
     in_doubt: bool,
-}
-
-/// What the index keeps of a stamp.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Stored {
-    pub sequence: u64,
-    pub used_at: u64,
-    pub checksum: u32,
-    pub rolled_back: bool,
 }
 
 impl StateCache<MappedFile> {
     /// Opens the file at `path`, or makes it, and recovers what it holds.
     ///
-    /// Reads the latest copy of every record once, to verify it.
+    /// Reads the latest copy of every record once, to verify it; see [`Verify`].
     ///
     /// # Errors
     /// If the file is open elsewhere, is not of this `config`, or the system reports an error.
     pub fn open(path: &Path, config: Config) -> Result<Self, OpenError> {
+        Self::open_with(path, config, Verify::AtOpen)
+    }
+
+    /// Like [`StateCache::open`], with a choice of when records are verified.
+    ///
+    /// # Errors
+    /// As [`StateCache::open`].
+    pub fn open_with(path: &Path, config: Config, verify: Verify) -> Result<Self, OpenError> {
         // An impossible configuration should not leave a file behind.
         Layout::new(config)?;
         let storage = MappedFile::open(path).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => OpenError::Locked,
             _ => error.into(),
         })?;
-        Self::open_on(storage, config)
+        Self::open_on_with(storage, config, verify)
     }
 }
 
@@ -193,20 +196,33 @@ impl<S: Storage> StateCache<S> {
     ///
     /// # Errors
     /// As [`StateCache::open`].
-    pub fn open_on(mut storage: S, config: Config) -> Result<Self, OpenError> {
+    pub fn open_on(storage: S, config: Config) -> Result<Self, OpenError> {
+        Self::open_on_with(storage, config, Verify::AtOpen)
+    }
+
+    /// Like [`StateCache::open_with`], on any storage.
+    ///
+    /// # Errors
+    /// As [`StateCache::open`].
+    pub fn open_on_with(mut storage: S, config: Config, verify: Verify) -> Result<Self, OpenError> {
         let layout = Layout::new(config)?;
         recovery::admit(&mut storage, &layout)?;
-        let Scan { entries, free, superseded, sequence, recovery } =
-            recovery::scan(&storage, &layout)?;
-        let mut evictable = Evictable::default();
-        for (key, entry) in &entries {
-            entry.recency(*key).into_iter().for_each(|recency| evictable.insert(recency));
+        let Scan { index, order, superseded, sequence, recovery, .. } =
+            recovery::scan(&storage, &layout, verify)?;
+        let mut cache = Self {
+            storage,
+            layout,
+            index,
+            order,
+            leases: HashMap::new(),
+            sequence,
+            generation: 0,
+            recovery,
+        };
+        for (key, slab) in superseded {
+            cache.bury(key, slab, Gone::UNSAID)?;
         }
-        let mut cache =
-            Self { storage, layout, entries, free, evictable, sequence, generation: 0, recovery };
-        for (key, place) in superseded {
-            cache.bury(key, place)?;
-        }
+        cache.line_up();
         Ok(cache)
     }
 
@@ -217,21 +233,34 @@ impl<S: Storage> StateCache<S> {
 
     /// Number of records.
     pub fn len(&self) -> usize {
-        self.records().count()
+        self.index.n_records()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.records().next().is_none()
+        self.len() == 0
     }
 
-    /// All records, in no order.
+    /// All records, in no order, but those whose stamps have been damaged since the file was opened.
     pub fn records(&self) -> impl Iterator<Item = RecordInfo> {
-        self.entries.iter().filter_map(|(key, entry)| Some(entry.stored?.info(*key)))
+        self.index.records().filter_map(|slab| self.info(slab).ok()?)
     }
 
     /// What is known of the record of `key` without reading it.
     pub fn record(&self, key: Key) -> Option<RecordInfo> {
-        Some(self.entries.get(&key)?.stored?.info(key))
+        self.info(self.find(key, Content::Record).ok()??).ok()?
+    }
+
+    /// Why there is no record of `key`, if it was removed or evicted and its slab has not been used
+    /// again. An eviction is for the sake of a slab, so that is soon.
+    ///
+    /// After the file was opened this may be why an earlier record of the key had gone.
+    pub fn gone(&self, key: Key) -> Option<Gone> {
+        let slab = self.find(key, Content::Tombstone).ok()??;
+        let (_, stamp) = self.stamps().latest(self.index.next(slab).other()).ok()??;
+        match stamp.kind {
+            Kind::Tombstone { reason } => Some(Gone { reason, at: stamp.used_at }),
+            Kind::Record { .. } => None,
+        }
     }
 
     /// Shows the record of `key`, after verifying it. A lease does not keep anybody from reading.
@@ -240,17 +269,17 @@ impl<S: Storage> StateCache<S> {
     /// If there is no record, or neither copy is whole.
     pub fn read(&mut self, key: Key) -> Result<Record<'_>, ReadError> {
         let absent = || ReadError::Absent { key };
-        let entry = self.entries.get(&key).ok_or_else(absent)?;
-        let stored = entry.stored.ok_or_else(absent)?;
-        let place = entry.next.other();
-        let (place, stored) =
-            if recovery::is_whole(&self.storage, &self.layout, place, stored.checksum)? {
-                (place, stored)
-            } else {
-                (place.other(), self.roll_back(key)?)
-            };
+        let slab = self.find(key, Content::Record)?.ok_or_else(absent)?;
+        let latest = self.index.next(slab).other();
+        let (place, stamp) = match self.stamps().whole(key, latest)? {
+            Some(stamp) => (latest, stamp),
+            None => (latest.other(), self.roll_back(key, slab)?),
+        };
+        let (sequence, used_at) = (stamp.sequence, self.order.used_at(slab));
+        let rolled_back = self.index.slab(slab).rolled_back;
+        let info = RecordInfo { key, sequence, used_at, rolled_back };
         let bytes = self.storage.read(self.layout.record(place), self.record_bytes())?;
-        Ok(Record { bytes, info: stored.info(key) })
+        Ok(Record { bytes, info })
     }
 
     /// Writes the record of `key`: the concatenation of `parts`. Takes a slab if the key has none,
@@ -284,12 +313,14 @@ impl<S: Storage> StateCache<S> {
         used_at: u64,
     ) -> Result<u64, WriteError> {
         self.expect_length(parts)?;
-        let Self { storage, layout, entries, sequence, .. } = self;
-        let entry = held(entries, lease)?;
-        let place = entry.next;
-        *sequence += 1;
+        let Self { storage, layout, index, order, leases, sequence, .. } = self;
+        let held = held(leases, lease)?;
+        let slab = held.slab;
+        let place = index.next(slab);
+        *sequence = sequence.saturating_add(1);
+        let sequence = *sequence;
 
-        entry.in_doubt = true;
+        held.in_doubt = true;
         let mut hasher = crc32fast::Hasher::new();
         let mut offset = layout.record(place);
         for piece in parts.iter().flat_map(|part| part.chunks(PIECE_BYTES)) {
@@ -297,15 +328,25 @@ impl<S: Storage> StateCache<S> {
             storage.write(offset, piece)?;
             offset += piece.len() as u64;
         }
-        let checksum = hasher.finalize();
-        let kind = Kind::Record { checksum };
-        let stamp = Stamp { key: lease.key, sequence: *sequence, used_at, kind };
+        let kind = Kind::Record { checksum: hasher.finalize() };
+        let stamp = Stamp { key: lease.key, sequence, used_at, kind };
         storage.write(layout.stamp(place), &stamp.to_bytes())?;
-        entry.in_doubt = false;
+        held.in_doubt = false;
 
-        entry.next = place.other();
-        entry.stored = Some(Stored { sequence: *sequence, used_at, checksum, rolled_back: false });
-        Ok(*sequence)
+        // It is not in the order that its sequence has a say in.
+        order.set_used_at(slab, used_at, &|_| sequence);
+        let next = place.other().plane;
+        let state = Slab { next, content: Content::Record, rolled_back: false };
+        if index.slab(slab).content == Content::Record {
+            index.change(slab, state);
+        } else {
+            self.forget(slab);
+            if let Ok(Some(tombstone)) = self.find(lease.key, Content::Tombstone) {
+                self.index.unlink(Some(lease.key), tombstone);
+            }
+            self.index.link(lease.key, slab, state);
+        }
+        Ok(sequence)
     }
 
     /// Takes the exclusive right to write `key`. If the key has no record, a slab is reserved for
@@ -315,23 +356,23 @@ impl<S: Storage> StateCache<S> {
     /// # Errors
     /// If the key is under a lease, or every record is.
     pub fn lease(&mut self, key: Key) -> Result<Leased, LeaseError> {
-        let mut evicted = None;
-        let generation = self.generation + 1;
-        if let Some(entry) = self.entries.get_mut(&key) {
-            if entry.lease.is_some() {
-                return Err(LeaseError::Leased { key });
-            }
-            entry.recency(key).into_iter().for_each(|recency| self.evictable.remove(recency));
-            entry.lease = Some(generation);
-        } else {
-            if self.free.is_empty() {
-                evicted = Some(self.evict()?);
-            }
-            let next = self.free.pop().expect("a slab was free or has been vacated");
-            let lease = Some(generation);
-            self.entries.insert(key, Entry { lease, ..Entry::new(next, None) });
+        if self.leases.contains_key(&key) {
+            return Err(LeaseError::Leased { key });
         }
-        self.generation = generation;
+        let mut evicted = None;
+        let slab = if let Some(slab) = self.find(key, Content::Record)? {
+            let Self { storage, layout, index, order, .. } = self;
+            order.remove(slab, &Stamps { storage, layout }.sequences(index));
+            slab
+        } else {
+            if self.order.n_free() == 0 {
+                evicted = self.evict()?;
+            }
+            self.order.pop_free().expect("a slab was free or has been vacated")
+        };
+        self.generation += 1;
+        let generation = self.generation;
+        self.leases.insert(key, Held { generation, slab, in_doubt: false });
         Ok(Leased { lease: Lease { key, generation }, evicted })
     }
 
@@ -341,20 +382,20 @@ impl<S: Storage> StateCache<S> {
     /// If the lease is stale.
     pub fn release(&mut self, lease: Lease) -> Result<(), ReleaseError> {
         let key = lease.key;
-        let entry = held(&mut self.entries, lease)?;
-        entry.lease = None;
-        if let Some(recency) = entry.recency(key) {
-            self.evictable.insert(recency);
-            return Ok(());
-        }
-        let Entry { next, in_doubt, .. } = *entry;
-        self.entries.remove(&key);
-        if !in_doubt {
-            self.free.push(next);
+        let Held { slab, in_doubt, .. } = *held(&mut self.leases, lease)?;
+        self.leases.remove(&key);
+        if self.index.slab(slab).content == Content::Record {
+            let Self { storage, layout, index, order, .. } = self;
+            order.insert(slab, &Stamps { storage, layout }.sequences(index));
+        } else if !in_doubt {
+            self.order.push_free(slab);
         } else {
+            self.forget(slab);
             // What was refused may lie there in full, and must not come up beside a later record
             // of the same key. If it cannot be buried, nobody gets the slab until the next scan.
-            self.bury(key, next).ok();
+            if self.bury(key, slab, Gone::UNSAID).is_ok() {
+                self.order.push_free(slab);
+            }
         }
         Ok(())
     }
@@ -365,35 +406,32 @@ impl<S: Storage> StateCache<S> {
     /// If there is no record.
     pub fn touch(&mut self, key: Key, used_at: u64) -> Result<(), TouchError> {
         let absent = || TouchError::Absent { key };
-        let entry = self.entries.get_mut(&key).ok_or_else(absent)?;
-        let stored = entry.stored.ok_or_else(absent)?;
-        let offset = self.layout.used(entry.next.other());
-        self.storage.write(offset, &used_bytes(stored.sequence, used_at))?;
-
-        let is_evictable = entry.lease.is_none();
-        if is_evictable {
-            self.evictable.remove(stored.recency(key));
-        }
-        let stored = Stored { used_at, ..stored };
-        entry.stored = Some(stored);
-        if is_evictable {
-            self.evictable.insert(stored.recency(key));
-        }
+        let slab = self.find(key, Content::Record)?.ok_or_else(absent)?;
+        let (place, stamp) = self.latest(slab)?.ok_or_else(absent)?;
+        self.storage.write(self.layout.used(place), &used_bytes(stamp.sequence, used_at))?;
+        let Self { storage, layout, index, order, .. } = self;
+        order.set_used_at(slab, used_at, &Stamps { storage, layout }.sequences(index));
         Ok(())
     }
 
-    /// Removes the record of `key`.
+    /// Removes the record of `key`, without saying why.
     ///
     /// # Errors
     /// If there is no record, or it is under a lease.
     pub fn remove(&mut self, key: Key) -> Result<(), RemoveError> {
-        let Some(entry) = self.entries.get(&key) else {
-            return Err(RemoveError::Absent { key });
-        };
-        if entry.lease.is_some() {
+        self.remove_as(key, Gone::UNSAID)
+    }
+
+    /// Removes the record of `key`, and notes for [`StateCache::gone`] why.
+    ///
+    /// # Errors
+    /// If there is no record, or it is under a lease.
+    pub fn remove_as(&mut self, key: Key, gone: Gone) -> Result<(), RemoveError> {
+        if self.leases.contains_key(&key) {
             return Err(RemoveError::Leased { key });
         }
-        Ok(self.vacate(key)?)
+        let slab = self.find(key, Content::Record)?.ok_or(RemoveError::Absent { key })?;
+        Ok(self.vacate(Some(key), slab, gone)?)
     }
 
     /// Returns when every write so far would survive the loss of power.
@@ -428,78 +466,115 @@ impl<S: Storage> StateCache<S> {
         Ok(())
     }
 
-    /// Puts the copy before the latest in its place, for that one has turned out damaged.
-    fn roll_back(&mut self, key: Key) -> Result<Stored, ReadError> {
-        let Self { storage, layout, entries, evictable, .. } = self;
-        let entry = entries.get_mut(&key).ok_or(ReadError::Absent { key })?;
-        let place = entry.next;
-        let StampRead::Whole(stamp) = recovery::stamp(storage, layout, place)? else {
-            return Err(ReadError::Damaged { key });
-        };
-        let Stamp { key: found, sequence, used_at, kind: Kind::Record { checksum } } = stamp else {
-            return Err(ReadError::Damaged { key });
-        };
-        if found != key || !recovery::is_whole(storage, layout, place, checksum)? {
-            return Err(ReadError::Damaged { key });
-        }
-        entry.recency(key).into_iter().for_each(|recency| evictable.remove(recency));
-        let stored = Stored { sequence, used_at, checksum, rolled_back: true };
-        entry.stored = Some(stored);
-        entry.next = place.other();
-        entry.recency(key).into_iter().for_each(|recency| evictable.insert(recency));
-        Ok(stored)
+    fn stamps(&self) -> Stamps<'_, S> {
+        Stamps { storage: &self.storage, layout: &self.layout }
     }
 
-    /// Removes the least recently used record.
-    fn evict(&mut self) -> Result<Key, LeaseError> {
+    /// The slab that holds a record of `key`, or that holds its tombstone.
+    fn find(&self, key: Key, content: Content) -> io::Result<Option<SlabId>> {
+        self.index.find(key, |slab| {
+            if self.index.slab(slab).content != content {
+                return Ok(None);
+            }
+            self.stamps().key(self.index.next(slab).other())
+        })
+    }
+
+    /// What is known of the record of a slab, unless neither stamp is whole.
+    fn info(&self, slab: SlabId) -> io::Result<Option<RecordInfo>> {
+        let Some((place, stamp)) = self.latest(slab)? else { return Ok(None) };
+        let Stamp { key, sequence, .. } = stamp;
+        let rolled_back = self.index.slab(slab).rolled_back || place == self.index.next(slab);
+        Ok(Some(RecordInfo { key, sequence, used_at: self.order.used_at(slab), rolled_back }))
+    }
+
+    /// Where the latest copy of a record lies whose stamp is whole, and that stamp.
+    fn latest(&self, slab: SlabId) -> io::Result<Option<(Place, Stamp)>> {
+        let next = self.index.next(slab);
+        let latest = self.stamps().latest(next.other())?;
+        Ok(match latest {
+            // The copy before may be somebody else's. That the index has it where it would have
+            // their slab is a coincidence of the chain and four bits, in a slab whose latest stamp
+            // is damaged and whose last tombstone was lost with the power.
+            Some((place, stamp)) if place == next => {
+                let is_same = self.find(stamp.key, Content::Record)? == Some(slab);
+                latest.filter(|_| is_same)
+            }
+            _ => latest,
+        })
+    }
+
+    /// Puts the copy before the latest in its place, for that one has turned out damaged.
+    fn roll_back(&mut self, key: Key, slab: SlabId) -> Result<Stamp, ReadError> {
+        let place = self.index.next(slab);
+        let stamp = self.stamps().whole(key, place)?.ok_or(ReadError::Damaged { key })?;
+        let next = place.other().plane;
+        let Self { storage, layout, index, order, .. } = self;
+        index.change(slab, Slab { next, content: Content::Record, rolled_back: true });
+        order.set_used_at(slab, stamp.used_at, &Stamps { storage, layout }.sequences(index));
+        Ok(stamp)
+    }
+
+    /// Removes the least recently used record; says whose it was, if its stamps still tell.
+    fn evict(&mut self) -> Result<Option<Key>, LeaseError> {
         let records_max = self.layout.config().records_max;
-        let key = self.evictable.victim().ok_or(LeaseError::Full { records_max })?;
-        self.vacate(key)?;
+        let slab = self.order.victim().ok_or(LeaseError::Full { records_max })?;
+        let key = self.latest(slab)?.map(|(_, stamp)| stamp.key);
+        let at = self.order.used_at(slab);
+        self.vacate(key, slab, Gone { reason: Gone::EVICTED, at })?;
         Ok(key)
     }
 
-    /// Removes a record that is not under a lease.
-    fn vacate(&mut self, key: Key) -> io::Result<()> {
-        let entry = self.entries[&key];
-        self.bury(key, entry.next)?;
-        self.entries.remove(&key);
-        entry.recency(key).into_iter().for_each(|recency| self.evictable.remove(recency));
-        Ok(())
-    }
-
-    /// Writes a tombstone, and frees the slab.
-    fn bury(&mut self, key: Key, place: Place) -> io::Result<()> {
-        self.sequence += 1;
-        let stamp = Stamp { key, sequence: self.sequence, used_at: 0, kind: Kind::Tombstone };
-        self.storage.write(self.layout.stamp(place), &stamp.to_bytes())?;
-        self.free.push(place.other());
-        Ok(())
-    }
-}
-
-impl Entry {
-    /// An entry without a lease.
-    pub(crate) fn new(next: Place, stored: Option<Stored>) -> Self {
-        Self { next, stored, lease: None, in_doubt: false }
-    }
-
-    /// Its rank among the evictable, if it is one of them.
-    fn recency(&self, key: Key) -> Option<Recency> {
-        if self.lease.is_some() {
-            return None;
+    /// Removes a record that is not under a lease, and frees its slab.
+    fn vacate(&mut self, key: Option<Key>, slab: SlabId, gone: Gone) -> io::Result<()> {
+        // Where nobody can tell whose it was, the copy before must not come up either.
+        let (whose, gone) = key.map_or((Key(0), Gone::UNSAID), |key| (key, gone));
+        self.write_tombstone(whose, slab, gone)?;
+        let Self { storage, layout, index, order, .. } = self;
+        // The order still knows it by the stamp before the tombstone.
+        order.remove(slab, &Stamps { storage, layout }.sequences(index));
+        order.push_free(slab);
+        let next = index.next(slab).other().plane;
+        if gone.is_said() {
+            index.change(slab, Slab { next, content: Content::Tombstone, rolled_back: false });
+        } else {
+            index.unlink(key, slab);
+            index.change(slab, Slab::empty(next));
         }
-        Some(self.stored?.recency(key))
-    }
-}
-
-impl Stored {
-    fn info(self, key: Key) -> RecordInfo {
-        let Self { sequence, used_at, rolled_back, .. } = self;
-        RecordInfo { key, sequence, used_at, rolled_back }
+        Ok(())
     }
 
-    fn recency(self, key: Key) -> Recency {
-        Recency { used_at: self.used_at, sequence: self.sequence, key }
+    /// Writes a tombstone to a slab that the index has nothing in.
+    fn bury(&mut self, key: Key, slab: SlabId, gone: Gone) -> io::Result<()> {
+        self.write_tombstone(key, slab, gone)?;
+        let next = self.index.next(slab).other().plane;
+        self.index.change(slab, Slab::empty(next));
+        Ok(())
+    }
+
+    fn write_tombstone(&mut self, key: Key, slab: SlabId, gone: Gone) -> io::Result<()> {
+        let place = self.index.next(slab);
+        self.sequence = self.sequence.saturating_add(1);
+        let kind = Kind::Tombstone { reason: gone.reason };
+        let stamp = Stamp { key, sequence: self.sequence, used_at: gone.at, kind };
+        self.storage.write(self.layout.stamp(place), &stamp.to_bytes())
+    }
+
+    /// Drops the tombstone that a slab may hold from the index.
+    fn forget(&mut self, slab: SlabId) {
+        let key = self.stamps().key(self.index.next(slab).other());
+        self.index.unlink(key.ok().flatten(), slab);
+    }
+
+    /// Puts every slab in the order: the record of each, or the slab as a free one.
+    fn line_up(&mut self) {
+        let Self { storage, layout, index, order, .. } = self;
+        order.fill(index.records(), &Stamps { storage, layout }.sequences(index));
+        // The lowest slabs are taken first, so that the file stays short on the disk.
+        let slabs = (0..layout.config().records_max).rev().map(SlabId);
+        slabs
+            .filter(|slab| index.slab(*slab).content != Content::Record)
+            .for_each(|slab| order.push_free(slab));
     }
 }
 
@@ -515,10 +590,10 @@ impl fmt::Display for Key {
     }
 }
 
-/// The entry that `lease` stands for.
-fn held(entries: &mut HashMap<Key, Entry>, lease: Lease) -> Result<&mut Entry, ReleaseError> {
-    entries
+/// What `lease` is on.
+fn held(leases: &mut HashMap<Key, Held>, lease: Lease) -> Result<&mut Held, ReleaseError> {
+    leases
         .get_mut(&lease.key)
-        .filter(|entry| entry.lease == Some(lease.generation))
+        .filter(|held| held.generation == lease.generation)
         .ok_or(ReleaseError { key: lease.key })
 }

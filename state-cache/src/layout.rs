@@ -86,7 +86,17 @@ pub(crate) enum Kind {
         checksum: u32,
     },
     /// The key was here and has been removed.
-    Tombstone,
+    Tombstone { reason: u32 },
+}
+
+/// Why and when a record was removed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Gone {
+    /// The caller's number for it, but for [`Gone::EVICTED`]; 0 says nothing, and is not found
+    /// again.
+    pub reason: u32,
+    /// As the caller counts time; when a record was last used, if it was evicted.
+    pub at: u64,
 }
 
 /// What 64 bytes turn out to be.
@@ -158,6 +168,17 @@ impl Layout {
     }
 }
 
+impl Gone {
+    /// The reason of records that gave way to others.
+    pub const EVICTED: u32 = u32::MAX;
+    /// No reason, at no time: what is said of a record that just was not to be there.
+    pub(crate) const UNSAID: Self = Self { reason: 0, at: 0 };
+
+    pub(crate) fn is_said(self) -> bool {
+        self.reason != 0
+    }
+}
+
 impl Plane {
     pub(crate) fn other(self) -> Self {
         match self {
@@ -223,7 +244,7 @@ impl Stamp {
         let mut bytes = [0; STAMP_BYTES];
         let (kind, checksum) = match self.kind {
             Kind::Record { checksum } => (KIND_RECORD, checksum),
-            Kind::Tombstone => (KIND_TOMBSTONE, 0),
+            Kind::Tombstone { reason } => (KIND_TOMBSTONE, reason),
         };
         bytes[..16].copy_from_slice(&self.key.0.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.sequence.to_le_bytes());
@@ -246,7 +267,7 @@ impl Stamp {
         let checksum = u32::from_le_bytes(array(&bytes[40..44]));
         let kind = match u64::from_le_bytes(array(&bytes[32..40])) {
             KIND_RECORD => Kind::Record { checksum },
-            KIND_TOMBSTONE => Kind::Tombstone,
+            KIND_TOMBSTONE => Kind::Tombstone { reason: checksum },
             _ => return StampRead::Damaged,
         };
         let sequence = u64::from_le_bytes(array(&bytes[16..24]));

@@ -34,7 +34,9 @@
 //! ```
 //!
 //! The record is written before its stamp, and the stamp in one piece. Removal and eviction write a
-//! tombstone. [`StateCache::touch`] rewrites only bytes 48..60; if that is torn, `written_at` stands
+//! tombstone: a stamp with a reason, the caller's number, where the checksum of a record is, and the
+//! time of the removal where its last use is. [`StateCache::gone`] tells them until the slab is used
+//! again; reason 0 says nothing. [`StateCache::touch`] rewrites only bytes 48..60; if that is torn, `written_at` stands
 //! in and nothing else is lost.
 //!
 //! CRC-32 finds every flip of up to two bits and every burst of up to 32, and misses other damage
@@ -54,13 +56,35 @@
 //!   then it is marked [`RecordInfo::rolled_back`]. What is not marked is never older than the flush.
 //!   Whoever wants power loss to cost nothing flushes after each write. This takes a disk that
 //!   writes a sector whole or not at all.
-//! - **Bits rot.** Every copy is verified before it is handed out, and when the file is opened. A
-//!   damaged one is never returned; the other copy is, marked [`RecordInfo::rolled_back`].
+//! - **Bits rot.** Every copy is verified before it is handed out and, unless [`Verify::OnRead`] puts
+//!   that off, when the file is opened. A damaged one is never returned; the other copy is, marked
+//!   [`RecordInfo::rolled_back`]. A copy whose stamp is damaged is a damaged copy.
+//!
+//! [`Verify::OnRead`] takes nothing from this but the time: what is lost or rolled back is found when
+//! it is read, and until then the latest stamp is believed. Only if two slabs have a record of one key,
+//! which takes a loss of power, are both verified at once, for the earlier is then removed.
+//!
+//! # Memory
+//!
+//! A file takes 23 bytes of memory for each of [`Config::records_max`], whatever it holds, since keys,
+//! sequences and checksums are looked up in the stamps:
+//!
+//! ```text
+//! index      2 B  heads of chains, one for two slabs    order   8 B  used_at
+//!            4 B  next slab of the same chain                   4 B  a heap of the evictable, a stack of the free
+//!            1 B  plane, content, a mark, 4 bits of hash        4 B  where in the heap
+//! ```
+//!
+//! So a look-up reads a stamp or two, and an eviction some where times are equal. They are in the page
+//! cache, 128 bytes for each slab, if the machine has room for them; without that, each is a read from
+//! the disk.
 
 mod cache;
 mod eviction;
+mod index;
 mod layout;
 mod recovery;
+mod stamps;
 mod storage;
 mod tape;
 
@@ -68,8 +92,8 @@ pub use cache::{
     Key, Lease, LeaseError, Leased, ReadError, Record, RecordInfo, ReleaseError, RemoveError,
     StateCache, TouchError, WriteError, Written,
 };
-pub use layout::{Config, Fingerprint};
-pub use recovery::{OpenError, Recovery};
+pub use layout::{Config, Fingerprint, Gone};
+pub use recovery::{OpenError, Recovery, Verify};
 #[cfg(any(test, feature = "faulty"))]
 pub use storage::faulty::{Fault, FaultyStorage};
 pub use storage::{MappedFile, Storage};

@@ -3,19 +3,19 @@
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{HashMap, hash_map},
-    io, iter,
-};
+use std::{io, iter};
 
 use thiserror::Error;
 
 use crate::{
-    cache::{Entry, Key, Stored},
+    cache::Key,
+    eviction::Evictable,
+    index::{Content, Index, Slab},
     layout::{
-        Config, Fingerprint, HEADER_BYTES, Kind, Layout, Place, Plane, STAMP_BYTES, SlabId, Stamp,
-        StampRead,
+        Config, Fingerprint, Gone, HEADER_BYTES, Kind, Layout, Place, Plane, STAMP_BYTES, SlabId,
+        Stamp, StampRead,
     },
+    stamps::{RUN, Stamps},
     storage::Storage,
 };
 
@@ -55,6 +55,17 @@ pub enum OpenError {
     Io(#[from] io::Error),
 }
 
+/// When the bytes of records are verified that a file holds when it is opened.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verify {
+    /// All of them are read.
+    AtOpen,
+    /// Each is when it is read first, as at every time that it is read; opening looks at stamps
+    /// only. If the latest copy is damaged, reading it brings back the one before. Until then what
+    /// is known of the record is what the latest stamp says, and [`Recovery`] counts it so.
+    OnRead,
+}
+
 /// What opening a file found.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Recovery {
@@ -68,17 +79,29 @@ pub struct Recovery {
     pub superseded: u64,
 }
 
-/// The index of a file.
-#[derive(Debug, Default)]
-pub(crate) struct Scan {
-    pub entries: HashMap<Key, Entry>,
-    /// Where the next records go; the last one first.
-    pub free: Vec<Place>,
-    /// Records to bury: another slab has a later one of the same key.
-    pub superseded: Vec<(Key, Place)>,
+/// The index of a file, in the making and done.
+pub(crate) struct Scan<'a, S> {
+    stamps: Stamps<'a, S>,
+    verify: Verify,
+    pub index: Index,
+    /// Knows when records were used, but not yet who is to go.
+    pub order: Evictable,
+    /// Slabs to look at again, verifying: two records of one key are in the file, and one of them
+    /// is not whole.
+    doubtful: Vec<SlabId>,
+    /// Records to bury, no longer in the index: another slab has a later one of the same key.
+    pub superseded: Vec<(Key, SlabId)>,
     /// Of the latest stamp in the file.
     pub sequence: u64,
     pub recovery: Recovery,
+}
+
+/// The latest copy of a slab, as far as that was looked at.
+struct Found {
+    /// Where it lies; plane B if there is none.
+    place: Place,
+    stamp: Option<Stamp>,
+    n_damaged: u32,
 }
 
 /// Makes sure that `storage` is a cache of the shape and owner that `layout` says; an empty one
@@ -119,96 +142,158 @@ fn is_unformatted(storage: &impl Storage, layout: &Layout) -> io::Result<bool> {
     Ok(is_blank(stamps(Plane::A)?) && is_blank(stamps(Plane::B)?))
 }
 
-/// Reads every stamp, and of every slab the latest copy that is whole.
-pub(crate) fn scan(storage: &impl Storage, layout: &Layout) -> io::Result<Scan> {
-    let mut scan = Scan::default();
-    for slab in (0..layout.config().records_max).map(SlabId) {
-        let (place, occupant) = scan.resolve(storage, layout, slab)?;
-        match occupant {
-            Some((key, stored)) => scan.seat(key, Entry::new(place.other(), Some(stored))),
-            None => scan.free.push(place.other()),
+/// Reads every stamp and, if that is asked for, of every slab the latest copy that is whole.
+pub(crate) fn scan<'a, S: Storage>(
+    storage: &'a S,
+    layout: &'a Layout,
+    verify: Verify,
+) -> io::Result<Scan<'a, S>> {
+    let mut scan = Scan {
+        stamps: Stamps { storage, layout },
+        verify,
+        index: Index::new(layout.config().records_max),
+        order: Evictable::new(layout.config().records_max),
+        doubtful: Vec::new(),
+        superseded: Vec::new(),
+        sequence: 0,
+        recovery: Recovery::default(),
+    };
+    for first in (0..layout.config().records_max).step_by(RUN as usize) {
+        let stamps = |plane| scan.stamps.run(SlabId(first), plane);
+        let (a, b) = (stamps(Plane::A)?, stamps(Plane::B)?);
+        let stamps = iter::zip(a.chunks_exact(STAMP_BYTES), b.chunks_exact(STAMP_BYTES));
+        for (slab, (a, b)) in (first..).map(SlabId).zip(stamps) {
+            scan.settle(slab, [Stamp::from_bytes(a), Stamp::from_bytes(b)], verify)?;
+            scan.settle_doubtful()?;
         }
     }
-    // The lowest slabs are taken first, so that the file stays short on the disk.
-    scan.free.reverse();
-    scan.recovery.records = scan.entries.len() as u64;
+    scan.recovery.records = scan.index.n_records() as u64;
     scan.recovery.superseded = scan.superseded.len() as u64;
-    let rolled_back = |entry: &&Entry| entry.stored.is_some_and(|stored| stored.rolled_back);
-    scan.recovery.rolled_back = scan.entries.values().filter(rolled_back).count() as u64;
+    let is_rolled_back = |slab: &SlabId| scan.index.slab(*slab).rolled_back;
+    scan.recovery.rolled_back = scan.index.records().filter(is_rolled_back).count() as u64;
     Ok(scan)
 }
 
-/// The stamp at `place`.
-pub(crate) fn stamp(
-    storage: &impl Storage,
-    layout: &Layout,
-    place: Place,
-) -> io::Result<StampRead> {
-    Ok(Stamp::from_bytes(storage.read(layout.stamp(place), STAMP_BYTES as u64)?))
-}
+impl<S: Storage> Scan<'_, S> {
+    fn settle_doubtful(&mut self) -> io::Result<()> {
+        while let Some(slab) = self.doubtful.pop() {
+            let read = |plane| self.stamps.read(Place { slab, plane });
+            let stamps = [read(Plane::A)?, read(Plane::B)?];
+            self.settle(slab, stamps, Verify::AtOpen)?;
+        }
+        Ok(())
+    }
 
-/// Whether the bytes of the record at `place` have this checksum.
-pub(crate) fn is_whole(
-    storage: &impl Storage,
-    layout: &Layout,
-    place: Place,
-    checksum: u32,
-) -> io::Result<bool> {
-    let bytes = storage.read(layout.record(place), layout.config().record_bytes)?;
-    Ok(crc32fast::hash(bytes) == checksum)
-}
-
-impl Scan {
-    /// Finds the latest whole copy of a slab, and the record if it is one.
-    fn resolve(
-        &mut self,
-        storage: &impl Storage,
-        layout: &Layout,
-        slab: SlabId,
-    ) -> io::Result<(Place, Option<(Key, Stored)>)> {
-        let mut whole = Vec::with_capacity(2);
-        let mut n_damaged = 0;
-        for plane in [Plane::A, Plane::B] {
-            let place = Place { slab, plane };
-            match stamp(storage, layout, place)? {
-                StampRead::Blank => {}
-                StampRead::Damaged => n_damaged += 1,
-                StampRead::Whole(stamp) => whole.push((stamp, place)),
+    /// Enters what a slab holds, whose stamps in planes A and B these are.
+    fn settle(&mut self, slab: SlabId, stamps: [StampRead; 2], verify: Verify) -> io::Result<()> {
+        let Found { place, stamp, n_damaged } = self.resolve(slab, stamps, verify)?;
+        let next = place.other().plane;
+        self.index.change(slab, Slab::empty(next));
+        match stamp {
+            Some(stamp @ Stamp { kind: Kind::Record { .. }, .. }) => {
+                let state = Slab { next, content: Content::Record, rolled_back: 0 < n_damaged };
+                self.seat(slab, stamp, state, verify)
+            }
+            Some(Stamp { key, sequence, used_at, kind: Kind::Tombstone { reason } }) => {
+                if (Gone { reason, at: used_at }).is_said() {
+                    let state = Slab { next, content: Content::Tombstone, rolled_back: false };
+                    self.remember(key, sequence, slab, state)?;
+                }
+                Ok(())
+            }
+            None => {
+                self.recovery.lost += u64::from(0 < n_damaged);
+                Ok(())
             }
         }
-        whole.sort_by_key(|(stamp, _)| stamp.sequence);
-        for (stamp, place) in whole.into_iter().rev() {
+    }
+
+    /// Finds the latest copy of a slab that is whole, or whose stamp is.
+    fn resolve(
+        &mut self,
+        slab: SlabId,
+        stamps: [StampRead; 2],
+        verify: Verify,
+    ) -> io::Result<Found> {
+        let mut whole = [None, None];
+        let mut n_damaged = 0;
+        for ((plane, stamp), whole) in [Plane::A, Plane::B].into_iter().zip(stamps).zip(&mut whole)
+        {
+            let place = Place { slab, plane };
+            match stamp {
+                StampRead::Blank => {}
+                StampRead::Damaged => n_damaged += 1,
+                StampRead::Whole(stamp) => *whole = Some((stamp, place)),
+            }
+        }
+        whole.sort_by_key(|it| it.map(|(stamp, _)| stamp.sequence));
+        for (stamp, place) in whole.into_iter().rev().flatten() {
             self.sequence = self.sequence.max(stamp.sequence);
-            let Stamp { key, sequence, used_at, kind } = stamp;
-            let Kind::Record { checksum } = kind else { return Ok((place, None)) };
-            if is_whole(storage, layout, place, checksum)? {
-                let rolled_back = 0 < n_damaged;
-                return Ok((
-                    place,
-                    Some((key, Stored { sequence, used_at, checksum, rolled_back })),
-                ));
+            let is_whole = match stamp.kind {
+                Kind::Record { checksum } => {
+                    verify == Verify::OnRead || self.stamps.is_whole(place, checksum)?
+                }
+                Kind::Tombstone { .. } => true,
+            };
+            if is_whole {
+                return Ok(Found { place, stamp: Some(stamp), n_damaged });
             }
             n_damaged += 1;
         }
-        self.recovery.lost += u64::from(0 < n_damaged);
-        Ok((Place { slab, plane: Plane::B }, None))
+        Ok(Found { place: Place { slab, plane: Plane::B }, stamp: None, n_damaged })
     }
 
     /// Enters a record, unless another slab has a later one of the same key.
-    fn seat(&mut self, key: Key, entry: Entry) {
-        match self.entries.entry(key) {
-            hash_map::Entry::Vacant(vacant) => {
-                vacant.insert(entry);
+    fn seat(&mut self, slab: SlabId, stamp: Stamp, state: Slab, verify: Verify) -> io::Result<()> {
+        let key = stamp.key;
+        self.order.set_used_at(slab, stamp.used_at, &|_| stamp.sequence);
+        let Some(other) = self.find(key)? else {
+            self.index.link(key, slab, state);
+            return Ok(());
+        };
+        let place = self.index.next(other).other();
+        if self.index.slab(other).content == Content::Tombstone {
+            self.index.unlink(Some(key), other);
+            self.index.link(key, slab, state);
+            return Ok(());
+        }
+        if self.verify == Verify::OnRead {
+            // The earlier one goes for good, so the later one had better be whole.
+            let is_whole = self.stamps.whole(key, place)?.is_some();
+            if !is_whole {
+                self.index.unlink(Some(key), other);
+                self.doubtful.push(other);
             }
-            hash_map::Entry::Occupied(mut occupied) => {
-                let sequence = |entry: &Entry| entry.stored.map(|stored| stored.sequence);
-                let earlier = if sequence(occupied.get()) < sequence(&entry) {
-                    occupied.insert(entry)
-                } else {
-                    entry
-                };
-                self.superseded.push((key, earlier.next));
+            if !is_whole || verify == Verify::OnRead {
+                self.doubtful.push(slab);
+                return Ok(());
             }
         }
+        if self.stamps.sequence(place) < stamp.sequence {
+            self.index.unlink(Some(key), other);
+            self.index.link(key, slab, state);
+            self.superseded.push((key, other));
+        } else {
+            self.superseded.push((key, slab));
+        }
+        Ok(())
+    }
+
+    /// Enters a tombstone, unless there is a record of the same key, or a later tombstone.
+    fn remember(&mut self, key: Key, sequence: u64, slab: SlabId, state: Slab) -> io::Result<()> {
+        if let Some(other) = self.find(key)? {
+            let place = self.index.next(other).other();
+            let is_record = self.index.slab(other).content == Content::Record;
+            if is_record || sequence < self.stamps.sequence(place) {
+                return Ok(());
+            }
+            self.index.unlink(Some(key), other);
+        }
+        self.index.link(key, slab, state);
+        Ok(())
+    }
+
+    fn find(&self, key: Key) -> io::Result<Option<SlabId>> {
+        self.index.find(key, |slab| self.stamps.key(self.index.next(slab).other()))
     }
 }

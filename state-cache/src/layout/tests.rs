@@ -52,7 +52,7 @@ fn impossible_sizes_are_refused() {
 
 #[test]
 fn stamps_read_as_they_were_written() {
-    for kind in [Kind::Record { checksum: 0xdead_beef }, Kind::Tombstone] {
+    for kind in [Kind::Record { checksum: 0xdead_beef }, Kind::Tombstone { reason: 9 }] {
         let stamp = Stamp { kind, ..STAMP };
         assert_eq!(Stamp::from_bytes(&stamp.to_bytes()), StampRead::Whole(stamp));
     }

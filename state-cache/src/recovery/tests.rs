@@ -35,7 +35,7 @@ fn damaged_or_foreign_header_is_refused_by_the_field() {
         |bytes| bytes[..8].copy_from_slice(b"SQLite f"),
         expect![
             "header field `magic` is [53, 51, 4c, 69, 74, 65, 20, 66], \
-             [41, 65, 72, 69, 65, 52, 65, 63] is expected: not a state cache"
+             [41, 65, 72, 69, 65, 52, 65, 63] is expected: another kind of file"
         ],
     );
     check_bytes(|bytes| bytes[8] = 2, expect!["header field `format` is 2; this build reads 1"]);
@@ -62,7 +62,7 @@ fn header_lost_from_under_records_is_not_taken_for_a_new_file() {
         |bytes| bytes[..4096].fill(0),
         expect![
             "header field `magic` is [00, 00, 00, 00, 00, 00, 00, 00], \
-             [41, 65, 72, 69, 65, 52, 65, 63] is expected: not a state cache"
+             [41, 65, 72, 69, 65, 52, 65, 63] is expected: another kind of file"
         ],
     );
 }

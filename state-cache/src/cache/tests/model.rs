@@ -9,9 +9,12 @@ use std::{
     ops::Range,
 };
 
-use super::{RECORD_BYTES, reopen};
+use super::{RECORD_BYTES, n_slabs, reopen_with};
 use crate::{
     cache::{Key, Lease, LeaseError, RecordInfo, StateCache, WriteError, Written},
+    index::Content,
+    layout::Gone,
+    recovery::Verify,
     storage::faulty::{Fault, FaultyStorage},
 };
 
@@ -58,6 +61,8 @@ fn flushed_values_survive_a_loss_of_power() {
 struct World {
     seed: u64,
     random: Random,
+    /// One seed in two each.
+    verify: Verify,
     records_max: u32,
     cache: StateCache<FaultyStorage>,
     keys: BTreeMap<Key, Model>,
@@ -95,6 +100,8 @@ struct Model {
     /// could not be buried either.
     ghosts: BTreeSet<Option<u64>>,
     lease: Option<Lease>,
+    /// Everything that was ever said of it when it was removed or evicted.
+    goners: Vec<Gone>,
     /// Writes, evictions and removals since the last flush.
     n_writes: u32,
 }
@@ -103,12 +110,14 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed);
         let records_max = 1 + u32::try_from(random.below(6)).unwrap();
-        let cache = reopen(&FaultyStorage::default(), records_max);
+        let verify = if seed.is_multiple_of(2) { Verify::AtOpen } else { Verify::OnRead };
+        let cache = reopen_with(&FaultyStorage::default(), records_max, verify);
         let held_nothing = || Model { after: [None].into(), ..Model::default() };
         let keys = (0..KEYS).map(|key| (Key(key.into()), held_nothing())).collect();
         Self {
             seed,
             random,
+            verify,
             records_max,
             cache,
             keys,
@@ -150,9 +159,14 @@ impl World {
         self.check();
     }
 
+    /// About now, so that times go backwards too.
+    fn time(&mut self) -> u64 {
+        self.now.saturating_sub(self.random.below(4))
+    }
+
     fn write(&mut self, key: Key) {
         self.version += 1;
-        let (version, now) = (self.version, self.now);
+        let (version, now) = (self.version, self.time());
         let value = value(key, version);
         let cut = usize::try_from(self.random.below(RECORD_BYTES as u64)).unwrap();
         let (head, tail) = value.split_at(cut);
@@ -226,7 +240,7 @@ impl World {
     }
 
     fn touch(&mut self, key: Key) {
-        let now = self.now;
+        let now = self.time();
         let is_touched = self.cache.touch(key, now).is_ok();
         let has_failed = self.has_failed();
         let model = self.model(key);
@@ -240,7 +254,9 @@ impl World {
     }
 
     fn remove(&mut self, key: Key) {
-        let is_removed = self.cache.remove(key).is_ok();
+        let gone = Gone { reason: u32::try_from(self.random.below(3)).unwrap(), at: self.now };
+        let is_removed = self.cache.remove_as(key, gone).is_ok();
+        self.model(key).goners.push(gone);
         let has_failed = self.has_failed();
         let model = self.model(key);
         let is_removable = model.held.is_some() && model.lease.is_none();
@@ -248,6 +264,9 @@ impl World {
         if is_removed {
             model.n_writes += 1;
             model.hold(None, 0, 0);
+            let said = (gone.reason != 0).then_some(gone);
+            let found = self.cache.gone(key);
+            assert!(found == said || said.is_none(), "{key}: {found:?}, {said:?}: {self}");
         } else if is_removable {
             model.after.insert(None);
         }
@@ -312,7 +331,7 @@ impl World {
     }
 
     fn reopen(&mut self, storage: FaultyStorage) {
-        self.cache = reopen(&storage, self.records_max);
+        self.cache = reopen_with(&storage, self.records_max, self.verify);
         self.n_retired = 0;
         self.n_failed = 0;
         self.keys.values_mut().for_each(|model| model.lease = None);
@@ -320,8 +339,13 @@ impl World {
 
     /// The version that comes up after reopening, and what is known of it without reading.
     fn find(&mut self, key: Key) -> (Option<u64>, Option<RecordInfo>) {
-        let info = self.cache.record(key);
         let found = self.cache.read(key).ok().map(|record| version(key, record.bytes));
+        let info = self.cache.record(key);
+        if self.verify == Verify::OnRead && found.is_none() && info.is_some() {
+            // Its only copy is damaged, as reading it has just shown.
+            self.cache.remove(key).unwrap();
+            return (None, None);
+        }
         assert_eq!(found.is_some(), info.is_some(), "{key}: {self}");
         (found, info)
     }
@@ -330,8 +354,7 @@ impl World {
     fn check(&self) {
         let n_held = self.keys.values().filter(|model| model.held.is_some()).count();
         assert_eq!(self.cache.len(), n_held, "{self}");
-        let n_slabs = self.cache.free.len() + self.cache.entries.len();
-        assert_eq!(n_slabs, self.records_max as usize - self.n_retired, "{self}");
+        assert_eq!(n_slabs(&self.cache), self.records_max as usize - self.n_retired, "{self}");
         for (key, model) in &self.keys {
             let info = self.cache.record(*key);
             assert_eq!(info.is_some(), model.held.is_some(), "{key}: {self}");
@@ -339,6 +362,9 @@ impl World {
                 assert_eq!(info.used_at, model.used_at, "{key}: {self}");
                 assert_eq!(info.sequence, model.sequence, "{key}: {self}");
             }
+            let gone = self.cache.gone(*key);
+            let may_be = |gone| info.is_none() && model.goners.contains(&gone);
+            assert!(gone.is_none_or(may_be), "{key}: {gone:?}, {model:?}: {self}");
         }
     }
 
@@ -353,7 +379,9 @@ impl World {
     }
 
     fn lacks_room(&self, key: Key) -> bool {
-        !self.cache.entries.contains_key(&key) && self.cache.free.is_empty()
+        let has_slab = self.cache.find(key, Content::Record).unwrap().is_some();
+        let is_leased = self.cache.leases.contains_key(&key);
+        !has_slab && !is_leased && self.cache.order.n_free() == 0
     }
 
     /// The victim is gone, or its tombstone has met a fault.
@@ -362,6 +390,7 @@ impl World {
         let is_gone = self.cache.record(key).is_none();
         assert!(is_gone || self.has_failed(), "{key} was to be evicted: {self}");
         let model = self.model(key);
+        model.goners.push(Gone { reason: Gone::EVICTED, at: model.used_at });
         model.n_writes += 1;
         if is_gone {
             model.hold(None, 0, 0);
@@ -372,8 +401,7 @@ impl World {
 
     /// Whether a slab went out of use in this operation.
     fn settle_retirement(&mut self) -> bool {
-        let n_slabs = self.cache.free.len() + self.cache.entries.len();
-        let n_retired = self.records_max as usize - n_slabs;
+        let n_retired = self.records_max as usize - n_slabs(&self.cache);
         let is_retired = self.n_retired < n_retired;
         assert!(!is_retired || self.has_failed(), "{self}");
         self.n_retired = n_retired;
