@@ -73,6 +73,10 @@ impl Door {
                 () = sockets.closed() => {}
                 () = self.accept(&sockets) => {}
             }
+            // Whoever connects now is refused. The stream goes on without them: its end would cut short what the server
+            // does at a shutdown.
+            drop(self);
+            sockets.closed().await;
         });
         ReceiverStream::new(incoming)
     }
