@@ -113,33 +113,37 @@ fn sessions(criterion: &mut Criterion) {
             });
         });
         group.finish();
-
-        let mut group = criterion.benchmark_group(format!("{name}, no bytes of the state"));
-        group.measurement_time(Duration::from_secs(2)).sample_size(20);
-        group.bench_function("fork and forget", |b| {
-            b.iter(|| {
-                let id = it.fork();
-                it.forget(id);
-            });
-        });
-        group.bench_function("fork, rewind and forget", |b| {
-            b.iter(|| {
-                let id = it.fork();
-                let session = it.sessions.expect(id);
-                it.store.rewind(session, TOKENS / 2 + 100);
-                it.store.write(id, session).unwrap();
-                it.forget(id);
-            });
-        });
-        group.bench_function("log a token", |b| {
-            b.iter(|| {
-                it.store.append(&mut it.sessions, ORIGIN, [Word::drawn(7)].into_iter()).unwrap();
-                // On the same page each time, as a session's next tokens are.
-                it.sessions.expect(ORIGIN).record.position = TOKENS;
-            });
-        });
-        group.finish();
+        moves_nothing(criterion, name, &mut it);
     }
+}
+
+/// What does not look at the state.
+fn moves_nothing(criterion: &mut Criterion, name: &str, it: &mut Fixture) {
+    let mut group = criterion.benchmark_group(format!("{name}, no bytes of the state"));
+    group.measurement_time(Duration::from_secs(2)).sample_size(20);
+    group.bench_function("fork and forget", |b| {
+        b.iter(|| {
+            let id = it.fork();
+            it.forget(id);
+        });
+    });
+    group.bench_function("fork, rewind and forget", |b| {
+        b.iter(|| {
+            let id = it.fork();
+            let session = it.sessions.expect(id);
+            it.store.rewind(session, TOKENS / 2 + 100);
+            it.store.write(id, session).unwrap();
+            it.forget(id);
+        });
+    });
+    group.bench_function("log a token", |b| {
+        b.iter(|| {
+            it.store.append(&mut it.sessions, ORIGIN, [Word::drawn(7)].into_iter()).unwrap();
+            // On the same page each time, as a session's next tokens are.
+            it.sessions.expect(ORIGIN).record.position = TOKENS;
+        });
+    });
+    group.finish();
 }
 
 /// That of the bundled model: its header is in every file.

@@ -105,8 +105,11 @@ impl Server {
     /// A new process on the same folder and the same ports, after [`Server::terminate`].
     pub fn restart(&mut self) {
         fs::remove_file(self.addresses_path()).expect("the server wrote its addresses");
+        // As in `grpc://127.0.0.1:40000`; gRPC may have TLS.
         let port = |scheme: &str| {
-            self.address(scheme).trim_start_matches(&format!("{scheme}://")).to_owned()
+            let mut addresses = self.addresses.iter().filter(|it| it.starts_with(scheme));
+            let address = addresses.next().expect("the server told all of its addresses");
+            address.rsplit_once('/').expect("it is a URL").1.to_owned()
         };
         let ports = [port("grpc"), port("quic")];
         self.process = spawn(&self.bundle, &self.flags, self.folder.path(), &ports);

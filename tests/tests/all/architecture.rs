@@ -61,6 +61,7 @@ const UNSAFE: &[&str] = &[
     "serve/src/device/files.rs",
     "serve/src/device/ort.rs",
     "serve/tests/allocations.rs",
+    "state-cache/tests/memory.rs",
     "state-cache/src/storage.rs",
     "tests/fuzz/src/memory.rs",
 ];
