@@ -69,7 +69,9 @@ impl Backoff {
         let range = FIRST_MAX.saturating_mul(1 << self.attempts.min(16)).min(MAX);
         self.attempts += 1;
         let wait = error.retry_after().unwrap_or_default() + range.mul_f64(unit);
-        (now + wait < since + patience).then_some(wait)
+        // More patience than time is counted in has no end.
+        let ends = since.checked_add(patience);
+        ends.is_none_or(|end| now + wait < end).then_some(wait)
     }
 }
 

@@ -42,6 +42,8 @@ fn patience_ends_and_progress_renews_it() {
     assert!(backoff.wait(&lost(), now + Duration::from_secs(2), 0.0).is_none());
     backoff.progressed();
     assert!(backoff.wait(&lost(), now + Duration::from_secs(2), 0.0).is_some());
+    let endless = Retry { patience: Some(Duration::MAX) };
+    assert!(Backoff::new(endless).wait(&lost(), now, 0.0).is_some());
     assert!(Backoff::new(Retry::NEVER).wait(&lost(), now, 0.0).is_none());
 }
 
