@@ -181,8 +181,9 @@ impl<S: Storage, D: Device> Worker<S, D> {
             if is_new {
                 self.forget(id, Gone::Ended);
             } else {
-                session.record =
-                    Record { tape: session.record.tape, lineage: session.record.lineage, ..before };
+                // What was written of the turn stays on the tape; no later one may pass for its branch.
+                let Record { tape, lineage, branch, .. } = session.record;
+                session.record = Record { tape, lineage, branch, ..before };
                 self.parts.store.release(session);
             }
             return Err(reject);
@@ -423,7 +424,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let mut tail = Utf8Tail::default();
         let mut log = Vec::new();
         let mut from = position;
-        // Back to the last prompt, a piece at a time: a character is never longer than a piece.
+        // Back to the last prompt, a piece at a time.
         while 0 < from && !log.first().is_some_and(|word: &Word| word.is_prompt()) {
             let piece = from.saturating_sub(PIECE_TOKENS)..from;
             let mut words = Vec::new();
