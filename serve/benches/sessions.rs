@@ -9,6 +9,7 @@ use std::{hint::black_box, time::Duration};
 
 use aerie_models::Manifest;
 use aerie_serve::{
+    router::Gone,
     sealed,
     sessions::{Durability, Session, SessionId, Sessions, Word},
     store::{Files, Sizes, Store},
@@ -65,7 +66,7 @@ impl Fixture {
     }
 
     fn forget(&mut self, id: SessionId) {
-        self.store.forget(&mut self.sessions, id);
+        self.store.forget(&mut self.sessions, id, Gone::Deleted);
     }
 }
 
@@ -109,7 +110,7 @@ fn sessions(criterion: &mut Criterion) {
                 let id = SessionId(it.next);
                 it.next += 1;
                 it.store.unpack(&mut it.sessions, id, &parcel).unwrap();
-                it.store.forget(&mut it.sessions, id);
+                it.store.forget(&mut it.sessions, id, Gone::Deleted);
             });
         });
         group.finish();

@@ -55,6 +55,8 @@ pub enum Reject {
     SessionExists { id: SessionId, position: u64 },
     #[error("session {id} has the name {name} already")]
     NameTaken { id: SessionId, name: String },
+    #[error("{names_max} sessions have a name, which is names_max")]
+    TooManyNames { names_max: u32 },
     #[error("session {id} cannot be taken to position {found}: it reaches from {min} to {max}")]
     OutOfRange { id: SessionId, found: u64, min: u64, max: u64 },
     #[error("session {id} is at position {position}, but expected_position is {expected}")]
@@ -81,6 +83,7 @@ pub enum RejectKind {
     UnknownName,
     SessionExists,
     NameTaken,
+    TooManyNames,
     OutOfRange,
     StalePosition,
     SessionBusy,
@@ -142,6 +145,7 @@ impl Reject {
             Self::UnknownName { .. } => RejectKind::UnknownName,
             Self::SessionExists { .. } => RejectKind::SessionExists,
             Self::NameTaken { .. } => RejectKind::NameTaken,
+            Self::TooManyNames { .. } => RejectKind::TooManyNames,
             Self::OutOfRange { .. } => RejectKind::OutOfRange,
             Self::StalePosition { .. } => RejectKind::StalePosition,
             Self::SessionBusy { .. } => RejectKind::SessionBusy,
@@ -196,7 +200,7 @@ impl Reject {
 
 impl RejectKind {
     /// Every kind, so that each has its series from the start.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Invalid,
         Self::Unauthenticated,
         Self::Forbidden,
@@ -205,6 +209,7 @@ impl RejectKind {
         Self::UnknownName,
         Self::SessionExists,
         Self::NameTaken,
+        Self::TooManyNames,
         Self::OutOfRange,
         Self::StalePosition,
         Self::SessionBusy,
@@ -224,6 +229,7 @@ impl RejectKind {
             Self::UnknownName => "unknown_name",
             Self::SessionExists => "session_exists",
             Self::NameTaken => "name_taken",
+            Self::TooManyNames => "too_many_names",
             Self::OutOfRange => "out_of_range",
             Self::StalePosition => "stale_position",
             Self::SessionBusy => "session_busy",

@@ -39,6 +39,10 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub struct TenantId(pub u128);
 
+/// What is left of a [`TenantId`] where there is little room: 24 of its bits, which tell most tenants apart.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct TenantMark(pub u32);
+
 /// Who makes a call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Principal {
@@ -232,6 +236,11 @@ impl TenantId {
         let hash = blake3::derive_key("aerie 2026 tenant of a session", name.as_bytes());
         Self(u128::from_le_bytes(*hash.first_chunk().expect("a hash has 32 bytes")).max(1))
     }
+
+    #[expect(clippy::cast_possible_truncation, reason = "some bits of it are what is asked for")]
+    pub fn mark(self) -> TenantMark {
+        TenantMark(self.0 as u32 & 0xFF_FFFF)
+    }
 }
 
 impl Principal {
@@ -245,6 +254,11 @@ impl Principal {
     /// Whether what belongs to `tenant` is there for it at all.
     pub fn sees(self, tenant: TenantId) -> bool {
         self.is_admin || self.owns(tenant)
+    }
+
+    /// As [`Principal::sees`], as far as a mark tells.
+    pub fn may_see(self, tenant: TenantMark) -> bool {
+        self.is_admin || self.tenant.mark() == tenant
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     admission::Reject,
-    auth::TenantId,
+    auth::Principal,
     sampler::{Penalties, Sampling},
     sessions::SessionId,
     text::{Place, Tokenizer},
@@ -19,7 +19,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// Who asks, and whose the session is.
-    pub tenant: TenantId,
+    pub who: Principal,
     /// What it goes on with.
     pub origin: Origin,
     /// Whether the session outlives the generation.
@@ -78,7 +78,7 @@ impl Request {
     /// # Errors
     /// [`Reject::Invalid`], which names the field and the limit.
     pub fn parse(
-        tenant: TenantId,
+        who: Principal,
         start: v1::Start,
         origin: Origin,
         config: &Config,
@@ -107,7 +107,7 @@ impl Request {
         }
         let sampling = start.sampling.unwrap_or_default();
         Ok(Self {
-            tenant,
+            who,
             origin,
             keep: start.keep,
             prompt,

@@ -222,6 +222,7 @@ impl Residency {
                 }
             }
             self.leave(place, holder);
+            place.store.sleep(place.sessions, holder);
             return Ok(self.free.pop().expect("it has just been vacated"));
         }
     }

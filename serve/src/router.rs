@@ -16,9 +16,9 @@ use crossbeam::channel::{Receiver, Sender, TrySendError};
 
 use crate::{
     admission::Reject,
-    auth::{Principal, TenantId},
+    auth::{Principal, TenantId, TenantMark},
     sessions::{Name, SessionId},
-    worker::{Event, Notice, Standing},
+    worker::{Event, Notice},
 };
 
 /// The way from requests to workers, and the directory of sessions.
@@ -48,13 +48,6 @@ pub struct WorkerId(pub usize);
 #[derive(Debug)]
 pub struct Load(Arc<AtomicU32>);
 
-/// What is known of a session without asking its worker.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Entry {
-    pub worker: WorkerId,
-    pub standing: Standing,
-}
-
 /// Why a session is not there any more.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Gone {
@@ -65,6 +58,8 @@ pub enum Gone {
     Evicted,
     /// Nobody used it for too long.
     Expired,
+    /// What the disk has of it cannot be read.
+    Lost,
 }
 
 /// Where a session's state is.
@@ -86,18 +81,47 @@ pub enum SendError {
     Gone,
 }
 
-/// Sessions by id. Bounded, because every worker's sessions are.
+/// Where sessions are, and names and what is gone beside that. Bounded, because every worker's sessions are.
+///
+/// A session takes 7 bytes of a table: there may be millions, nearly all of them asleep.
 #[derive(Debug, Default)]
 struct Directory {
-    entries: HashMap<SessionId, Entry>,
+    /// Where the sessions are whose ids have a tag.
+    tags: HashMap<Tag, Homes>,
+    /// Sessions that are not where their tag says, as another session's tag is the same: a few.
+    strays: HashMap<SessionId, WorkerId>,
+    /// Sessions in the making, and how often.
+    pending: HashMap<SessionId, (WorkerId, u32)>,
     /// Each tenant has names of its own.
-    names: HashMap<(TenantId, Name), SessionId>,
+    names: HashMap<(TenantId, Name), Named>,
     /// Who has gone lately, and why: the last [`GONE_MAX`].
-    gone: HashMap<SessionId, (TenantId, Gone)>,
+    gone: HashMap<SessionId, (TenantMark, Gone)>,
     gone_order: VecDeque<SessionId>,
     /// Sessions of each worker.
     n_sessions: Vec<u32>,
 }
+
+/// Forty bits of a session's id, mixed: of a million sessions, hardly two have the same.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Tag([u8; 5]);
+
+/// Where the sessions with a tag are, and how many they are.
+#[derive(Clone, Copy, Debug)]
+struct Homes {
+    worker: u8,
+    n: u8,
+}
+
+/// Who has a name.
+#[derive(Clone, Copy, Debug)]
+struct Named {
+    id: SessionId,
+    /// Its worker has written it down.
+    is_written: bool,
+}
+
+/// Workers of one server, at most.
+pub const WORKERS_MAX: usize = 256;
 
 impl WorkerHandle {
     pub fn new(
@@ -111,15 +135,16 @@ impl WorkerHandle {
 }
 
 impl Router {
-    /// A router to `workers`, whose sessions it does not know yet.
+    /// A router to `workers`, at most [`WORKERS_MAX`], whose sessions it does not know yet.
     pub fn new(workers: Vec<WorkerHandle>) -> Self {
+        assert!(workers.len() <= WORKERS_MAX, "{} workers", workers.len());
         let n_sessions = vec![0; workers.len()];
         let directory = Directory { n_sessions, ..Directory::default() };
         Self { workers, directory: Mutex::new(directory) }
     }
 
-    /// Notes the sessions that a worker has recovered.
-    pub fn adopt(&self, worker: WorkerId, notices: Vec<Notice>) {
+    /// Notes what a worker has recovered.
+    pub fn adopt(&self, worker: WorkerId, notices: impl IntoIterator<Item = Notice>) {
         let mut directory = self.directory();
         notices.into_iter().for_each(|notice| directory.apply(worker, notice));
     }
@@ -133,25 +158,21 @@ impl Router {
         &self.workers[id.0]
     }
 
-    /// The session `id`, as far as `who` is shown it.
-    ///
-    /// # Errors
-    /// [`Reject::UnknownSession`], with why it is not there, if that is known. A session that `who` is
+    /// The worker that knows whether there is a session `id`; none if nobody has it.
+    pub fn locate(&self, id: SessionId) -> Option<WorkerId> {
+        self.directory().locate(id)
+    }
+
+    /// Why session `id`, which is not there, is not, as far as `who` is told. A session that `who` was
     /// not shown has never been there.
-    pub fn session(&self, who: Principal, id: SessionId) -> Result<Entry, Reject> {
+    pub fn gone(&self, who: Principal, id: SessionId) -> Option<Gone> {
         let directory = self.directory();
-        if let Some(entry) = directory.entries.get(&id)
-            && who.sees(entry.standing.tenant)
-        {
-            return Ok(*entry);
-        }
-        let gone = directory.gone.get(&id).filter(|(tenant, _)| who.sees(*tenant));
-        Err(Reject::UnknownSession { id, gone: gone.map(|(_, why)| *why) })
+        directory.gone.get(&id).filter(|(tenant, _)| who.may_see(*tenant)).map(|(_, why)| *why)
     }
 
     /// The session of a tenant that has a name.
     pub fn named(&self, tenant: TenantId, name: Name) -> Option<SessionId> {
-        self.directory().names.get(&(tenant, name)).copied()
+        self.directory().names.get(&(tenant, name)).map(|it| it.id)
     }
 
     /// Holds a name for a session, until a notice tells what has become of that.
@@ -159,67 +180,50 @@ impl Router {
     /// # Errors
     /// [`Reject::NameTaken`] if another has it.
     pub fn reserve_name(&self, tenant: TenantId, name: Name, id: SessionId) -> Result<(), Reject> {
-        match *self.directory().names.entry((tenant, name)).or_insert(id) {
-            other if other != id => Err(Reject::NameTaken { id: other, name: name.to_string() }),
+        let reserved = Named { id, is_written: false };
+        match *self.directory().names.entry((tenant, name)).or_insert(reserved) {
+            other if other.id != id => {
+                Err(Reject::NameTaken { id: other.id, name: name.to_string() })
+            }
             _ => Ok(()),
         }
-    }
-
-    /// Every session that `who` is shown, in the order of their ids.
-    pub fn sessions(&self, who: Principal) -> Vec<(SessionId, Entry)> {
-        let directory = self.directory();
-        let shown = directory.entries.iter().filter(|(_, it)| who.sees(it.standing.tenant));
-        let mut sessions: Vec<_> = shown.map(|(&id, &entry)| (id, entry)).collect();
-        sessions.sort_unstable_by_key(|&(id, _)| id);
-        sessions
     }
 
     /// Gives up a name that was held for a session which did not get it.
     pub fn release_name(&self, tenant: TenantId, name: Name, id: SessionId) {
         let mut directory = self.directory();
-        let has_it = directory.entries.get(&id).is_some_and(|it| it.standing.name == Some(name));
-        if !has_it && directory.names.get(&(tenant, name)) == Some(&id) {
+        let held = directory.names.get(&(tenant, name));
+        if held.is_some_and(|it| it.id == id && !it.is_written) {
             directory.names.remove(&(tenant, name));
         }
     }
 
     /// Finds a place for a session of `model`, which is new unless it is there: the worker with the least load,
-    /// of those the one with the fewest sessions. A new one is noted; says whether it was.
-    ///
-    /// # Errors
-    /// [`Reject::UnknownSession`] if another tenant has it.
-    pub fn place(&self, standing: Standing, model: usize) -> Result<(WorkerId, bool), Reject> {
+    /// of those the one with the fewest sessions. Until that has settled what becomes of the session, whoever asks
+    /// for it is sent there as well.
+    pub fn place(&self, id: SessionId, model: usize) -> WorkerId {
         let mut directory = self.directory();
-        if let Some(entry) = directory.entries.get(&standing.id) {
-            return entry.of(standing.tenant).map(|it| (it.worker, false));
-        }
-        let worker = (0..self.workers.len())
-            .filter(|&i| self.workers[i].model == model)
-            .min_by_key(|&i| {
-                (self.workers[i].load.load(Ordering::Relaxed), directory.n_sessions[i], i)
-            })
-            .map(WorkerId)
-            .expect("every model has a worker");
-        directory.insert(standing.id, Entry { worker, standing });
-        Ok((worker, true))
+        let known = directory.locate(id).filter(|it| self.workers[it.0].model == model);
+        let worker = known.unwrap_or_else(|| {
+            (0..self.workers.len())
+                .filter(|&i| self.workers[i].model == model)
+                .min_by_key(|&i| {
+                    let load = self.workers[i].load.load(Ordering::Relaxed);
+                    (load, directory.n_sessions_on(WorkerId(i)), i)
+                })
+                .map(WorkerId)
+                .expect("every model has a worker")
+        });
+        directory.place(id, worker);
+        worker
     }
 
-    /// Notes a new session on the worker that has its origin; says whether it was not there yet.
-    ///
-    /// # Errors
-    /// As [`Router::place`].
-    pub fn place_beside(&self, standing: Standing, worker: WorkerId) -> Result<bool, Reject> {
+    /// As [`Router::place`], for a session that has its origin on `worker`.
+    pub fn place_beside(&self, id: SessionId, worker: WorkerId) -> WorkerId {
         let mut directory = self.directory();
-        if let Some(entry) = directory.entries.get(&standing.id) {
-            return entry.of(standing.tenant).map(|_| false);
-        }
-        directory.insert(standing.id, Entry { worker, standing });
-        Ok(true)
-    }
-
-    /// Takes back a [`Router::place`] that came to nothing.
-    pub fn unplace(&self, id: SessionId) {
-        self.directory().remove(id);
+        let worker = directory.locate(id).unwrap_or(worker);
+        directory.place(id, worker);
+        worker
     }
 
     /// Counts a generation on `worker`.
@@ -234,9 +238,15 @@ impl Router {
     /// # Errors
     /// See [`SendError`].
     pub fn send(&self, worker: WorkerId, event: Event) -> Result<(), SendError> {
-        self.worker(worker).events.try_send(event).map_err(|error| match error {
-            TrySendError::Full(_) => SendError::Full,
-            TrySendError::Disconnected(_) => SendError::Gone,
+        let placed = event.placed();
+        self.worker(worker).events.try_send(event).map_err(|error| {
+            if let Some(id) = placed {
+                self.directory().settle(id);
+            }
+            match error {
+                TrySendError::Full(_) => SendError::Full,
+                TrySendError::Disconnected(_) => SendError::Gone,
+            }
         })
     }
 
@@ -254,15 +264,6 @@ impl Router {
     }
 }
 
-impl Entry {
-    /// The entry, if the session is `tenant`'s own.
-    fn of(self, tenant: TenantId) -> Result<Self, Reject> {
-        let id = self.standing.id;
-        let is_own = self.standing.tenant == tenant;
-        is_own.then_some(self).ok_or(Reject::UnknownSession { id, gone: None })
-    }
-}
-
 impl Drop for Load {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
@@ -272,41 +273,99 @@ impl Drop for Load {
 impl Directory {
     fn apply(&mut self, worker: WorkerId, notice: Notice) {
         match notice {
-            Notice::Session(standing) => self.insert(standing.id, Entry { worker, standing }),
-            Notice::Gone { id, why } => {
-                let tenant = self.remove(id).map(|it| it.standing.tenant).unwrap_or_default();
-                if self.gone.insert(id, (tenant, why)).is_none() {
-                    self.gone_order.push_back(id);
+            Notice::Made { id } => self.insert(id, worker),
+            Notice::Named { id, tenant, name } => {
+                self.names.insert((tenant, name), Named { id, is_written: true });
+            }
+            Notice::Unnamed { id, tenant, name } => {
+                if self.names.get(&(tenant, name)).is_some_and(|it| it.id == id) {
+                    self.names.remove(&(tenant, name));
                 }
-                if GONE_MAX < self.gone_order.len()
-                    && let Some(oldest) = self.gone_order.pop_front()
-                {
-                    self.gone.remove(&oldest);
-                }
+            }
+            Notice::Gone { id, tenant, why } => {
+                self.remove(id, worker);
+                self.remember(id, tenant, why);
+            }
+            Notice::Settled { id } => self.settle(id),
+            Notice::Recalled { id, tenant, why } => self.remember(id, tenant, why),
+        }
+    }
+
+    fn locate(&self, id: SessionId) -> Option<WorkerId> {
+        if let Some((worker, _)) = self.pending.get(&id) {
+            return Some(*worker);
+        }
+        let by_tag = || self.tags.get(&Tag::of(id)).map(|homes| WorkerId(homes.worker.into()));
+        self.strays.get(&id).copied().or_else(by_tag)
+    }
+
+    fn place(&mut self, id: SessionId, worker: WorkerId) {
+        self.pending.entry(id).or_insert((worker, 0)).1 += 1;
+    }
+
+    fn settle(&mut self, id: SessionId) {
+        if let Some((_, n)) = self.pending.get_mut(&id) {
+            *n -= 1;
+            if *n == 0 {
+                self.pending.remove(&id);
             }
         }
     }
 
-    fn insert(&mut self, id: SessionId, entry: Entry) {
-        self.remove(id);
-        self.n_sessions[entry.worker.0] += 1;
-        if let Some(name) = entry.standing.name {
-            self.names.insert((entry.standing.tenant, name), id);
+    fn insert(&mut self, id: SessionId, worker: WorkerId) {
+        self.n_sessions[worker.0] += 1;
+        let number = u8::try_from(worker.0).expect("there are at most WORKERS_MAX");
+        let homes = self.tags.entry(Tag::of(id)).or_insert(Homes { worker: number, n: 0 });
+        if homes.worker == number && homes.n < u8::MAX {
+            homes.n += 1;
+        } else {
+            self.strays.insert(id, worker);
         }
-        self.entries.insert(id, entry);
     }
 
-    fn remove(&mut self, id: SessionId) -> Option<Entry> {
-        let old = self.entries.remove(&id)?;
-        self.n_sessions[old.worker.0] -= 1;
-        if let Some(name) = old.standing.name {
-            self.names.remove(&(old.standing.tenant, name));
+    fn remove(&mut self, id: SessionId, worker: WorkerId) {
+        self.n_sessions[worker.0] -= 1;
+        if self.strays.get(&id) == Some(&worker) {
+            self.strays.remove(&id);
+        } else if let Some(homes) = self.tags.get_mut(&Tag::of(id)) {
+            homes.n -= 1;
+            if homes.n == 0 {
+                self.tags.remove(&Tag::of(id));
+            }
         }
-        Some(old)
+    }
+
+    fn remember(&mut self, id: SessionId, tenant: TenantMark, why: Gone) {
+        if self.gone.insert(id, (tenant, why)).is_none() {
+            self.gone_order.push_back(id);
+        }
+        if GONE_MAX < self.gone_order.len()
+            && let Some(oldest) = self.gone_order.pop_front()
+        {
+            self.gone.remove(&oldest);
+        }
+    }
+
+    fn n_sessions_on(&self, worker: WorkerId) -> usize {
+        let pending = self.pending.values().filter(|(it, _)| *it == worker);
+        self.n_sessions[worker.0] as usize + pending.count()
+    }
+}
+
+impl Tag {
+    fn of(id: SessionId) -> Self {
+        // Ids are random bits, unless a client has made up its own.
+        let mixed = id.0 ^ (id.0 >> 61) ^ (id.0 << 47);
+        let [a, b, c, d, e, ..] =
+            mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835).to_be_bytes();
+        Self([a, b, c, d, e])
     }
 }
 
 impl Gone {
+    pub const ALL: [Self; 5] =
+        [Self::Ended, Self::Deleted, Self::Evicted, Self::Expired, Self::Lost];
+
     /// What is said of a session that is not there.
     pub fn describe(self) -> &'static str {
         match self {
@@ -314,6 +373,7 @@ impl Gone {
             Self::Deleted => "was deleted",
             Self::Evicted => "gave way to others that were used later",
             Self::Expired => "was not used for too long",
+            Self::Lost => "was damaged on the disk",
         }
     }
 
@@ -324,6 +384,7 @@ impl Gone {
             Self::Deleted => "DELETED",
             Self::Evicted => "EVICTED",
             Self::Expired => "EXPIRED",
+            Self::Lost => "LOST",
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use aerie_models::Manifest;
@@ -18,19 +18,19 @@ use tokio::{
 use tokio_stream::Stream;
 
 use crate::{
-    admission::{Admission, Permit, Reject},
-    auth::{Auth, Principal, TenantId},
+    admission::{Admission, Reject},
+    auth::{Auth, Principal},
     pipe::{self, FinishReason, PipeEvent, PipeReader, RecomputeReason, pipe},
     request::{self, Origin, Request},
-    router::{Entry, Load, Residence, Router, SendError, WorkerId},
+    router::{Load, Residence, Router, SendError, WorkerId},
     sealed,
     sessions::{Fingerprint, Name, SessionId},
     store::Parcel,
     telemetry::metrics::Metrics,
     text::{Tokenizer, Vocabulary},
     worker::{
-        Attachment, Change, Clock, Event, Fork, Pack, Rename, Rewind, Standing, Submission, Unpack,
-        What,
+        Attachment, Change, Clock, Event, Fork, List, Look, Pack, Rename, Rewind, Standing,
+        Submission, Unpack, What,
     },
 };
 
@@ -74,6 +74,15 @@ pub enum Readiness {
     Ready,
     /// The server shuts down, or a worker has died.
     Draining,
+}
+
+/// Where a page of a list ended.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct ListPlace {
+    /// Number of the worker whose sessions come next.
+    pub worker: usize,
+    /// Among those.
+    pub place: u32,
 }
 
 /// A model that is served.
@@ -137,19 +146,44 @@ impl Service {
         self.parts().auth.principal(token).inspect_err(|reject| self.count_reject(reject))
     }
 
-    /// Every session that `who` is shown, in the order of their ids.
-    pub fn sessions(&self, who: Principal) -> Vec<v1::Session> {
-        let sessions = self.parts().router.sessions(who);
-        sessions.into_iter().map(|(_, entry)| self.describe(entry)).collect()
+    /// A page of the sessions that `who` is shown, in no order; each that is there all the while is on one page. `from` is
+    /// where the page before ended. Says where the next begins.
+    ///
+    /// # Errors
+    /// See [`Reject`].
+    pub async fn sessions(
+        &self,
+        who: Principal,
+        from: ListPlace,
+        sessions_max: usize,
+    ) -> Result<(Vec<v1::Session>, Option<ListPlace>), Reject> {
+        let ListPlace { worker, place } = from;
+        let n_workers = self.parts().router.workers().len();
+        if n_workers <= worker {
+            return Ok((Vec::new(), None));
+        }
+        let worker = WorkerId(worker);
+        let page =
+            self.ask(worker, |reply| Event::List(List { who, place, sessions_max, reply })).await?;
+        let describe = |standing| self.describe(worker, standing);
+        let sessions = page.sessions.into_iter().map(describe).collect();
+        let next = match page.next {
+            Some(place) => Some(ListPlace { worker: worker.0, place }),
+            None if worker.0 + 1 < n_workers => Some(ListPlace { worker: worker.0 + 1, place: 0 }),
+            None => None,
+        };
+        Ok((sessions, next))
     }
 
     /// One session, by its id or its name.
     ///
     /// # Errors
     /// [`Reject::Invalid`], [`Reject::UnknownSession`] or [`Reject::UnknownName`].
-    pub fn session(&self, who: Principal, id: &str) -> Result<v1::Session, Reject> {
-        let (_, entry) = self.find(who, "session_id", id)?;
-        Ok(self.describe(entry))
+    pub async fn session(&self, who: Principal, id: &str) -> Result<v1::Session, Reject> {
+        let (id, worker) = self.find(who, "session_id", id)?;
+        let look = |reply| Event::Look(Look { who, id, reply });
+        let standing = self.answer(who, worker, look).await?;
+        Ok(self.describe(worker, standing))
     }
 
     /// Lets a reader follow a session from a position on.
@@ -177,8 +211,9 @@ impl Service {
         who: Principal,
         request: &v1::DeleteSessionRequest,
     ) -> Result<(), Reject> {
-        let (id, entry) = self.find(who, "session_id", &request.session_id)?;
-        self.change(id, entry.worker, request.expected_position, What::Delete).await?;
+        let (id, worker) = self.find(who, "session_id", &request.session_id)?;
+        let expected_position = request.expected_position;
+        self.change(who, worker, id, expected_position, What::Delete).await?;
         Ok(())
     }
 
@@ -192,22 +227,16 @@ impl Service {
         request: &v1::ForkSessionRequest,
     ) -> Result<v1::Session, Reject> {
         self.check_request_id(&request.request_id)?;
-        let (id, entry) = self.find_own(who, "session_id", &request.session_id)?;
+        let (id, worker) = self.find(who, "session_id", &request.session_id)?;
         let new = match request.new_session_id.as_str() {
             "" => SessionId::random(),
             text => parse_session_id("new_session_id", text)?,
         };
-        let used_at = self.parts().clock.unix_ms(self.parts().clock.now());
-        let router = &self.parts().router;
-        let standing = Standing::new(new, who.tenant, used_at);
-        let is_new = router.place_beside(standing, entry.worker)?;
+        let worker = self.parts().router.place_beside(new, worker);
         let digest = digest_of(&request.request_id, request);
         let fork = What::Fork(Fork { new, position: request.position, digest });
-        let forked = self.change(id, entry.worker, request.expected_position, fork).await;
-        if is_new && forked.is_err() {
-            router.unplace(new);
-        }
-        self.described(entry.worker, forked?)
+        let expected_position = request.expected_position;
+        self.change(who, worker, id, expected_position, fork).await
     }
 
     /// Takes an idle session back to a position where it has stood.
@@ -220,11 +249,10 @@ impl Service {
         request: &v1::RewindSessionRequest,
     ) -> Result<v1::Session, Reject> {
         self.check_request_id(&request.request_id)?;
-        let (id, entry) = self.find_own(who, "session_id", &request.session_id)?;
+        let (id, worker) = self.find(who, "session_id", &request.session_id)?;
         let digest = digest_of(&request.request_id, request);
         let rewind = What::Rewind(Rewind { position: request.position, digest });
-        let standing = self.change(id, entry.worker, request.expected_position, rewind).await?;
-        self.described(entry.worker, standing)
+        self.change(who, worker, id, request.expected_position, rewind).await
     }
 
     /// Gives a session a name, or takes it away.
@@ -237,7 +265,7 @@ impl Service {
         request: &v1::NameSessionRequest,
     ) -> Result<v1::Session, Reject> {
         let id = parse_session_id("session_id", &request.session_id)?;
-        let entry = self.own(who, id)?;
+        let worker = self.locate(who, id)?;
         let name =
             match request.name.as_str() {
                 "" => None,
@@ -251,11 +279,11 @@ impl Service {
             router.reserve_name(who.tenant, name, id)?;
         }
         let rename = What::Name(Rename { name });
-        let named = self.change(id, entry.worker, request.expected_position, rename).await;
+        let named = self.change(who, worker, id, request.expected_position, rename).await;
         if let (Some(name), Err(_)) = (name, &named) {
             router.release_name(who.tenant, name, id);
         }
-        self.described(entry.worker, named?)
+        named
     }
 
     /// A session as a sealed file; see [`sealed`].
@@ -267,15 +295,11 @@ impl Service {
         who: Principal,
         request: &v1::ExportSessionRequest,
     ) -> Result<Vec<u8>, Reject> {
-        let (id, entry) = self.find_own(who, "session_id", &request.session_id)?;
-        let (reply, answer) = oneshot::channel();
-        let event = Event::Pack(Pack { id, expected_position: request.expected_position, reply });
-        let router = &self.parts().router;
-        router.send(entry.worker, event).map_err(|error| self.undelivered(error))?;
-        let ended = Err(Reject::Internal { what: "its worker has ended" });
-        let parcel =
-            answer.await.unwrap_or(ended).inspect_err(|reject| self.count_reject(reject))?;
-        let (service, model) = (self.clone(), router.worker(entry.worker).model);
+        let (id, worker) = self.find(who, "session_id", &request.session_id)?;
+        let expected_position = request.expected_position;
+        let pack = |reply| Event::Pack(Pack { who, id, expected_position, reply });
+        let parcel = self.answer(who, worker, pack).await?;
+        let (service, model) = (self.clone(), self.parts().router.worker(worker).model);
         spawn_blocking(move || sealed::seal(&service.parts().models[model].manifest, id, &parcel))
             .await
             .map_err(|_| Reject::Internal { what: "its file could not be written" })
@@ -301,27 +325,12 @@ impl Service {
         let opened = spawn_blocking(move || service.open_sealed(&file))
             .await
             .map_err(|_| Reject::Internal { what: "its file could not be read" })?;
-        let (model, sealed_id, mut parcel) =
-            opened.inspect_err(|reject| self.count_reject(reject))?;
+        let (model, sealed_id, parcel) = opened.inspect_err(|reject| self.count_reject(reject))?;
         let id = named.unwrap_or(sealed_id);
-        parcel.record.tenant = who.tenant;
-        let used_at = self.parts().clock.unix_ms(self.parts().clock.now());
-        let router = &self.parts().router;
-        let (worker, is_new) = router.place(Standing::new(id, who.tenant, used_at), model)?;
-        let (reply, answer) = oneshot::channel();
-        let event = Event::Unpack(Box::new(Unpack { id, parcel, digest, reply }));
-        let sent = router.send(worker, event).map_err(|error| self.undelivered(error));
-        let imported = match sent {
-            Ok(()) => {
-                answer.await.unwrap_or(Err(Reject::Internal { what: "its worker has ended" }))
-            }
-            Err(reject) => Err(reject),
-        };
-        if is_new && imported.is_err() {
-            router.unplace(id);
-        }
-        let standing = imported.inspect_err(|reject| self.count_reject(reject))?;
-        self.described(worker, standing)
+        let worker = self.parts().router.place(id, model);
+        let unpack = |reply| Event::Unpack(Box::new(Unpack { who, id, parcel, digest, reply }));
+        let standing = self.answer(who, worker, unpack).await?;
+        Ok(self.describe(worker, standing))
     }
 
     /// Bytes of the largest file that can be imported.
@@ -390,19 +399,22 @@ impl Service {
             text => Some(parse_session_id("session_id", text)?),
         };
         let makes = origin != Origin::Session || start.expected_position == Some(0);
-        let request = self.parse(model, who.tenant, start, origin).await?;
-        let used_at = self.parts().clock.unix_ms(arrived);
+        let request = self.parse(model, who, start, origin).await?;
         let router = &self.parts().router;
         let id = named.unwrap_or_else(SessionId::random);
-        let standing = Standing::new(id, who.tenant, used_at);
-        let (worker, is_new) = match beside {
-            Some(worker) if makes => (worker, router.place_beside(standing, worker)?),
-            Some(worker) => (worker, false),
-            None => router.place(standing, model)?,
+        let worker = match beside {
+            Some(worker) if !makes => worker,
+            Some(worker) => router.place_beside(id, worker),
+            None => router.place(id, model),
         };
-        let reader = self.submit(Seat { id, worker, is_new, permit, arrived }, request)?;
+        let is_placed = makes || beside.is_none();
+        let (sender, reader) = pipe(self.parts().pipe.events_max as usize);
+        let load: Load = router.load(worker);
+        let submission = Submission { id, request, pipe: sender, permit, load, is_placed, arrived };
+        self.send(worker, Event::Open(Box::new(submission)))?;
         let name = self.parts().models[model].name.clone();
-        let stream = TokenStream::begin(reader, name.clone(), self.clone()).await?;
+        let stream = TokenStream::begin(reader, name.clone(), self.clone()).await;
+        let stream = stream.map_err(|reject| self.explained(who, reject))?;
         self.metrics().generations_accepted.with_label_values(&[&name]).inc();
         Ok(stream)
     }
@@ -412,32 +424,72 @@ impl Service {
         who: Principal,
         request: &v1::AttachRequest,
     ) -> Result<TokenStream, Reject> {
-        let (id, entry) = self.find_own(who, "session_id", &request.session_id)?;
+        let (id, worker) = self.find(who, "session_id", &request.session_id)?;
         let permit = self.parts().admission.admit()?;
         let (sender, reader) = pipe(self.parts().pipe.events_max as usize);
         let from_position = request.from_position;
-        let attachment = Attachment { id, from_position, pipe: sender, permit };
-        let event = Event::Attach(Box::new(attachment));
-        let router = &self.parts().router;
-        router.send(entry.worker, event).map_err(|error| self.undelivered(error))?;
-        let model = self.parts().models[router.worker(entry.worker).model].name.clone();
-        TokenStream::begin(reader, model, self.clone()).await
+        let attachment = Attachment { who, id, from_position, pipe: sender, permit };
+        self.send(worker, Event::Attach(Box::new(attachment)))?;
+        let model = self.parts().router.worker(worker).model;
+        let model = self.parts().models[model].name.clone();
+        let stream = TokenStream::begin(reader, model, self.clone()).await;
+        stream.map_err(|reject| self.explained(who, reject))
     }
 
     /// Has a worker make a change, and waits for its answer.
     async fn change(
         &self,
-        id: SessionId,
+        who: Principal,
         worker: WorkerId,
+        id: SessionId,
         expected_position: Option<u64>,
         what: What,
-    ) -> Result<Standing, Reject> {
+    ) -> Result<v1::Session, Reject> {
+        let change =
+            |reply| Event::Change(Box::new(Change { who, id, expected_position, what, reply }));
+        let standing = self.answer(who, worker, change).await?;
+        Ok(self.describe(worker, standing))
+    }
+
+    /// Asks a worker, and waits for its answer, which may be a refusal.
+    async fn answer<T>(
+        &self,
+        who: Principal,
+        worker: WorkerId,
+        event: impl FnOnce(oneshot::Sender<Result<T, Reject>>) -> Event,
+    ) -> Result<T, Reject> {
+        let answer = self.ask(worker, event).await.and_then(|answer| answer);
+        answer.map_err(|reject| self.explained(who, reject)).inspect_err(|it| self.count_reject(it))
+    }
+
+    /// Asks a worker, and waits for its answer.
+    async fn ask<T>(
+        &self,
+        worker: WorkerId,
+        event: impl FnOnce(oneshot::Sender<T>) -> Event,
+    ) -> Result<T, Reject> {
         let (reply, answer) = oneshot::channel();
-        let change = Change { id, expected_position, what, reply };
-        let event = Event::Change(Box::new(change));
-        self.parts().router.send(worker, event).map_err(|error| self.undelivered(error))?;
-        let result = answer.await.unwrap_or(Err(Reject::Internal { what: "its worker has ended" }));
-        result.inspect_err(|reject| self.count_reject(reject))
+        self.send(worker, event(reply))?;
+        answer.await.map_err(|_| Reject::Internal { what: "its worker has ended" })
+    }
+
+    fn send(&self, worker: WorkerId, event: Event) -> Result<(), Reject> {
+        self.parts().router.send(worker, event).map_err(|error| match error {
+            SendError::Full => self.parts().admission.queue_full(),
+            SendError::Gone => self.parts().admission.unavailable(),
+        })
+    }
+
+    /// A worker's refusal, with why a session is not there that the worker does not know any more.
+    fn explained(&self, who: Principal, reject: Reject) -> Reject {
+        match reject {
+            Reject::UnknownSession { id, gone: None } => self.unknown(who, id),
+            reject => reject,
+        }
+    }
+
+    fn unknown(&self, who: Principal, id: SessionId) -> Reject {
+        Reject::UnknownSession { id, gone: self.parts().router.gone(who, id) }
     }
 
     /// What `start` goes on with: its model, and the worker if that is decided by a session.
@@ -447,57 +499,37 @@ impl Service {
         if named.is_none() && !start.model.is_empty() {
             return Err(Reject::UnknownModel { name: start.model.clone() });
         }
-        let (origin, entry) = if !start.fork_of.is_empty() {
-            let (of, entry) = self.find_own(who, "fork_of", &start.fork_of)?;
-            (Origin::Fork { of, position: start.fork_position }, Some(entry))
+        let (origin, worker) = if !start.fork_of.is_empty() {
+            let (of, worker) = self.find(who, "fork_of", &start.fork_of)?;
+            (Origin::Fork { of, position: start.fork_position }, Some(worker))
         } else if start.session_id.is_empty() {
             (Origin::New, None)
         } else {
             let id = parse_session_id("session_id", &start.session_id)?;
-            match self.own(who, id) {
-                Ok(entry) => (Origin::Session, Some(entry)),
-                Err(Reject::UnknownSession { .. }) if start.expected_position == Some(0) => {
-                    (Origin::Session, None)
-                }
+            match self.locate(who, id) {
+                Ok(worker) => (Origin::Session, Some(worker)),
+                Err(_) if start.expected_position == Some(0) => (Origin::Session, None),
                 Err(reject) => return Err(reject),
             }
         };
-        let Some(entry) = entry else {
+        let Some(worker) = worker else {
             return Ok(Target { model: named.unwrap_or(0), origin, beside: None });
         };
-        let model = self.parts().router.worker(entry.worker).model;
+        let model = self.parts().router.worker(worker).model;
         if named.is_some_and(|named| named != model) {
             let problem = format!("is {:?}, but the session is of another", start.model);
             return Err(Reject::Invalid { field: "model", problem });
         }
-        Ok(Target { model, origin, beside: Some(entry.worker) })
+        Ok(Target { model, origin, beside: Some(worker) })
     }
 
-    /// As [`Self::find`], for what only a session's own tenant may do.
-    fn find_own(
-        &self,
-        who: Principal,
-        field: &'static str,
-        text: &str,
-    ) -> Result<(SessionId, Entry), Reject> {
-        let (id, _) = self.find(who, field, text)?;
-        Ok((id, self.own(who, id)?))
-    }
-
-    /// The session `id`, if it is `who`'s own.
-    fn own(&self, who: Principal, id: SessionId) -> Result<Entry, Reject> {
-        let entry = self.parts().router.session(who, id)?;
-        who.owns(entry.standing.tenant).then_some(entry).ok_or(Reject::Forbidden { id })
-    }
-
-    /// The session that `field` means, by its id or its name, as far as `who` is shown it.
+    /// The session that `field` means, by its id or its name, and the worker that knows of it.
     fn find(
         &self,
         who: Principal,
         field: &'static str,
         text: &str,
-    ) -> Result<(SessionId, Entry), Reject> {
-        let router = &self.parts().router;
+    ) -> Result<(SessionId, WorkerId), Reject> {
         let id = match SessionId::parse(text) {
             Some(id) => id,
             None => {
@@ -505,12 +537,16 @@ impl Service {
                     field,
                     problem: format!("is neither a UUID nor a name: {error}"),
                 })?;
-                router
-                    .named(who.tenant, name)
-                    .ok_or_else(|| Reject::UnknownName { name: text.to_owned() })?
+                let named = self.parts().router.named(who.tenant, name);
+                named.ok_or_else(|| Reject::UnknownName { name: text.to_owned() })?
             }
         };
-        Ok((id, router.session(who, id)?))
+        Ok((id, self.locate(who, id)?))
+    }
+
+    /// The worker that knows whether `who` has a session `id`.
+    fn locate(&self, who: Principal, id: SessionId) -> Result<WorkerId, Reject> {
+        self.parts().router.locate(id).ok_or_else(|| self.unknown(who, id))
     }
 
     fn check_request_id(&self, id: &str) -> Result<(), Reject> {
@@ -525,7 +561,7 @@ impl Service {
     async fn parse(
         &self,
         model: usize,
-        tenant: TenantId,
+        who: Principal,
         start: v1::Start,
         origin: Origin,
     ) -> Result<Request, Reject> {
@@ -534,10 +570,10 @@ impl Service {
             Some(v1::start::Prompt::Text(text)) if INLINE_PROMPT_BYTES_MAX < text.len()
         );
         if !is_long {
-            return self.parse_here(model, tenant, start, origin);
+            return self.parse_here(model, who, start, origin);
         }
         let service = self.clone();
-        spawn_blocking(move || service.parse_here(model, tenant, start, origin))
+        spawn_blocking(move || service.parse_here(model, who, start, origin))
             .await
             .unwrap_or(Err(Reject::Internal { what: "its prompt could not be tokenized" }))
     }
@@ -545,35 +581,12 @@ impl Service {
     fn parse_here(
         &self,
         model: usize,
-        tenant: TenantId,
+        who: Principal,
         start: v1::Start,
         origin: Origin,
     ) -> Result<Request, Reject> {
         let Hosted { tokenizer, vocabulary, .. } = &self.parts().models[model];
-        Request::parse(tenant, start, origin, &self.parts().request, tokenizer, vocabulary.len())
-    }
-
-    /// Sends the generation to its worker.
-    fn submit(&self, seat: Seat, request: Request) -> Result<PipeReader, Reject> {
-        let Seat { id, worker, is_new, permit, arrived } = seat;
-        let (sender, reader) = pipe(self.parts().pipe.events_max as usize);
-        let load: Load = self.parts().router.load(worker);
-        let submission = Submission { id, request, pipe: sender, permit, load, arrived };
-        let event = Event::Open(Box::new(submission));
-        self.parts().router.send(worker, event).map_err(|error| {
-            if is_new {
-                self.parts().router.unplace(id);
-            }
-            self.undelivered(error)
-        })?;
-        Ok(reader)
-    }
-
-    fn undelivered(&self, error: SendError) -> Reject {
-        match error {
-            SendError::Full => self.parts().admission.queue_full(),
-            SendError::Gone => self.parts().admission.unavailable(),
-        }
+        Request::parse(who, start, origin, &self.parts().request, tokenizer, vocabulary.len())
     }
 
     fn count_reject(&self, reject: &Reject) {
@@ -581,11 +594,7 @@ impl Service {
         self.metrics().requests_rejected.with_label_values(&[label]).inc();
     }
 
-    fn described(&self, worker: WorkerId, standing: Standing) -> Result<v1::Session, Reject> {
-        Ok(self.describe(Entry { worker, standing }))
-    }
-
-    fn describe(&self, Entry { worker, standing }: Entry) -> v1::Session {
+    fn describe(&self, worker: WorkerId, standing: Standing) -> v1::Session {
         let worker = self.parts().router.worker(worker);
         let model = &self.parts().models[worker.model];
         let clock = &self.parts().clock;
@@ -618,15 +627,6 @@ struct Target {
     origin: Origin,
     /// The worker that has the session, or that which is forked.
     beside: Option<WorkerId>,
-}
-
-/// Where a generation goes, and what lets it in.
-struct Seat {
-    id: SessionId,
-    worker: WorkerId,
-    is_new: bool,
-    permit: Permit,
-    arrived: Instant,
 }
 
 impl TokenStream {

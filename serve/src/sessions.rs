@@ -4,6 +4,8 @@
 //! holds back: all of it follows from the log, and what is kept of it is kept so as not to compute it again. So a
 //! session has a log on a tape, some states of positions that it has passed, and a [`Record`] that says where it
 //! stands. `store.rs` keeps all three, `residency.rs` has one state of a session in a lane of the device.
+//!
+//! A session that nobody uses *sleeps*: it is a row in a file and nothing in memory, until somebody asks for it.
 
 mod name;
 pub mod row;
@@ -12,7 +14,7 @@ mod tests;
 
 use std::{collections::HashMap, fmt};
 
-use aerie_state_cache::Lease;
+use aerie_state_cache::{Lease, Tape};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -24,7 +26,7 @@ use crate::{auth::TenantId, pipe::FinishReason, residency::Seat};
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SessionId(pub u128);
 
-/// The sessions of one worker, those that are parked included.
+/// The sessions of one worker that are awake: in use, in a lane, named, or with a row that is not up to date.
 #[derive(Debug, Default)]
 pub struct Sessions {
     map: HashMap<SessionId, Session>,
@@ -52,6 +54,9 @@ pub struct Config {
     pub detached_ms_max: u32,
     /// A session without a name that nobody has used for this long is forgotten; 0 for none.
     pub idle_s_max: u32,
+    /// Sessions on each device that may have a name: they stay, whoever else has to give way. Never more than
+    /// half of all.
+    pub names_max: u32,
 }
 
 /// What a client that was shown a token may count on.
@@ -74,8 +79,11 @@ pub struct Session {
     pub active: bool,
     /// Where in the device a state of it is, if one is there.
     pub seat: Option<Seat>,
-    /// The right to write its row; held while a generation runs or keeping its state has failed.
+    /// The right to write its row; held while a generation runs, keeping its state has failed, or it has a name. Who
+    /// has it does not give way to others.
     pub lease: Option<Lease>,
+    /// Where the log lies that its own begins with, if it has a lineage.
+    pub origin: Option<Tape>,
     /// In the clock of the state cache; see [`crate::worker::Clock`].
     pub used_at: u64,
 }
@@ -180,6 +188,7 @@ impl Default for Config {
             durability: Durability::Fast,
             detached_ms_max: 60_000,
             idle_s_max: 0,
+            names_max: 128,
         }
     }
 }
@@ -237,7 +246,7 @@ impl Session {
 
     /// A session that is in no lane.
     pub fn parked(record: Record, used_at: u64) -> Self {
-        Self { record, active: false, seat: None, lease: None, used_at }
+        Self { record, active: false, seat: None, lease: None, origin: None, used_at }
     }
 
     /// Whether the state in its lane is later than all that are kept.

@@ -7,7 +7,11 @@
 //!
 //! Forks share: a state is dropped when the last session that refers to it has dropped it, and the log of a fork is
 //! its origin's until one of the two writes.
+//!
+//! Of a session that sleeps nothing is in memory: [`Store::wake`] reads its row, [`Store::sleep`] makes sure of it.
 
+mod free;
+mod gone;
 mod parcel;
 mod recovery;
 #[cfg(test)]
@@ -22,15 +26,18 @@ use std::{
 
 use aerie_state_cache::{
     Config as CacheConfig, Key, LeaseError, MappedFile, OpenError, ReadError, StateCache, Storage,
-    Tape, TapeConfig, TapeError, Tapes, WriteError,
+    Tape, TapeConfig, TapeError, Tapes, Verify, WriteError,
 };
 use thiserror::Error;
 use tracing::warn;
 
 pub use self::parcel::Parcel;
+use self::{free::FreeTapes, recovery::WakeError};
 
 use crate::{
+    auth::TenantId,
     planted::{Bug, planted},
+    router::Gone,
     sessions::{
         Durability, Fingerprint, Lineage, Record, Session, SessionId, Sessions, StateRef, Word,
         row::{self, STATES_MAX},
@@ -46,13 +53,13 @@ pub struct Store<S> {
     durability: Durability,
     /// States kept of one session.
     states_max: usize,
-    free_tapes: Vec<u32>,
+    free_tapes: FreeTapes,
     /// The key of the next state; greater than any that a row may know.
     next_state: u64,
     /// How many sessions beside the first refer to a state, of those that several do.
     shared: HashMap<u64, u32>,
-    /// Whose logs still begin with that of another.
-    forks: HashMap<SessionId, Vec<SessionId>>,
+    /// Who still shares a log, by whose it is.
+    forks: HashMap<SessionId, Forks>,
     /// Logs and rows were written that [`Store::commit`] owes to the disk.
     owes_logs: bool,
     owes_rows: bool,
@@ -60,6 +67,14 @@ pub struct Store<S> {
     written: HashSet<SessionId>,
     // Kept from token to token, so that none allocates.
     words: Vec<u32>,
+}
+
+/// Who shares the log of a session.
+#[derive(Debug, Default)]
+struct Forks {
+    ids: Vec<SessionId>,
+    /// None of them shares more tokens than this.
+    until_max: u64,
 }
 
 /// The three files.
@@ -115,30 +130,37 @@ const MAGIC: [u8; 8] = *b"aeriest1";
 const LONG_AGO: u64 = 0;
 
 impl Files<MappedFile> {
-    /// Opens the files at `path` with their extensions, or makes them.
+    /// Opens the files at `path` with their extensions, or makes them. States are verified when they are read: they
+    /// are most of the bytes, and one that is damaged is one that is computed again.
     ///
     /// # Errors
     /// See [`OpenError`]; with the file that it is of.
     pub fn open(path: &Path, sizes: &Sizes) -> Result<Self, (PathBuf, OpenError)> {
         let fingerprint = aerie_state_cache::Fingerprint(sizes.fingerprint);
-        let cache = |kind: &str, record_bytes: u64, records_max: u32| {
+        let cache = |kind: &str, record_bytes: u64, records_max: u32, verify: Verify| {
             let path = path.with_extension(kind);
             let config = CacheConfig { record_bytes, records_max, fingerprint };
-            StateCache::open(&path, config).map_err(|error| (path, error))
+            StateCache::open_with(&path, config, verify).map_err(|error| (path, error))
         };
         let tapes =
             TapeConfig { tapes_max: sizes.sessions, cells_max: sizes.log_tokens, fingerprint };
         let logs = path.with_extension(LOGS);
         Ok(Self {
-            rows: cache(ROWS, row::BYTES as u64, sizes.sessions)?,
-            states: cache(STATES, state_record_bytes(sizes.state_bytes), sizes.states)?,
+            rows: cache(ROWS, row::BYTES as u64, sizes.sessions, Verify::AtOpen)?,
+            states: cache(
+                STATES,
+                state_record_bytes(sizes.state_bytes),
+                sizes.states,
+                Verify::OnRead,
+            )?,
             tapes: Tapes::open(&logs, tapes).map_err(|error| (logs, error))?,
         })
     }
 }
 
 impl<S: Storage> Store<S> {
-    /// Everything that the files hold, and the sessions that this is.
+    /// Everything that the files hold, and the sessions of it that are awake from the start: those with a name, and those
+    /// whose row is not up to date.
     ///
     /// Rows that cannot be read, those of sessions that were not to be kept, and states that no row refers to are
     /// removed. A generation that was running has been interrupted where its log ends.
@@ -149,7 +171,7 @@ impl<S: Storage> Store<S> {
             states,
             durability,
             states_max: (states_max as usize).clamp(1, STATES_MAX),
-            free_tapes: (0..tapes.config().tapes_max).rev().collect(),
+            free_tapes: FreeTapes::default(),
             tapes,
             next_state: 0,
             shared: HashMap::new(),
@@ -159,9 +181,7 @@ impl<S: Storage> Store<S> {
             written: HashSet::new(),
             words: Vec::new(),
         };
-        let mut sessions = store.recover_rows();
-        store.recover_lineages(&mut sessions);
-        store.recover_states(&mut sessions);
+        let sessions = store.recover_sessions();
         if durability == Durability::Durable
             && let Err(error) = store.flush()
         {
@@ -171,32 +191,97 @@ impl<S: Storage> Store<S> {
         (store, sessions)
     }
 
+    /// Number of sessions, those that sleep included.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Whether a session has a row.
+    pub fn has(&self, id: SessionId) -> bool {
+        self.rows.record(Key(id.0)).is_some()
+    }
+
+    /// Every session that has a row.
+    pub fn ids(&self) -> impl Iterator<Item = SessionId> {
+        self.ids_from(0).map(|(_, id)| id)
+    }
+
+    /// The sessions whose rows are at a place or after it, each with its place, which it keeps.
+    pub fn ids_from(&self, place: u32) -> impl Iterator<Item = (u32, SessionId)> {
+        self.rows.records_from(place).map(|(place, info)| (place, SessionId(info.key.0)))
+    }
+
+    /// The session without a generation or a name that was used before all others, and when that was.
+    pub fn oldest(&self) -> Option<(SessionId, u64)> {
+        self.rows.oldest().map(|info| (SessionId(info.key.0), info.used_at))
+    }
+
+    /// Has a session awake; says whether there is one.
+    pub fn wake(&mut self, sessions: &mut Sessions, id: SessionId) -> bool {
+        if sessions.get(id).is_some() {
+            return true;
+        }
+        match self.read_session(sessions, id) {
+            Ok(session) => sessions.insert(id, session),
+            Err(WakeError::Read(ReadError::Absent { .. })) => return false,
+            Err(error) => {
+                warn!(session = %id, %error, "the row of a session cannot be read");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Lets a session sleep that nobody uses, once its row tells all of it.
+    pub fn sleep(&mut self, sessions: &mut Sessions, id: SessionId) {
+        let Some(session) = sessions.get(id) else { return };
+        let Session { active, seat, lease, record, .. } = session;
+        if *active || seat.is_some() || lease.is_some() {
+            return;
+        }
+        let row = row::encode(record);
+        let is_told = match self.rows.read(Key(id.0)) {
+            Ok(found) => found.bytes == row || self.write(id, session).is_ok(),
+            Err(_) => false,
+        };
+        if is_told {
+            sessions.remove(id);
+        }
+    }
+
     /// Makes sure that session `id` has a row to write to: takes a lease on it. Returns the session whose row gave way, which
     /// is forgotten but for its lane.
     ///
     /// # Errors
-    /// If every row belongs to a session with a generation, or the disk fails.
+    /// If every row belongs to a session with a generation or a name, or the disk fails.
     pub fn reserve(
         &mut self,
         sessions: &mut Sessions,
         id: SessionId,
     ) -> Result<Option<(SessionId, Session)>, StoreError> {
-        let mut evicted = None;
-        if sessions.expect(id).lease.is_none() {
-            let leased = self.rows.lease(Key(id.0))?;
-            sessions.expect(id).lease = Some(leased.lease);
-            if let Some(Key(key)) = leased.evicted {
-                let key = SessionId(key);
-                evicted = self.forget(sessions, key).map(|session| (key, session));
-            }
+        if sessions.expect(id).lease.is_some() {
+            return Ok(None);
         }
+        let mut evicted = None;
+        if self.rows.is_full()
+            && self.rows.record(Key(id.0)).is_none()
+            && let Some((oldest, _)) = self.oldest()
+        {
+            let session = self.forget(sessions, oldest, Gone::Evicted);
+            evicted = session.map(|session| (oldest, session));
+        }
+        sessions.expect(id).lease = Some(self.rows.lease(Key(id.0))?.lease);
         Ok(evicted)
     }
 
-    /// Gives back the lease on the row of a session.
+    /// Gives back the lease on the row of a session, unless that has a name.
     pub fn release(&mut self, session: &mut Session) {
-        if let Some(lease) = session.lease.take() {
-            self.rows.release(lease).expect("a session holds its lease until here");
+        if session.record.name.is_none() {
+            self.give_back(session);
         }
     }
 
@@ -235,14 +320,10 @@ impl<S: Storage> Store<S> {
     ) -> Result<(), TapeError> {
         let missing = TapeError::Missing { at: places.start };
         let Some(session) = sessions.get(id) else { return Err(missing) };
-        let tape = match (tape_of(id, &session.record), session.record.lineage) {
-            (Some(tape), _) => tape,
-            (None, Some(Lineage { of, .. })) => {
-                let origin = sessions.get(of).and_then(|it| tape_of(of, &it.record));
-                origin.ok_or(missing)?
-            }
-            (None, None) if places.is_empty() => return Ok(()),
-            (None, None) => return Err(missing),
+        let tape = match tape_of(id, &session.record).or(session.origin) {
+            Some(tape) => tape,
+            None if places.is_empty() => return Ok(()),
+            None => return Err(missing),
         };
         let mut words = Vec::with_capacity(usize::try_from(places.end - places.start).unwrap_or(0));
         self.tapes.read(tape, places, &mut words)?;
@@ -340,13 +421,11 @@ impl<S: Storage> Store<S> {
         Ok(None)
     }
 
-    /// Makes session `id`, which stands where `origin` stood at `at`. It has no row yet.
+    /// Makes session `id`, which stands where `origin`, which is awake, stood at `at`. It has no row yet.
     pub fn fork(&mut self, sessions: &mut Sessions, origin: SessionId, at: u64, id: SessionId) {
-        let from = &sessions.expect(origin).record;
-        let of = match (from.tape, from.lineage) {
-            (Some(_), _) => Some(origin),
-            (None, lineage) => lineage.map(|it| it.of),
-        };
+        let Session { record: from, origin: shared, used_at, .. } = sessions.expect(origin);
+        let tape = tape_of(origin, from).or(*shared);
+        let of = tape.map(|tape| SessionId(tape.owner));
         let states: Vec<_> =
             from.states.iter().filter(|state| state.computed <= at).copied().collect();
         let record = Record {
@@ -362,10 +441,10 @@ impl<S: Storage> Store<S> {
             *self.shared.entry(state.key).or_default() += 1;
         }
         if let Some(of) = of {
-            self.forks.entry(of).or_default().push(id);
+            self.forks.entry(of).or_default().push(id, at);
         }
-        let used_at = sessions.expect(origin).used_at;
-        sessions.insert(id, Session::parked(record, used_at));
+        let session = Session { origin: tape, ..Session::parked(record, *used_at) };
+        sessions.insert(id, session);
     }
 
     /// Takes a session back to `to`. Its row is to be written after that.
@@ -383,19 +462,25 @@ impl<S: Storage> Store<S> {
         }
     }
 
-    /// Forgets a session; gives back what is to be said of its lane.
-    pub fn forget(&mut self, sessions: &mut Sessions, id: SessionId) -> Option<Session> {
+    /// Forgets a session, and remembers why; gives back what is to be said of its lane.
+    pub fn forget(&mut self, sessions: &mut Sessions, id: SessionId, why: Gone) -> Option<Session> {
+        if !self.wake(sessions, id) {
+            // Nothing is known of it that could be given back before the next start.
+            self.remove_row(id, TenantId::ANONYMOUS, Gone::Lost, 0);
+            return None;
+        }
         if let Err(error) = self.part_from_forks(sessions, id, u64::MAX) {
             warn!(session = %id, %error, "forks of a session that goes lose their log");
+            self.orphan_forks(sessions, id);
         }
         let mut session = sessions.remove(id)?;
-        self.release(&mut session);
+        self.give_back(&mut session);
         // First, or half of it would come back after a crash.
-        self.remove_row(id);
+        self.remove_row(id, session.record.tenant, why, session.used_at);
         for state in mem::take(&mut session.record.states) {
             self.drop_state(state);
         }
-        self.leave_lineage(id, &mut session.record);
+        self.leave_lineage(id, &mut session);
         if let Some(tape) = session.record.tape.take() {
             self.free_tape(tape);
         }
@@ -455,24 +540,21 @@ impl<S: Storage> Store<S> {
     /// # Errors
     /// If the disk fails.
     pub fn own_tape(&mut self, sessions: &mut Sessions, id: SessionId) -> Result<(), StoreError> {
-        let record = &sessions.expect(id).record;
+        let Session { record, origin, .. } = sessions.expect(id);
         if record.tape.is_some() {
             return Ok(());
         }
         let number = self.free_tapes.pop().ok_or(StoreError::NoTape)?;
         let own = Tape { number, owner: id.0 };
-        let (position, branch) = (record.position, record.branch);
-        if let Some(Lineage { of, .. }) = record.lineage
-            && let Some(from) = sessions.get(of).and_then(|it| tape_of(of, &it.record))
-            && let Err(error) = self.tapes.copy(from, own, branch, 0..position)
+        if let Some(from) = *origin
+            && let Err(error) = self.tapes.copy(from, own, record.branch, 0..record.position)
         {
             self.free_tape(number);
             return Err(error.into());
         }
         self.owes_logs = true;
-        let record = &mut sessions.expect(id).record;
         record.tape = Some(number);
-        self.leave_lineage(id, record);
+        self.leave_lineage(id, sessions.expect(id));
         Ok(())
     }
 
@@ -489,27 +571,46 @@ impl<S: Storage> Store<S> {
         let position = sessions.expect(id).record.position;
         let kept_from =
             position.saturating_add(n).saturating_sub(self.tapes.config().cells_max.into());
-        let shares = |fork: &SessionId| {
-            let lineage = sessions.get(*fork).and_then(|it| it.record.lineage);
-            lineage.is_some_and(|it| position < it.until || 0 < kept_from)
-        };
-        let parting: Vec<SessionId> = forks.iter().copied().filter(shares).collect();
-        for &fork in &parting {
-            self.own_tape(sessions, fork)?;
-            self.write(fork, sessions.expect(fork))?;
+        if forks.until_max <= position && kept_from == 0 {
+            return Ok(());
         }
-        if !parting.is_empty() {
+        let mut has_parted = false;
+        for fork in forks.ids.clone() {
+            self.wake(sessions, fork);
+            let lineage = sessions.get(fork).and_then(|it| it.record.lineage);
+            if lineage.is_some_and(|it| position < it.until || 0 < kept_from) {
+                self.own_tape(sessions, fork)?;
+                self.write(fork, sessions.expect(fork))?;
+                has_parted = true;
+            }
+            self.sleep(sessions, fork);
+        }
+        if has_parted {
             // Before what they shared is written over.
             self.commit()?;
         }
         Ok(())
     }
 
-    fn leave_lineage(&mut self, id: SessionId, record: &mut Record) {
-        let Some(Lineage { of, .. }) = record.lineage.take() else { return };
+    /// Leaves the forks of a session, which goes, without the log that they share with it.
+    fn orphan_forks(&mut self, sessions: &mut Sessions, id: SessionId) {
+        let Some(forks) = self.forks.remove(&id) else { return };
+        for fork in forks.ids {
+            self.wake(sessions, fork);
+            if let Some(session) = sessions.get_mut(fork) {
+                session.record.lineage = None;
+                session.origin = None;
+            }
+            self.sleep(sessions, fork);
+        }
+    }
+
+    fn leave_lineage(&mut self, id: SessionId, session: &mut Session) {
+        session.origin = None;
+        let Some(Lineage { of, .. }) = session.record.lineage.take() else { return };
         if let Some(forks) = self.forks.get_mut(&of) {
-            forks.retain(|fork| *fork != id);
-            if forks.is_empty() {
+            forks.ids.retain(|fork| *fork != id);
+            if forks.ids.is_empty() {
                 self.forks.remove(&of);
             }
         }
@@ -538,13 +639,17 @@ impl<S: Storage> Store<S> {
         self.free_tapes.push(number);
     }
 
-    fn remove_row(&mut self, id: SessionId) {
-        self.owes_rows = true;
-        if self.rows.record(Key(id.0)).is_some()
-            && let Err(error) = self.rows.remove(Key(id.0))
-        {
-            warn!(session = %id, %error, "a row could not be removed");
+    fn give_back(&mut self, session: &mut Session) {
+        if let Some(lease) = session.lease.take() {
+            self.rows.release(lease).expect("a session holds its lease until here");
         }
+    }
+}
+
+impl Forks {
+    fn push(&mut self, id: SessionId, until: u64) {
+        self.ids.push(id);
+        self.until_max = self.until_max.max(until);
     }
 }
 

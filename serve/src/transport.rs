@@ -12,19 +12,23 @@ mod turns;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
+
 use aerie_proto::v1::{self, import_session_request::Message};
 use tokio_stream::{Stream, StreamExt};
 
 use self::turns::Broken;
-use crate::{admission::Reject, auth::Principal, server::Shutdown, service::Service};
+use crate::{
+    admission::Reject,
+    auth::Principal,
+    server::Shutdown,
+    service::{ListPlace, Service},
+};
 
 /// Sessions in one page of a list: well within a frame.
 const PAGE_SESSIONS_MAX: usize = 1000;
-/// Bytes of a session's id, which is what the token of a page is.
-const PAGE_TOKEN_BYTES_MAX: usize = 36;
-
-/// One page of the sessions in the order of their ids; the token of a page is the id it follows.
-fn list_sessions(
+/// One page of the sessions; the token of a page is where the one before ended.
+async fn list_sessions(
     service: &Service,
     who: Principal,
     request: &v1::ListSessionsRequest,
@@ -33,21 +37,29 @@ fn list_sessions(
         0 => PAGE_SESSIONS_MAX,
         page_size => page_size.min(PAGE_SESSIONS_MAX),
     };
-    // Ids are all that a page follows.
-    if PAGE_TOKEN_BYTES_MAX < request.page_token.len() {
-        let problem = "is none that this server gave".to_owned();
-        return Err(Reject::Invalid { field: "page_token", problem });
-    }
-    let mut sessions = service.sessions(who);
-    sessions.retain(|it| request.page_token < it.session_id);
-    sessions.sort_unstable_by(|a, b| a.session_id.cmp(&b.session_id));
-    let has_more = page_size < sessions.len();
-    sessions.truncate(page_size);
-    let next_page_token = match sessions.last() {
-        Some(last) if has_more => last.session_id.clone(),
-        _ => String::new(),
+    let from = match request.page_token.as_str() {
+        "" => ListPlace::default(),
+        token => ListPlace::parse(token).ok_or_else(|| {
+            let problem = "is none that this server gave".to_owned();
+            Reject::Invalid { field: "page_token", problem }
+        })?,
     };
+    let (sessions, next) = service.sessions(who, from, page_size).await?;
+    let next_page_token = next.map_or_else(String::new, |it| it.to_string());
     Ok(v1::ListSessionsResponse { sessions, next_page_token })
+}
+
+impl ListPlace {
+    fn parse(token: &str) -> Option<Self> {
+        let (worker, place) = token.split_once('.')?;
+        Some(Self { worker: worker.parse().ok()?, place: place.parse().ok()? })
+    }
+}
+
+impl fmt::Display for ListPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.worker, self.place)
+    }
 }
 
 /// Bytes of a piece of a session's file.

@@ -5,6 +5,7 @@
 
 mod changes;
 pub mod generation;
+mod looks;
 mod opening;
 mod stage;
 #[cfg(test)]
@@ -20,14 +21,17 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use tokio::sync::oneshot;
 use tracing::{debug, error, info, warn};
 
-pub use self::changes::{Change, Fork, Pack, Rename, Rewind, Unpack, What};
+pub use self::{
+    changes::{Change, Fork, Pack, Rename, Rewind, Unpack, What},
+    looks::{List, Look, Page},
+};
 use self::{
     generation::{Drawn, Generation},
     stage::Stage,
 };
 use crate::{
     admission::{Permit, Reject},
-    auth::TenantId,
+    auth::{Principal, TenantId, TenantMark},
     device::{Batch, Device, DeviceError},
     pipe::{FinishReason, Pipe, PipeEvent},
     request::Request,
@@ -35,7 +39,7 @@ use crate::{
     router::{Gone, Load, Residence},
     sampler::Sampler,
     scheduler::{Phase, Scheduler, SequenceId, Work},
-    sessions::{Name, Session, SessionId, Sessions, Word},
+    sessions::{Name, Record, Session, SessionId, Sessions, Word},
     store::Store,
     telemetry::metrics::WorkerMetrics,
 };
@@ -45,6 +49,8 @@ use crate::{
 pub enum Event {
     Open(Box<Submission>),
     Attach(Box<Attachment>),
+    Look(Look),
+    List(List),
     Change(Box<Change>),
     Pack(Pack),
     Unpack(Box<Unpack>),
@@ -52,6 +58,21 @@ pub enum Event {
     Drain {
         deadline: Instant,
     },
+}
+
+impl Event {
+    /// The session that may come of it, if the directory waits to hear of that.
+    pub fn placed(&self) -> Option<SessionId> {
+        match self {
+            Self::Open(submission) => submission.is_placed.then_some(submission.id),
+            Self::Change(change) => match change.what {
+                What::Fork(Fork { new, .. }) => Some(new),
+                _ => None,
+            },
+            Self::Unpack(unpack) => Some(unpack.id),
+            _ => None,
+        }
+    }
 }
 
 /// A generation on its way to a worker.
@@ -62,12 +83,15 @@ pub struct Submission {
     pub pipe: Pipe,
     pub permit: Permit,
     pub load: Load,
+    /// It may make the session, and the directory waits to hear of it.
+    pub is_placed: bool,
     pub arrived: Instant,
 }
 
 /// A reader on its way to a session.
 #[derive(Debug)]
 pub struct Attachment {
+    pub who: Principal,
     pub id: SessionId,
     /// Position of the first token to show.
     pub from_position: u64,
@@ -92,19 +116,39 @@ pub struct Standing {
     pub used_at: u64,
 }
 
-impl Standing {
-    /// How a session stands that is about to begin.
-    pub fn new(id: SessionId, tenant: TenantId, used_at: u64) -> Self {
-        let residence = Residence::Active;
-        Self { id, tenant, position: 0, position_min: 0, residence, name: None, used_at }
-    }
-}
-
 /// What a worker tells the directory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Notice {
-    Session(Standing),
-    Gone { id: SessionId, why: Gone },
+    /// There is a session more.
+    Made {
+        id: SessionId,
+    },
+    Named {
+        id: SessionId,
+        tenant: TenantId,
+        name: Name,
+    },
+    Unnamed {
+        id: SessionId,
+        tenant: TenantId,
+        name: Name,
+    },
+    /// What was to be done about a session that was placed here has been done.
+    Settled {
+        id: SessionId,
+    },
+    /// There is one less.
+    Gone {
+        id: SessionId,
+        tenant: TenantMark,
+        why: Gone,
+    },
+    /// Why one had gone before the server started.
+    Recalled {
+        id: SessionId,
+        tenant: TenantMark,
+        why: Gone,
+    },
 }
 
 /// The owner of everything that changes on one device.
@@ -162,6 +206,8 @@ pub struct Limits {
     pub replay_tokens_max: u32,
     /// How long a session without a name may be idle.
     pub idle_max: Option<Duration>,
+    /// Sessions that may have a name.
+    pub names_max: u32,
 }
 
 /// What came of asking for a step.
@@ -190,6 +236,8 @@ const STALL_POLL: Duration = Duration::from_millis(1);
 
 /// How often sessions that nobody uses are looked for.
 const EXPIRY_POLL: Duration = Duration::from_secs(1);
+/// Sessions that are forgotten between two steps; the others follow after the next.
+const EXPIRED_PER_POLL_MAX: usize = 64;
 
 /// Drives a worker until it has drained. Ends also, by draining, when all senders have gone.
 pub fn run<S: Storage, D: Device>(mut worker: Worker<S, D>, events: &Receiver<Event>) {
@@ -246,17 +294,31 @@ impl<S: Storage, D: Device> Worker<S, D> {
         }
     }
 
-    /// Every session there is, for a directory that knows none yet.
+    /// Number of sessions.
+    pub fn n_sessions(&self) -> usize {
+        self.parts.store.len()
+    }
+
+    /// Every session there is, for a directory that knows none yet, and those that have gone.
     pub fn notices(&self) -> Vec<Notice> {
-        let standing = |(id, session)| Notice::Session(self.standing(id, session));
-        self.sessions.iter().map(standing).collect()
+        let store = &self.parts.store;
+        let made = store.ids().map(|id| Notice::Made { id });
+        let named = self.sessions.iter().filter_map(|(id, session)| {
+            let Record { tenant, name, .. } = session.record;
+            Some(Notice::Named { id, tenant, name: name? })
+        });
+        let gone = store.gone().map(|(id, tenant, why)| Notice::Recalled { id, tenant, why });
+        made.chain(named).chain(gone).collect()
     }
 
     /// Takes in an event.
     pub fn handle(&mut self, event: Event, now: Instant) {
+        let placed = event.placed();
         match event {
             Event::Open(submission) => self.open(*submission, now),
             Event::Attach(attachment) => self.attach(*attachment),
+            Event::Look(look) => self.look(look),
+            Event::List(list) => self.list(list),
             Event::Change(change) => self.change(*change, now),
             Event::Pack(pack) => self.pack(pack),
             Event::Unpack(unpack) => self.unpack(*unpack, now),
@@ -264,6 +326,9 @@ impl<S: Storage, D: Device> Worker<S, D> {
                 let deadline = self.drain.map_or(deadline, |earlier| earlier.min(deadline));
                 self.drain = Some(deadline);
             }
+        }
+        if let Some(id) = placed {
+            self.notify(Notice::Settled { id });
         }
     }
 
@@ -329,19 +394,17 @@ impl<S: Storage, D: Device> Worker<S, D> {
         self.expires_at = Some(now + EXPIRY_POLL);
         let idle_ms_max = u64::try_from(idle_max.as_millis()).unwrap_or(u64::MAX);
         let used_min = self.parts.clock.unix_ms(now).saturating_sub(idle_ms_max);
-        let is_expired = |session: &Session| {
-            !session.active && session.record.name.is_none() && session.used_at < used_min
-        };
-        let expired: Vec<SessionId> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| is_expired(session))
-            .map(|(id, _)| id)
-            .collect();
-        for id in expired {
-            self.parts.metrics.sessions_expired.inc();
-            self.forget(id, Gone::Expired);
+        // Those with a generation or a name are not among them.
+        for _ in 0..EXPIRED_PER_POLL_MAX {
+            match self.parts.store.oldest() {
+                Some((id, used_at)) if used_at < used_min => {
+                    self.parts.metrics.sessions_expired.inc();
+                    self.forget(id, Gone::Expired);
+                }
+                _ => return,
+            }
         }
+        self.expires_at = None;
     }
 
     /// Ends the generations whose clients asked to or have gone, and at the deadline of a drain
@@ -600,8 +663,8 @@ impl<S: Storage, D: Device> Worker<S, D> {
             self.parts.store.release(self.sessions.expect(id));
             let elapsed = self.parts.clock.now() - began;
             self.parts.metrics.session_park.observe(elapsed.as_secs_f64());
+            self.sleep(id);
         }
-        self.tell(id);
     }
 
     /// Ends the generations that failed. What their lanes hold is void; what their logs say stands.
@@ -643,10 +706,48 @@ impl<S: Storage, D: Device> Worker<S, D> {
 
     /// Forgets a session wherever it is.
     fn forget(&mut self, id: SessionId, why: Gone) {
-        if let Some(session) = self.parts.store.forget(&mut self.sessions, id) {
-            self.parts.residency.forgotten(&mut self.parts.device, &session);
+        let forgotten = self.parts.store.forget(&mut self.sessions, id, why);
+        if let Some(session) = &forgotten {
+            self.parts.residency.forgotten(&mut self.parts.device, session);
         }
-        self.notify(Notice::Gone { id, why });
+        self.tell_gone(id, forgotten.as_ref(), why);
+    }
+
+    /// Tells the directory of a session that is not there any more.
+    fn tell_gone(&mut self, id: SessionId, session: Option<&Session>, why: Gone) {
+        let tenant = session.map(|it| it.record.tenant).unwrap_or_default();
+        if let Some(name) = session.and_then(|it| it.record.name) {
+            self.notify(Notice::Unnamed { id, tenant, name });
+        }
+        self.notify(Notice::Gone { id, tenant: tenant.mark(), why });
+    }
+
+    /// Has a session awake that `who` may be shown.
+    fn wake(&mut self, who: Principal, id: SessionId) -> Result<(), Reject> {
+        let unknown = Reject::UnknownSession { id, gone: None };
+        if !self.parts.store.wake(&mut self.sessions, id) {
+            return Err(unknown);
+        }
+        if !who.sees(self.sessions.expect(id).record.tenant) {
+            self.sleep(id);
+            return Err(unknown);
+        }
+        Ok(())
+    }
+
+    /// Has a session awake that is `who`'s own.
+    fn wake_own(&mut self, who: Principal, id: SessionId) -> Result<(), Reject> {
+        self.wake(who, id)?;
+        if !who.owns(self.sessions.expect(id).record.tenant) {
+            self.sleep(id);
+            return Err(Reject::Forbidden { id });
+        }
+        Ok(())
+    }
+
+    /// Lets a session sleep, unless it is in use.
+    fn sleep(&mut self, id: SessionId) {
+        self.parts.store.sleep(&mut self.sessions, id);
     }
 
     fn finish_drain(&mut self) -> Progress {
@@ -660,7 +761,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
             self.keep(id);
         }
         match self.parts.store.flush() {
-            Ok(()) => info!(sessions = self.sessions.len(), "drained"),
+            Ok(()) => info!(sessions = self.n_sessions(), "drained"),
             Err(error) => error!(%error, "the sessions could not be flushed"),
         }
         Progress::Done
@@ -681,13 +782,6 @@ impl<S: Storage, D: Device> Worker<S, D> {
             name: session.record.name,
             used_at: session.used_at,
         }
-    }
-
-    /// Tells the directory how a session stands.
-    fn tell(&mut self, id: SessionId) {
-        let session = self.sessions.get(id).expect("it is here");
-        let standing = self.standing(id, session);
-        self.notify(Notice::Session(standing));
     }
 
     /// Queues a notice; the order of notices is kept.
@@ -720,7 +814,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let resident = used.saturating_sub(counts.seated);
         metrics.sessions_active.set(count(self.n_generations));
         metrics.sessions_resident.set(count(resident));
-        let parked = self.sessions.len().saturating_sub(self.n_generations + resident);
+        let parked = self.n_sessions().saturating_sub(self.n_generations + resident);
         metrics.sessions_parked.set(count(parked));
         let park_failures = residency.park_failures() - metrics.session_park_failures.get();
         metrics.session_park_failures.inc_by(park_failures);

@@ -1,5 +1,5 @@
-//! Counts what a warm step of the worker allocates in Rust: nothing. A binary of its own, since an
-//! allocator is the whole program's.
+//! Counts what a warm step of the worker allocates in Rust, which is nothing, and what a session that sleeps holds of
+//! memory. A binary of its own, since an allocator is the whole program's.
 //!
 //! The step is the server's from end to end: the scheduler plans it, the batch is filled and bound, ONNX
 //! Runtime runs the bundled model with our kernels on the calling thread, a token is drawn, made text of,
@@ -20,7 +20,7 @@ use std::{
 use aerie_models::{Manifest, bundle::TOKENIZER_FILE};
 use aerie_serve::{
     admission::{self, Admission},
-    auth::TenantId,
+    auth::Principal,
     device::{Device as _, DeviceSpec, files::BundleFiles, ort as onnx},
     pipe::{PipeEvent, PipeReader, pipe},
     request::{Origin, Request},
@@ -28,32 +28,35 @@ use aerie_serve::{
     router::{Router, WorkerHandle, WorkerId},
     sampler::{Penalties, Sampling},
     scheduler,
-    sessions::{Durability, SessionId},
-    store::{Files, Sizes, Store},
+    sessions::{Durability, Record, SessionId, Word},
+    store::{Files, Parcel, Sizes, Store},
     telemetry::metrics::Metrics,
     text::Tokenizer,
-    worker::{Clock, Event, Limits, Parts, Progress, Submission, Worker, generation::Text},
+    worker::{Clock, Event, Limits, Notice, Parts, Progress, Submission, Worker, generation::Text},
 };
 use aerie_state_cache::MappedFile;
 use crossbeam::channel::bounded;
 
-/// The system's allocator, with a count of each thread's calls.
+/// The system's allocator, with a count of each thread's calls, and of the bytes that it holds.
 struct Counting;
 
 thread_local! {
     static CALLS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<isize> = const { Cell::new(0) };
 }
 
 // SAFETY: all calls go to the system's allocator as they come; counting needs no memory, as the
-// counter is constant at first and has nothing to drop.
+// counters are constant at first and have nothing to drop. What is not overridden goes through these two.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         CALLS.set(CALLS.get() + 1);
+        BYTES.set(BYTES.get() + layout.size().cast_signed());
         // SAFETY: the caller's promises are those that the system's allocator asks for.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        BYTES.set(BYTES.get() - layout.size().cast_signed());
         // SAFETY: `block` came from `System`, with the same layout.
         unsafe { System.dealloc(block, layout) }
     }
@@ -90,6 +93,7 @@ fn a_warm_step_allocates_nothing() {
                 pipe,
                 permit: admission.admit().unwrap(),
                 load: router.load(WorkerId(0)),
+                is_placed: false,
                 arrived: clock.now(),
             };
             worker.handle(Event::Open(Box::new(submission)), clock.now());
@@ -110,6 +114,49 @@ fn a_warm_step_allocates_nothing() {
     }
     assert_eq!(allocating, [], "steps that allocated, and how often");
     assert_eq!(tokens, (WARM_STEPS + STEPS) * SESSIONS, "every step gave each session a token");
+}
+
+/// Goal: a session that nobody uses costs no more than 64 bytes of memory: with its row, its log and a state, and its
+/// entry in the directory.
+/// Method: many sessions are made, and let sleep; then a second process finds them.
+#[test]
+fn a_session_that_sleeps_holds_64_bytes_at_most() {
+    const SLEEPERS: u32 = 1 << 14;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cpu");
+    let (log_tokens, state_bytes) = (16, 64);
+    let fingerprint = [0; 32];
+    let sizes =
+        Sizes { sessions: SLEEPERS, states: SLEEPERS, log_tokens, state_bytes, fingerprint };
+    let (events, _inbox) = bounded(1);
+    let (_outbox, notices) = bounded(1);
+    for process in ["that made them", "that found them"] {
+        let before = BYTES.get();
+        let files = Files::open(&path, &sizes).unwrap();
+        let (mut store, mut sessions) = Store::recover(files, Durability::Fast, 4);
+        let (events, notices) = (events.clone(), notices.clone());
+        let router = Router::new(vec![WorkerHandle::new(0, "cpu".to_owned(), events, notices)]);
+        for id in 0..SLEEPERS {
+            let id =
+                SessionId(u128::from(id).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835));
+            if !store.has(id) {
+                store.unpack(&mut sessions, id, &parcel(state_bytes)).unwrap();
+                store.sleep(&mut sessions, id);
+            }
+            router.adopt(WorkerId(0), [Notice::Made { id }]);
+        }
+        assert_eq!((store.len(), sessions.len()), (SLEEPERS as usize, 0));
+        let each = (BYTES.get() - before).unsigned_abs().div_ceil(SLEEPERS as usize);
+        assert!(each <= 64, "{each} bytes for each session, in the process {process}");
+    }
+}
+
+/// A session of a few tokens.
+fn parcel(state_bytes: u64) -> Parcel {
+    let record = Record { keep: true, position: 8, ..Record::default() };
+    let state = vec![1; usize::try_from(state_bytes).unwrap()];
+    let log = (0..8).map(Word::prompt).collect();
+    Parcel { record, used_at: 1, state: Some((7, state)), log_from: 0, log }
 }
 
 /// The tokens that have come.
@@ -135,7 +182,7 @@ fn request(session: u32) -> Request {
         },
     ];
     Request {
-        tenant: TenantId::ANONYMOUS,
+        who: Principal::ANONYMOUS,
         origin: Origin::New,
         keep: false,
         prompt: vec![300, 301, 302],
@@ -182,6 +229,7 @@ fn worker(sessions: &Path) -> Worker<MappedFile, onnx::OrtDevice> {
             detached_max: Duration::ZERO,
             replay_tokens_max: 1024,
             idle_max: None,
+            names_max: 4,
         },
         scheduler: SCHEDULER,
         text: Text::new(vocabulary, 64),

@@ -245,6 +245,35 @@ impl<S: Storage> StateCache<S> {
         self.index.records().filter_map(|slab| self.info(slab).ok()?)
     }
 
+    /// The records from a place on, each with its own, which it keeps while it is there: so one can
+    /// go through all in pieces, while others come and go.
+    pub fn records_from(&self, place: u32) -> impl Iterator<Item = (u32, RecordInfo)> {
+        let slabs = self.index.records_from(SlabId(place));
+        slabs.filter_map(|slab| Some((slab.0, self.info(slab).ok()??)))
+    }
+
+    /// Who would give way next: the least recently used of all that are not under a lease.
+    pub fn oldest(&self) -> Option<RecordInfo> {
+        self.info(self.order.victim()?).ok()?
+    }
+
+    /// Whether a record of a new key takes the place of another.
+    pub fn is_full(&self) -> bool {
+        self.order.n_free() == 0
+    }
+
+    /// Whose records were removed or evicted, and why, as far as that is still known: see
+    /// [`StateCache::gone`].
+    pub fn all_gone(&self) -> impl Iterator<Item = (Key, Gone)> {
+        self.index.tombstones().filter_map(|slab| {
+            let (_, stamp) = self.stamps().latest(self.index.next(slab).other()).ok()??;
+            match stamp.kind {
+                Kind::Tombstone { reason } => Some((stamp.key, Gone { reason, at: stamp.used_at })),
+                Kind::Record { .. } => None,
+            }
+        })
+    }
+
     /// What is known of the record of `key` without reading it.
     pub fn record(&self, key: Key) -> Option<RecordInfo> {
         self.info(self.find(key, Content::Record).ok()??).ok()?

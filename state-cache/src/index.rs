@@ -75,8 +75,23 @@ impl Index {
 
     /// All slabs that have a record.
     pub(crate) fn records(&self) -> impl Iterator<Item = SlabId> {
-        let is_record = |slab: &SlabId| self.slab(*slab).content == Content::Record;
-        (0..).map(SlabId).take(self.slabs.len()).filter(is_record)
+        self.records_from(SlabId(0))
+    }
+
+    /// All slabs from `first` on that have a record.
+    pub(crate) fn records_from(&self, first: SlabId) -> impl Iterator<Item = SlabId> {
+        self.slabs_with(Content::Record, first)
+    }
+
+    /// All slabs that have a tombstone.
+    pub(crate) fn tombstones(&self) -> impl Iterator<Item = SlabId> {
+        self.slabs_with(Content::Tombstone, SlabId(0))
+    }
+
+    fn slabs_with(&self, content: Content, first: SlabId) -> impl Iterator<Item = SlabId> {
+        let packed = self.slabs.iter().skip(first.0 as usize);
+        let slabs = (first.0..).map(SlabId).zip(packed);
+        slabs.filter(move |(_, it)| it.unpack().content == content).map(|(slab, _)| slab)
     }
 
     pub(crate) fn slab(&self, slab: SlabId) -> Slab {

@@ -133,7 +133,7 @@ fn parse(start: v1::Start) -> Result<Request, Reject> {
 
 fn parse_as(origin: Origin, start: v1::Start) -> Result<Request, Reject> {
     let tokenizer = Tokenizer::parse(crate::testing::TOKENIZER_JSON.as_bytes()).unwrap();
-    Request::parse(TenantId::ANONYMOUS, start, origin, &CONFIG, &tokenizer, 64)
+    Request::parse(Principal::ANONYMOUS, start, origin, &CONFIG, &tokenizer, 64)
 }
 
 #[track_caller]
@@ -175,7 +175,7 @@ fn is_sound_call(bytes: &[u8], tokenizer: &Tokenizer) -> bool {
     let Ok(Some(v1::Call { call: Some(call), .. })) = decoder.message() else { return false };
     let v1::call::Call::Generate(request) = call else { return false };
     let Some(v1::generate_request::Message::Start(start)) = request.message else { return false };
-    let parsed = Request::parse(TenantId::ANONYMOUS, start, Origin::New, &CONFIG, tokenizer, 64);
+    let parsed = Request::parse(Principal::ANONYMOUS, start, Origin::New, &CONFIG, tokenizer, 64);
     let Ok(request) = parsed else { return false };
     assert!(!request.prompt.is_empty() && request.prompt.iter().all(|token| *token < 64));
     assert!(1 <= request.tokens_max && request.stop.iter().all(|it| !it.is_empty()));

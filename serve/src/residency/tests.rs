@@ -24,7 +24,11 @@ fn a_state_comes_back_bit_for_bit() {
         let mut it = Fixture::new(1);
         it.turn(1, state);
         it.turn(2, !state);
-        assert_eq!(it.sessions.expect(SessionId(1)).seat, None, "{state:#x} has lost its lane");
+        assert!(
+            it.sessions.get(SessionId(1)).is_none(),
+            "{state:#x} has lost its lane, and sleeps"
+        );
+        it.open_row(1);
         assert_eq!(it.seat(1).unwrap(), Origin::Parked);
         assert_eq!(it.state(1), state, "{state:#x}");
     }
@@ -44,7 +48,7 @@ fn the_lane_that_was_idle_longest_goes_first() {
     for id in [1, 2, 1, 3] {
         it.turn(id, 11);
     }
-    let has_lane = |id| it.sessions.get(SessionId(id)).unwrap().seat.is_some();
+    let has_lane = |id| it.sessions.get(SessionId(id)).is_some_and(|it| it.seat.is_some());
     assert_eq!([1, 2, 3].map(has_lane), [true, false, true]);
 }
 
@@ -128,17 +132,20 @@ impl Fixture {
         let (store, sessions) = (&mut self.store, &mut self.sessions);
         let mut place = Place { store, sessions, device: &mut self.device };
         assert!(self.residency.keep(&mut place, id).unwrap());
+        self.sessions.expect(id).active = false;
+        self.store.write(id, self.sessions.expect(id)).unwrap();
         self.store.release(self.sessions.expect(id));
     }
 
     fn open(&mut self, id: u128) {
         self.open_row(id);
+        self.sessions.expect(SessionId(id)).active = true;
         self.seat(id).unwrap();
     }
 
     fn open_row(&mut self, id: u128) {
         let id = SessionId(id);
-        if self.sessions.get(id).is_none() {
+        if !self.store.wake(&mut self.sessions, id) {
             self.sessions.insert(id, Session::new(id, true, 0));
         }
         self.store.reserve(&mut self.sessions, id).unwrap();

@@ -2,7 +2,7 @@ use crossbeam::channel::bounded;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::worker::Pack;
+use crate::worker::{Change, Fork, Pack, What};
 
 const ALPHA: usize = 0;
 const BETA: usize = 1;
@@ -19,58 +19,102 @@ struct Far {
 fn new_sessions_go_where_the_load_is_least() {
     let (router, _far) = router(&[ALPHA, ALPHA, BETA]);
     let busy = [router.load(WorkerId(0)), router.load(WorkerId(0)), router.load(WorkerId(1))];
-    assert_eq!(place(&router, SessionId(1), ALPHA).0, WorkerId(1));
+    assert_eq!(router.place(SessionId(1), ALPHA), WorkerId(1));
     drop(busy);
-    assert_eq!(place(&router, SessionId(2), ALPHA).0, WorkerId(0), "its load has gone");
+    assert_eq!(router.place(SessionId(2), ALPHA), WorkerId(0), "its load has gone");
 }
 
 #[test]
 fn of_equal_loads_the_fewest_sessions_decide() {
-    let (router, _far) = router(&[ALPHA, ALPHA]);
-    let places = [1, 2, 3].map(|id| place(&router, SessionId(id), ALPHA).0.0);
+    let (router, far) = router(&[ALPHA, ALPHA]);
+    let places = [1, 2, 3].map(|id| router.place(SessionId(id), ALPHA).0);
     assert_eq!(places, [0, 1, 0]);
-    router.unplace(SessionId(1));
-    router.unplace(SessionId(3));
-    assert_eq!(place(&router, SessionId(4), ALPHA).0, WorkerId(0));
+    for id in [SessionId(1), SessionId(3)] {
+        far.outboxes[0].send(Notice::Settled { id }).unwrap();
+    }
+    assert_eq!(router.place(SessionId(4), ALPHA), WorkerId(0), "nothing has come of the others");
 }
 
 #[test]
 fn a_session_stays_with_a_worker_of_its_model() {
     let (router, _far) = router(&[ALPHA, ALPHA, BETA]);
     for id in 0..8 {
-        assert_eq!(place(&router, SessionId(id), BETA).0, WorkerId(2));
+        assert_eq!(router.place(SessionId(id), BETA), WorkerId(2));
     }
 }
 
-/// Goal: load decides over new sessions only; one that has a state is found where that is.
+/// Goal: load decides over new sessions only; one that is there, or may be in a moment, is asked for where that is.
 #[test]
 fn sessions_stick_to_their_worker_whatever_its_load() {
     let (router, far) = router(&[ALPHA, ALPHA]);
     let id = SessionId(1);
-    let (worker, is_new) = place(&router, id, ALPHA);
-    assert!(is_new);
+    let worker = router.place(id, ALPHA);
     let _busy = router.load(worker);
-    let standing =
-        Standing { position: 12, residence: Residence::Parked, ..Standing::new(id, NOBODY, 7) };
-    far.outboxes[worker.0].send(Notice::Session(standing)).unwrap();
-    assert_eq!(router.session(WHO, id), Ok(Entry { worker, standing }));
-    assert_eq!(place(&router, id, ALPHA), (worker, false), "it is there already");
-    assert_eq!(router.sessions(WHO).len(), 1);
+    assert_eq!(router.place(id, ALPHA), worker, "it is in the making");
+    for notice in [Notice::Made { id }, Notice::Settled { id }, Notice::Settled { id }] {
+        far.outboxes[worker.0].send(notice).unwrap();
+    }
+    assert_eq!(router.locate(id), Some(worker));
+    assert_eq!(router.place(id, ALPHA), worker, "it is there");
+    assert_eq!(router.place_beside(id, WorkerId(1 - worker.0)), worker, "it is not made again");
+}
+
+#[test]
+fn what_never_reached_its_worker_is_not_in_the_making() {
+    let (router, _far) = router(&[ALPHA]);
+    let (of, new) = (SessionId(1), SessionId(2));
+    let fork = || {
+        let what = What::Fork(Fork { new, position: None, digest: None });
+        let reply = oneshot::channel().0;
+        Event::Change(Box::new(Change { who: WHO, id: of, expected_position: None, what, reply }))
+    };
+    for sent in [Ok(()), Err(SendError::Full)] {
+        let worker = router.place_beside(new, WorkerId(0));
+        assert_eq!(router.send(worker, fork()), sent);
+        assert_eq!(router.locate(new), Some(WorkerId(0)), "one of the two is under way");
+    }
+    router.adopt(WorkerId(0), [Notice::Settled { id: new }]);
+    assert_eq!(router.locate(new), None);
 }
 
 #[test]
 fn what_a_worker_recovered_is_known_until_it_says_that_it_is_gone() {
     let (router, far) = router(&[ALPHA, ALPHA]);
-    let notice = |id| Notice::Session(Standing::new(id, NOBODY, 0));
-    router.adopt(WorkerId(1), vec![notice(SessionId(8)), notice(SessionId(5))]);
-    let ids: Vec<_> = router.sessions(WHO).into_iter().map(|(id, _)| id).collect();
-    assert_eq!(ids, [SessionId(5), SessionId(8)]);
-    let (id, why) = (SessionId(5), Gone::Evicted);
-    far.outboxes[1].send(Notice::Gone { id, why }).unwrap();
-    assert_eq!(router.session(WHO, id), Err(Reject::UnknownSession { id, gone: Some(why) }));
-    let id = SessionId(6);
-    assert_eq!(router.session(WHO, id), Err(Reject::UnknownSession { id, gone: None }));
-    assert_eq!(router.session(WHO, SessionId(8)).unwrap().worker, WorkerId(1));
+    let tenant = NOBODY.mark();
+    let [here, gone, before] = [SessionId(8), SessionId(5), SessionId(4)];
+    let recalled = Notice::Recalled { id: before, tenant, why: Gone::Expired };
+    let made = |id| Notice::Made { id };
+    router.adopt(WorkerId(1), [made(here), made(gone), recalled]);
+    let why = Gone::Evicted;
+    far.outboxes[1].send(Notice::Gone { id: gone, tenant, why }).unwrap();
+    assert_eq!((router.locate(gone), router.gone(WHO, gone)), (None, Some(why)));
+    assert_eq!((router.locate(before), router.gone(WHO, before)), (None, Some(Gone::Expired)));
+    assert_eq!((router.locate(here), router.gone(WHO, here)), (Some(WorkerId(1)), None));
+    assert_eq!(router.gone(WHO, SessionId(6)), None);
+}
+
+/// Goal: that two sessions are alike as far as the directory tells them apart loses neither.
+/// Method: ids are tried until two have the same tag, in a table of them; then both come and go, on one worker and on two.
+#[test]
+fn sessions_with_the_same_tag_are_both_found() {
+    let mut seen = HashMap::new();
+    let [one, other] = (0..)
+        .map(|i: u128| SessionId(i.wrapping_mul(0xD134_2543_DE82_EF95_9E37_79B9_7F4A_7C15)))
+        .find_map(|id| seen.insert(Tag::of(id), id).map(|before| [before, id]))
+        .unwrap();
+    assert_ne!(one, other);
+    for worker in [0, 1] {
+        let (router, _far) = router(&[ALPHA, ALPHA]);
+        router.adopt(WorkerId(0), [Notice::Made { id: one }]);
+        router.adopt(WorkerId(worker), [Notice::Made { id: other }]);
+        let there = (Some(WorkerId(0)), Some(WorkerId(worker)));
+        assert_eq!((router.locate(one), router.locate(other)), there);
+        let gone = |id| Notice::Gone { id, tenant: NOBODY.mark(), why: Gone::Deleted };
+        router.adopt(WorkerId(0), [gone(one)]);
+        assert_eq!(router.locate(other), there.1);
+        router.adopt(WorkerId(worker), [gone(other)]);
+        assert_eq!((router.locate(one), router.locate(other)), (None, None));
+    }
 }
 
 #[test]
@@ -78,7 +122,7 @@ fn a_full_worker_and_one_that_ended_are_told_apart() {
     let (router, mut far) = router(&[ALPHA]);
     let delete = || {
         let (id, reply) = (SessionId(1), oneshot::channel().0);
-        Event::Pack(Pack { id, expected_position: None, reply })
+        Event::Pack(Pack { who: WHO, id, expected_position: None, reply })
     };
     assert_eq!(router.send(WorkerId(0), delete()), Ok(()));
     assert_eq!(router.send(WorkerId(0), delete()), Err(SendError::Full));
@@ -99,10 +143,11 @@ fn a_name_belongs_to_one_session() {
     assert_eq!(router.named(NOBODY, name), Some(first), "another cannot give it up");
     router.release_name(NOBODY, name, first);
     assert_eq!(router.named(NOBODY, name), None);
-    let standing = Standing { name: Some(name), ..Standing::new(second, NOBODY, 0) };
-    far.outboxes[0].send(Notice::Session(standing)).unwrap();
-    assert_eq!(router.named(NOBODY, name), Some(second));
-    far.outboxes[0].send(Notice::Gone { id: second, why: Gone::Deleted }).unwrap();
+    let (id, tenant) = (second, NOBODY);
+    far.outboxes[0].send(Notice::Named { id, tenant, name }).unwrap();
+    router.release_name(NOBODY, name, second);
+    assert_eq!(router.named(NOBODY, name), Some(second), "it is written down");
+    far.outboxes[0].send(Notice::Unnamed { id, tenant, name }).unwrap();
     assert_eq!(router.named(NOBODY, name), None);
 }
 
@@ -119,11 +164,6 @@ fn router(models: &[usize]) -> (Router, Far) {
     (Router::new(workers.collect()), far)
 }
 
-#[track_caller]
-fn place(router: &Router, id: SessionId, model: usize) -> (WorkerId, bool) {
-    router.place(Standing::new(id, NOBODY, 0), model).unwrap()
-}
-
 /// Goal: what another tenant has, or had, is answered as what has never been.
 #[test]
 fn tenants_do_not_learn_of_each_other() {
@@ -132,21 +172,13 @@ fn tenants_do_not_learn_of_each_other() {
     let id = SessionId(1);
     let who = |tenant, is_admin| Principal { tenant, is_admin };
     let name = Name::parse("prompt").unwrap();
-    let standing = Standing { name: Some(name), ..Standing::new(id, mine, 0) };
-    far.outboxes[0].send(Notice::Session(standing)).unwrap();
-    let unknown = || Reject::UnknownSession { id, gone: None };
-    assert!(router.session(who(mine, false), id).is_ok());
-    assert_eq!(router.session(who(theirs, false), id), Err(unknown()));
-    assert!(router.session(who(theirs, true), id).is_ok(), "an admin sees all");
-    assert_eq!(router.sessions(who(theirs, false)), []);
-    assert_eq!(router.sessions(who(theirs, true)).len(), 1);
-    assert_eq!(router.place(Standing::new(id, theirs, 0), ALPHA), Err(unknown()));
-    assert_eq!(router.place_beside(Standing::new(id, theirs, 0), WorkerId(0)), Err(unknown()));
-    assert_eq!(router.named(theirs, name), None);
+    far.outboxes[0].send(Notice::Made { id }).unwrap();
+    far.outboxes[0].send(Notice::Named { id, tenant: mine, name }).unwrap();
+    assert_eq!((router.named(mine, name), router.named(theirs, name)), (Some(id), None));
     router.reserve_name(theirs, name, SessionId(2)).expect("names are each tenant's own");
     let why = Gone::Deleted;
-    far.outboxes[0].send(Notice::Gone { id, why }).unwrap();
-    let deleted = Reject::UnknownSession { id, gone: Some(why) };
-    assert_eq!(router.session(who(mine, false), id), Err(deleted));
-    assert_eq!(router.session(who(theirs, false), id), Err(unknown()));
+    far.outboxes[0].send(Notice::Gone { id, tenant: mine.mark(), why }).unwrap();
+    assert_eq!(router.gone(who(mine, false), id), Some(why));
+    assert_eq!(router.gone(who(theirs, false), id), None);
+    assert_eq!(router.gone(who(theirs, true), id), Some(why), "an admin is told");
 }

@@ -100,23 +100,23 @@ fn devices_on_disk(dir: &Path) -> io::Result<BTreeSet<PathBuf>> {
 /// Moves the sessions of a device that is gone to `stores`, and removes its files once all have moved.
 fn rehome(owner: &Owner, device: &Path, stores: &mut [Open]) -> Result<(), StartError> {
     let (mut orphan, mut sessions) = owner.open(device)?;
-    let ids: Vec<_> = sessions.iter().map(|(id, _)| id).collect();
+    let ids: Vec<_> = orphan.ids().collect();
     let mut left = ids.len();
     for &id in &ids {
         // From a time before, of which this file was not told.
-        if stores.iter().any(|(_, sessions)| sessions.get(id).is_some()) {
+        if stores.iter().any(|(store, _)| store.has(id)) {
             left -= 1;
             continue;
         }
-        let (store, others) = stores
-            .iter_mut()
-            .min_by_key(|(_, sessions)| sessions.len())
-            .expect("there is a device");
-        if owner.config.sessions_max as usize <= others.len() {
+        let (store, others) =
+            stores.iter_mut().min_by_key(|(store, _)| store.len()).expect("there is a device");
+        if owner.config.sessions_max as usize <= store.len() || !orphan.wake(&mut sessions, id) {
             break;
         }
         let moved =
             orphan.pack(&mut sessions, id).and_then(|parcel| store.unpack(others, id, &parcel));
+        orphan.sleep(&mut sessions, id);
+        store.sleep(others, id);
         match moved {
             Ok(_) => left -= 1,
             Err(error) => warn!(session = %id, %error, "a session could not be moved"),

@@ -154,7 +154,9 @@ impl Crew {
                 Ok(Err(source)) => return Err(StartError::Load { model, device, source }),
                 Err(_) => return Err(StartError::WorkerEnded { model, device }),
             };
-            info!(model, device, sessions = notices.len(), "worker started");
+            let is_made = |notice: &&Notice| matches!(notice, Notice::Made { .. });
+            let sessions = notices.iter().filter(is_made).count();
+            info!(model, device, sessions, "worker started");
             recovered.push((WorkerId(handles.len()), notices));
             handles.push(handle);
         }
@@ -199,6 +201,7 @@ fn limits(config: &Config) -> Limits {
             0 => None,
             seconds => Some(Duration::from_secs(seconds.into())),
         },
+        names_max: config.sessions.names_max.min(config.sessions.sessions_max / 2),
     }
 }
 

@@ -3,8 +3,11 @@
 use aerie_state_cache::{Storage, TapeError};
 
 use super::{Store, StoreError};
-use crate::auth::TenantId;
-use crate::sessions::{Record, Session, SessionId, Sessions, Word};
+use crate::{
+    auth::TenantId,
+    router::Gone,
+    sessions::{Record, Session, SessionId, Sessions, Word},
+};
 
 /// All that is needed to go on with a session: where it stands, the latest state, the log.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +23,7 @@ pub struct Parcel {
 }
 
 impl<S: Storage> Store<S> {
-    /// Takes a copy of an idle session.
+    /// Takes a copy of an idle session, which is awake.
     ///
     /// # Errors
     /// If the disk fails.
@@ -72,7 +75,7 @@ impl<S: Storage> Store<S> {
             .reserve(sessions, id)
             .and_then(|evicted| self.fill(sessions, id, parcel).map(|()| evicted));
         if unpacked.is_err() {
-            self.forget(sessions, id);
+            self.forget(sessions, id, Gone::Ended);
         }
         unpacked
     }

@@ -1,59 +1,155 @@
-//! From files to sessions: what a store does when it is opened.
+//! From files to sessions: what a store does when it is opened, and when a session wakes.
 
 use std::collections::HashSet;
 
-use aerie_state_cache::{Key, Storage};
+use aerie_state_cache::{Key, ReadError, Storage, Tape};
+use thiserror::Error;
 use tracing::{info, warn};
 
-use super::{Store, state_key, tape_of};
+use super::{FreeTapes, Store, state_key, tape_of};
 use crate::{
     pipe::FinishReason,
-    sessions::{Lineage, Record, Session, SessionId, Sessions, row},
+    router::Gone,
+    sessions::{
+        Record, Session, SessionId, Sessions,
+        row::{self, RowError},
+    },
 };
 
+/// Why a row is no session.
+#[derive(Debug, Error)]
+pub(super) enum WakeError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Row(#[from] RowError),
+    #[error("its log is lost")]
+    Log,
+}
+
+/// What the rows of a file tell together.
+#[derive(Default)]
+struct Census {
+    /// By number.
+    tapes_taken: HashSet<u32>,
+    /// Sessions at their beginning, and the tapes that they claim.
+    empty: Vec<(SessionId, u32)>,
+    /// Keys of states.
+    referred: HashSet<u64>,
+    /// Whose row is not up to date.
+    stale: Vec<SessionId>,
+}
+
 impl<S: Storage> Store<S> {
-    /// The sessions whose rows are whole, each with the log that it has.
-    pub(super) fn recover_rows(&mut self) -> Sessions {
+    /// The sessions that are awake from the start. All others are looked at once, for what they share.
+    pub(super) fn recover_sessions(&mut self) -> Sessions {
         let mut sessions = Sessions::default();
-        let mut tapes_taken = HashSet::new();
-        let mut empty = Vec::new();
-        let infos: Vec<_> = self.rows.records().collect();
-        for info in infos {
-            let id = SessionId(info.key.0);
-            let row = self.rows.read(info.key).map_err(|error| error.to_string());
-            let record =
-                row.and_then(|row| row::decode(row.bytes).map_err(|error| error.to_string()));
-            let mut record = match record {
-                Ok(record) if record.keep => record,
-                Ok(_) => {
-                    self.remove_row(id);
-                    continue;
+        let mut census = Census::default();
+        // Rows that are brought up to date count on logs that nobody may have flushed.
+        self.owes_logs = true;
+        let ids: Vec<SessionId> = self.ids().collect();
+        for id in ids {
+            match self.read_session(&sessions, id) {
+                Ok(session) if session.record.keep => {
+                    self.recover_session(&mut sessions, &mut census, id, session);
+                }
+                Ok(session) => {
+                    self.remove_row(id, session.record.tenant, Gone::Ended, session.used_at);
                 }
                 Err(error) => {
                     warn!(session = %id, %error, "a session is lost");
-                    self.remove_row(id);
-                    continue;
+                    self.remove_row(id, Default::default(), Gone::Lost, 0);
                 }
-            };
-            if record.lineage.is_none() && !self.recover_log(id, &mut record) {
-                warn!(session = %id, "the log of a session is lost");
-                self.remove_row(id);
-                continue;
             }
-            match record.tape {
-                Some(tape) if 0 < record.position => _ = tapes_taken.insert(tape),
-                Some(_) => empty.push(id),
-                None => {}
-            }
-            sessions.insert(id, Session::parked(record, info.used_at));
         }
         // Forks may still share what is on the tape of one that went back to its beginning.
-        for id in empty {
-            let record = &mut sessions.expect(id).record;
-            record.tape = record.tape.filter(|tape| tapes_taken.insert(*tape));
+        for (id, tape) in census.empty {
+            if !census.tapes_taken.insert(tape) {
+                self.orphan_forks(&mut sessions, id);
+                self.wake(&mut sessions, id);
+                sessions.expect(id).record.tape = None;
+                census.stale.push(id);
+            }
         }
-        self.free_tapes.retain(|tape| !tapes_taken.contains(tape));
+        let tapes_max = self.tapes.config().tapes_max;
+        self.free_tapes = FreeTapes::new(&census.tapes_taken, tapes_max);
+        self.remove_unreferred(&census.referred);
+        for id in census.stale {
+            self.sleep(&mut sessions, id);
+        }
         sessions
+    }
+
+    fn recover_session(
+        &mut self,
+        sessions: &mut Sessions,
+        census: &mut Census,
+        id: SessionId,
+        mut session: Session,
+    ) {
+        let record = &session.record;
+        match record.tape {
+            Some(tape) if 0 < record.position => _ = census.tapes_taken.insert(tape),
+            Some(tape) => census.empty.push((id, tape)),
+            None => {}
+        }
+        if let Some(lineage) = record.lineage {
+            self.forks.entry(lineage.of).or_default().push(id, lineage.until);
+        }
+        for state in &record.states {
+            self.next_state = self.next_state.max(state.key.saturating_add(1));
+            if !census.referred.insert(state.key)
+                && self.states.record(Key(state.key.into())).is_some()
+            {
+                *self.shared.entry(state.key).or_default() += 1;
+            }
+        }
+        let encoded = row::encode(record);
+        let is_stale = !self.rows.read(Key(id.0)).is_ok_and(|row| row.bytes == encoded);
+        if is_stale {
+            census.stale.push(id);
+        }
+        if record.name.is_some() {
+            match self.rows.lease(Key(id.0)) {
+                Ok(leased) => session.lease = Some(leased.lease),
+                Err(error) => warn!(session = %id, %error, "a session with a name may give way"),
+            }
+        }
+        if is_stale || session.lease.is_some() {
+            sessions.insert(id, session);
+        }
+    }
+
+    /// Reads the row of a session, and what follows from the logs that there are.
+    ///
+    /// # Errors
+    /// See [`WakeError`].
+    pub(super) fn read_session(
+        &mut self,
+        sessions: &Sessions,
+        id: SessionId,
+    ) -> Result<Session, WakeError> {
+        let row = self.rows.read(Key(id.0))?;
+        let used_at = row.info.used_at;
+        let mut record = row::decode(row.bytes)?;
+        let mut origin = None;
+        if let Some(lineage) = record.lineage.filter(|_| record.tape.is_none()) {
+            origin = self.tape_with(sessions, lineage.of);
+        } else if !self.recover_log(id, &mut record) {
+            return Err(WakeError::Log);
+        }
+        // A fork whose origin has gone loses the log that they shared.
+        record.lineage = record.lineage.filter(|_| origin.is_some());
+        Ok(Session { origin, ..Session::parked(record, used_at) })
+    }
+
+    /// The tape of a session, awake or not.
+    fn tape_with(&mut self, sessions: &Sessions, id: SessionId) -> Option<Tape> {
+        if let Some(session) = sessions.get(id) {
+            return tape_of(id, &session.record);
+        }
+        let row = self.rows.read(Key(id.0)).ok()?;
+        tape_of(id, &row::decode(row.bytes).ok()?)
     }
 
     /// Has a session stand where its log ends, if it was cut off; says whether it has a log.
@@ -91,38 +187,8 @@ impl<S: Storage> Store<S> {
         true
     }
 
-    /// Forks whose origin has gone lose the log that they shared.
-    pub(super) fn recover_lineages(&mut self, sessions: &mut Sessions) {
-        let lineages: Vec<(SessionId, Lineage)> = sessions
-            .iter()
-            .filter_map(|(id, session)| Some((id, session.record.lineage?)))
-            .collect();
-        for (id, Lineage { of, .. }) in lineages {
-            let has_tape = sessions.get(of).is_some_and(|it| it.record.tape.is_some());
-            let record = &mut sessions.expect(id).record;
-            if has_tape && record.tape.is_none() {
-                self.forks.entry(of).or_default().push(id);
-            } else {
-                record.lineage = None;
-            }
-        }
-    }
-
-    /// Counts who refers to which state, and removes those to which nobody does.
-    pub(super) fn recover_states(&mut self, sessions: &mut Sessions) {
-        let mut referred = HashSet::new();
-        for (_, session) in sessions.iter_mut() {
-            let states = &mut session.record.states;
-            for state in states.iter() {
-                self.next_state = self.next_state.max(state.key.saturating_add(1));
-            }
-            states.retain(|state| self.states.record(Key(state.key.into())).is_some());
-            for state in states {
-                if !referred.insert(state.key) {
-                    *self.shared.entry(state.key).or_default() += 1;
-                }
-            }
-        }
+    /// Removes the states to which no row refers.
+    fn remove_unreferred(&mut self, referred: &HashSet<u64>) {
         let keys: Vec<Key> = self.states.records().map(|info| info.key).collect();
         for key in keys {
             let known = u64::try_from(key.0).ok();

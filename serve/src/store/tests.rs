@@ -1,7 +1,10 @@
 use aerie_state_cache::{Fault, FaultyStorage, Fingerprint as Mark};
 
 use super::*;
-use crate::{pipe::FinishReason, sessions::Turn};
+use crate::{
+    pipe::FinishReason,
+    sessions::{Name, Turn},
+};
 
 type Disks = [FaultyStorage; 3];
 
@@ -37,7 +40,7 @@ fn a_fork_shares_until_one_of_the_two_writes() {
     assert_eq!(it.state(B, 8), Some((6, state(6))), "the origin has dropped it, the fork has not");
     assert_eq!(it.state(A, 4), None);
 
-    it.store.forget(&mut it.sessions, A);
+    it.store.forget(&mut it.sessions, A, Gone::Deleted);
     assert_eq!(it.log(B), (0..8).map(word).collect::<Vec<_>>());
 }
 
@@ -48,11 +51,11 @@ fn who_forgets_the_origin_leaves_the_fork_whole() {
     it.keep(A, 6);
     it.store.fork(&mut it.sessions, A, 10, B);
     it.row(B);
-    it.store.forget(&mut it.sessions, A);
+    it.store.forget(&mut it.sessions, A, Gone::Deleted);
     let it = &mut it.killed();
     assert_eq!(it.log(B), (0..10).map(word).collect::<Vec<_>>());
     assert_eq!(it.state(B, 10), Some((6, state(6))));
-    it.store.forget(&mut it.sessions, B);
+    it.store.forget(&mut it.sessions, B, Gone::Deleted);
     assert_eq!(it.store.states.len(), 0, "nobody refers to it any more");
     assert_eq!(it.store.free_tapes.len(), 8);
 }
@@ -105,8 +108,9 @@ fn a_restart_finds_what_was_written_and_no_more() {
     it.row(B);
 
     let mut it = it.killed();
-    assert_eq!(it.sessions.len(), 1, "the other was not to be kept");
-    let record = it.sessions.expect(A).record.clone();
+    assert_eq!(it.store.len(), 1, "the other was not to be kept");
+    assert!(it.sessions.is_empty(), "its row is up to date, so it sleeps");
+    let record = it.awake(A).record.clone();
     assert_eq!(record.position, 15, "its log says more than its row");
     assert_eq!(record.turn.unwrap().end, Some(FinishReason::Interrupted));
     assert_eq!(it.state(A, 15), Some((7, state(7))), "no row told of the other");
@@ -136,11 +140,75 @@ fn the_least_recently_used_session_gives_its_row_to_a_new_one() {
         it.row(SessionId(id));
         let session = it.sessions.expect(SessionId(id));
         it.store.release(session);
+        it.store.sleep(&mut it.sessions, SessionId(id));
     }
+    assert!(it.sessions.is_empty());
     it.sessions.insert(A, Session::new(A, true, 200));
     let evicted = it.store.reserve(&mut it.sessions, A).unwrap().unwrap();
     assert_eq!(evicted.0, SessionId(8));
-    assert!(it.sessions.get(SessionId(8)).is_none());
+    assert!(!it.store.wake(&mut it.sessions, SessionId(8)));
+}
+
+/// Goal: a session that sleeps is nothing but its row, and wakes as it was.
+#[test]
+fn who_wakes_is_who_went_to_sleep() {
+    let mut it = Fixture::new();
+    it.write(A, 10);
+    it.keep(A, 6);
+    it.row(A);
+    it.store.fork(&mut it.sessions, A, 8, B);
+    it.row(B);
+    let records = [A, B].map(|id| it.awake(id).record.clone());
+    it.store.sleep(&mut it.sessions, A);
+    assert!(it.sessions.get(A).is_some(), "it has a lease");
+    for id in [A, B] {
+        it.store.release(it.sessions.expect(id));
+        it.store.sleep(&mut it.sessions, id);
+    }
+    assert!(it.sessions.is_empty());
+    for (id, record) in [A, B].into_iter().zip(records) {
+        assert_eq!(it.awake(id).record, record);
+    }
+    assert_eq!(it.log(B), (0..8).map(word).collect::<Vec<_>>(), "it knows whose log it shares");
+    assert!(!it.store.wake(&mut it.sessions, SessionId(3)), "nobody");
+
+    // What memory knows better is written down first.
+    it.sessions.expect(A).record.seed = 99;
+    it.store.sleep(&mut it.sessions, A);
+    assert_eq!(it.awake(A).record.seed, 99);
+}
+
+#[test]
+fn who_has_a_name_stays() {
+    let mut it = Fixture::new();
+    for id in 1..=8 {
+        it.write(SessionId(id), 1);
+        if id <= 2 {
+            it.awake(SessionId(id)).record.name = Some(Name::parse(&format!("n{id}")).unwrap());
+        }
+        it.row(SessionId(id));
+        it.store.release(it.sessions.expect(SessionId(id)));
+    }
+    let mut it = it.killed();
+    assert_eq!(it.sessions.len(), 2, "who has a name is awake");
+    it.sessions.insert(A, Session::new(A, true, 200));
+    let evicted = it.store.reserve(&mut it.sessions, A).unwrap().unwrap();
+    assert_eq!(evicted.0, SessionId(3));
+}
+
+/// Goal: why a session has gone is told after a restart too.
+#[test]
+fn it_is_remembered_why_a_session_has_gone() {
+    let tenant = TenantId::named("tales");
+    let mut it = Fixture::new();
+    for (id, why) in (1..).map(SessionId).zip(Gone::ALL) {
+        it.write(id, 1);
+        it.awake(id).record.tenant = tenant;
+        it.row(id);
+        it.store.forget(&mut it.sessions, id, why);
+        let gone: Vec<_> = it.killed().store.gone().collect();
+        assert_eq!(gone, [(id, tenant.mark(), why)], "its slab is used again by the next");
+    }
 }
 
 #[test]
@@ -185,7 +253,7 @@ impl Fixture {
 
     /// Appends `n` words to a session, which is made if need be.
     fn write(&mut self, id: SessionId, n: u64) {
-        if self.sessions.get(id).is_none() {
+        if !self.store.wake(&mut self.sessions, id) {
             self.sessions.insert(id, Session::new(id, true, 1));
         }
         self.store.reserve(&mut self.sessions, id).unwrap();
@@ -205,8 +273,13 @@ impl Fixture {
         self.store.write(id, self.sessions.expect(id)).unwrap();
     }
 
-    fn log(&self, id: SessionId) -> Vec<Word> {
-        let position = self.sessions.get(id).unwrap().record.position;
+    fn awake(&mut self, id: SessionId) -> &mut Session {
+        assert!(self.store.wake(&mut self.sessions, id), "{id}");
+        self.sessions.expect(id)
+    }
+
+    fn log(&mut self, id: SessionId) -> Vec<Word> {
+        let position = self.awake(id).record.position;
         let mut log = Vec::new();
         self.store.log(&self.sessions, id, 0..position, &mut log).unwrap();
         log
@@ -214,6 +287,7 @@ impl Fixture {
 
     fn state(&mut self, id: SessionId, max: u64) -> Option<(u64, Vec<u8>)> {
         let mut bytes = Vec::new();
+        self.awake(id);
         let session = self.sessions.expect(id);
         let found = self.store.find_state(session, max, |it| bytes = it.to_vec()).unwrap()?;
         Some((found, bytes))

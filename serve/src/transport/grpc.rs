@@ -189,7 +189,7 @@ pub(super) fn code(reject: &Reject) -> Code {
         Reject::SessionExists { .. } | Reject::NameTaken { .. } => Code::AlreadyExists,
         Reject::OutOfRange { .. } => Code::OutOfRange,
         Reject::StalePosition { .. } | Reject::SessionBusy { .. } => Code::FailedPrecondition,
-        Reject::QueueFull { .. } => Code::ResourceExhausted,
+        Reject::QueueFull { .. } | Reject::TooManyNames { .. } => Code::ResourceExhausted,
         Reject::Unavailable { .. } => Code::Unavailable,
         Reject::Internal { .. } => Code::Internal,
     }
@@ -259,7 +259,7 @@ impl Sessions for Front {
         request: Request<v1::ListSessionsRequest>,
     ) -> Result<Response<v1::ListSessionsResponse>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        answer(call, list_sessions(&self.service, principal(&request), request.get_ref()))
+        answer(call, list_sessions(&self.service, principal(&request), request.get_ref()).await)
     }
 
     async fn get_session(
@@ -267,7 +267,7 @@ impl Sessions for Front {
         request: Request<v1::GetSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
         let call = Call::begin(Api::Grpc, &self.service);
-        answer(call, self.service.session(principal(&request), &request.get_ref().session_id))
+        answer(call, self.service.session(principal(&request), &request.get_ref().session_id).await)
     }
 
     async fn delete_session(

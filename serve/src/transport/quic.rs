@@ -344,10 +344,10 @@ async fn answer(service: &Service, who: Principal, call: Option<call::Call>) -> 
     let mut metered = Call::begin(Api::Quic, service);
     let result = match call {
         Some(call::Call::ListSessions(request)) => {
-            list_sessions(service, who, &request).map(Answer::ListSessions)
+            list_sessions(service, who, &request).await.map(Answer::ListSessions)
         }
         Some(call::Call::GetSession(request)) => {
-            service.session(who, &request.session_id).map(Answer::Session)
+            service.session(who, &request.session_id).await.map(Answer::Session)
         }
         Some(call::Call::DeleteSession(request)) => service
             .delete_session(who, &request)

@@ -9,17 +9,19 @@ use tracing::warn;
 use super::{Notice, Parts, Reply, Standing, Worker};
 use crate::{
     admission::Reject,
+    auth::Principal,
     device::Device,
     planted::{Bug, planted},
     residency::{Place, Seat},
     router::Gone,
-    sessions::{Name, Session, SessionId},
+    sessions::{Name, Record, Session, SessionId},
     store::Parcel,
 };
 
 /// A change on its way to a worker, and where its answer goes.
 #[derive(Debug)]
 pub struct Change {
+    pub who: Principal,
     pub id: SessionId,
     /// Refuse unless the session stands there.
     pub expected_position: Option<u64>,
@@ -62,6 +64,7 @@ pub struct Rename {
 /// Take a copy of an idle session.
 #[derive(Debug)]
 pub struct Pack {
+    pub who: Principal,
     pub id: SessionId,
     /// Refuse unless the session stands there.
     pub expected_position: Option<u64>,
@@ -71,6 +74,7 @@ pub struct Pack {
 /// Make a session of a copy.
 #[derive(Debug)]
 pub struct Unpack {
+    pub who: Principal,
     pub id: SessionId,
     pub parcel: Parcel,
     /// As in [`Fork`].
@@ -81,8 +85,10 @@ pub struct Unpack {
 impl<S: Storage, D: Device> Worker<S, D> {
     /// Takes a copy of a session and answers with it.
     pub(super) fn pack(&mut self, pack: Pack) {
-        let Pack { id, expected_position, reply } = pack;
-        reply.send(self.try_pack(id, expected_position)).ok();
+        let Pack { who, id, expected_position, reply } = pack;
+        let packed = self.wake_own(who, id).and_then(|()| self.try_pack(id, expected_position));
+        self.sleep(id);
+        reply.send(packed).ok();
     }
 
     fn try_pack(&mut self, id: SessionId, expected: Option<u64>) -> Result<Parcel, Reject> {
@@ -99,36 +105,38 @@ impl<S: Storage, D: Device> Worker<S, D> {
 
     /// Makes a session of a copy and answers.
     pub(super) fn unpack(&mut self, unpack: Unpack, now: Instant) {
-        let Unpack { id, mut parcel, digest, reply } = unpack;
+        let Unpack { who, id, mut parcel, digest, reply } = unpack;
         parcel.used_at = self.parts.clock.unix_ms(now);
         parcel.record.moved_by = digest;
-        let unpacked = self.try_unpack(id, &parcel, digest);
+        parcel.record.tenant = who.tenant;
+        // Names are each server's own.
+        parcel.record.name = None;
+        let unpacked = self.try_unpack(who, id, &parcel, digest);
+        self.sleep(id);
         reply.send(self.committed(unpacked)).ok();
     }
 
     fn try_unpack(
         &mut self,
+        who: Principal,
         id: SessionId,
         parcel: &Parcel,
         digest: Option<u128>,
     ) -> Result<Standing, Reject> {
-        let is_anothers = |session: &Session| session.record.tenant != parcel.record.tenant;
-        if self.sessions.get(id).is_some_and(is_anothers) {
-            return Err(Reject::UnknownSession { id, gone: None });
-        }
-        if self.was_moved_by(id, digest) {
-            return Ok(self.stands(id));
-        }
-        if let Some(session) = self.sessions.get(id) {
-            return Err(Reject::SessionExists { id, position: session.record.position });
+        if self.parts.store.wake(&mut self.sessions, id) {
+            self.wake_own(who, id)?;
+            if self.was_moved_by(id, digest) {
+                return Ok(self.stands(id));
+            }
+            let position = self.sessions.expect(id).record.position;
+            return Err(Reject::SessionExists { id, position });
         }
         let evicted = self.parts.store.unpack(&mut self.sessions, id, parcel).map_err(|error| {
             warn!(session = %id, %error, "a session could not be made of a copy");
-            self.notify(Notice::Gone { id, why: Gone::Ended });
             Reject::Internal { what: "it could not be written" }
         })?;
+        self.notify(Notice::Made { id });
         self.tell_evicted(evicted);
-        self.tell(id);
         Ok(self.stands(id))
     }
 
@@ -160,29 +168,44 @@ impl<S: Storage, D: Device> Worker<S, D> {
 
     /// Makes a change and answers.
     pub(super) fn change(&mut self, change: Change, now: Instant) {
-        let Change { id, expected_position, what, reply } = change;
-        let changed = self.try_change(id, expected_position, what, now);
+        let Change { who, id, expected_position, what, reply } = change;
+        let changed = self.try_change(who, id, expected_position, what, now);
         let answer = self.committed(changed);
+        self.sleep(id);
+        if let What::Fork(Fork { new, .. }) = what {
+            self.sleep(new);
+        }
         // Whoever asked may have gone.
         reply.send(answer).ok();
     }
 
     fn try_change(
         &mut self,
+        who: Principal,
         id: SessionId,
         expected_position: Option<u64>,
         what: What,
         now: Instant,
     ) -> Result<Standing, Reject> {
+        if let What::Fork(Fork { new, digest, .. }) = what
+            && self.parts.store.wake(&mut self.sessions, new)
+        {
+            self.wake_own(who, new)?;
+            if self.was_moved_by(new, digest) {
+                // Sent again: the answer is the same, whatever has happened since.
+                return Ok(self.stands(new));
+            }
+            let position = self.sessions.expect(new).record.position;
+            return Err(Reject::SessionExists { id: new, position });
+        }
         match what {
-            // Sent again: the answer is the same, whatever has happened since.
-            What::Fork(fork) if self.was_moved_by(fork.new, fork.digest) => {
-                return Ok(self.stands(fork.new));
-            }
-            What::Rewind(rewind) if self.was_moved_by(id, rewind.digest) => {
-                return Ok(self.stands(id));
-            }
-            _ => {}
+            What::Delete => self.wake(who, id)?,
+            _ => self.wake_own(who, id)?,
+        }
+        if let What::Rewind(rewind) = what
+            && self.was_moved_by(id, rewind.digest)
+        {
+            return Ok(self.stands(id));
         }
         match self.expect_idle_at(id, expected_position) {
             Err(Reject::SessionBusy { .. }) if matches!(what, What::Fork(_)) => {}
@@ -197,11 +220,30 @@ impl<S: Storage, D: Device> Worker<S, D> {
             }
             What::Fork(fork) => self.fork(id, fork, used_at),
             What::Rewind(rewind) => self.rewind(id, rewind, used_at),
-            What::Name(Rename { name }) => {
-                self.write_changed(id, |session| session.record.name = name)?;
-                Ok(self.stands(id))
-            }
+            What::Name(Rename { name }) => self.rename(id, name),
         }
+    }
+
+    fn rename(&mut self, id: SessionId, name: Option<Name>) -> Result<Standing, Reject> {
+        let Record { tenant, name: before, .. } = self.sessions.expect(id).record;
+        let names_max = self.parts.limits.names_max;
+        let n_named = self.sessions.iter().filter(|(_, it)| it.record.name.is_some()).count();
+        if name.is_some() && before.is_none() && names_max as usize <= n_named {
+            return Err(Reject::TooManyNames { names_max });
+        }
+        let written = self.write_changed(id, |session| session.record.name = name);
+        if written.is_err() {
+            self.sessions.expect(id).record.name = before;
+        }
+        self.parts.store.release(self.sessions.expect(id));
+        written?;
+        if let Some(name) = before {
+            self.notify(Notice::Unnamed { id, tenant, name });
+        }
+        if let Some(name) = name {
+            self.notify(Notice::Named { id, tenant, name });
+        }
+        Ok(self.stands(id))
     }
 
     /// Whether the last move of a session, or its making, was this very request.
@@ -212,14 +254,12 @@ impl<S: Storage, D: Device> Worker<S, D> {
 
     fn fork(&mut self, of: SessionId, fork: Fork, used_at: u64) -> Result<Standing, Reject> {
         let Fork { new, position, digest } = fork;
-        if let Some(session) = self.sessions.get(new) {
-            return Err(Reject::SessionExists { id: new, position: session.record.position });
-        }
         let at = self.fork_position(of, position)?;
         self.parts.store.fork(&mut self.sessions, of, at, new);
         let session = self.sessions.expect(new);
         session.used_at = used_at;
         session.record.moved_by = digest;
+        self.notify(Notice::Made { id: new });
         if let Err(reject) = self.write_changed(new, |_| {}) {
             self.forget(new, Gone::Ended);
             return Err(reject);
@@ -287,12 +327,10 @@ impl<S: Storage, D: Device> Worker<S, D> {
         written.map_err(|error| {
             warn!(session = %id, %error, "a change could not be written");
             Reject::Internal { what: "its row could not be written" }
-        })?;
-        self.tell(id);
-        Ok(())
+        })
     }
 
-    fn stands(&self, id: SessionId) -> Standing {
+    pub(super) fn stands(&self, id: SessionId) -> Standing {
         self.standing(id, self.sessions.get(id).expect("it is here"))
     }
 }

@@ -32,6 +32,16 @@ enum Opening {
     Repeat,
 }
 
+/// What a reader is shown.
+struct Reading {
+    greeting: PipeEvent,
+    before: Option<Transcript>,
+    /// Where the session stands.
+    position: u64,
+    /// The slot of its generation.
+    running: Option<usize>,
+}
+
 impl<S: Storage, D: Device> Worker<S, D> {
     /// Opens or resumes a session for a generation, or tells the client why not.
     pub(super) fn open(&mut self, submission: Submission, now: Instant) {
@@ -51,9 +61,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
             Err(reject) => {
                 let Submission { pipe, permit, load, .. } = submission;
                 debug!(session = %id, %reject, "refused");
-                if self.sessions.get(id).is_none() {
-                    self.notify(Notice::Gone { id, why: Gone::Ended });
-                }
+                self.sleep(id);
                 drop((permit, load));
                 pipe.send(PipeEvent::Failed(reject));
             }
@@ -62,22 +70,12 @@ impl<S: Storage, D: Device> Worker<S, D> {
 
     /// Lets somebody read a session from a position on.
     pub(super) fn attach(&mut self, attachment: Attachment) {
-        let Attachment { id, from_position, pipe, permit } = attachment;
-        let Some(session) = self.sessions.get(id) else {
-            drop(permit);
-            return pipe.send(PipeEvent::Failed(Reject::UnknownSession { id, gone: None }));
-        };
-        let position = session.record.position;
-        let greeting =
-            PipeEvent::Attached(Attached { session: id, position, running: session.active });
-        let running = self.running(id);
-        let until = match running {
-            Some(slot) => self.generations[slot].as_ref().expect("it runs").stage.transcript.from(),
-            None => position,
-        };
-        let before = match self.past(id, from_position, until, position) {
-            Ok(before) => before,
+        let Attachment { who, id, from_position, pipe, permit } = attachment;
+        let read = self.wake_own(who, id).and_then(|()| self.read(id, from_position));
+        let Reading { greeting, before, position, running } = match read {
+            Ok(reading) => reading,
             Err(reject) => {
+                self.sleep(id);
                 drop(permit);
                 return pipe.send(PipeEvent::Failed(reject));
             }
@@ -93,8 +91,24 @@ impl<S: Storage, D: Device> Worker<S, D> {
                 let turn = self.sessions.expect(id).record.turn;
                 stage.end(PipeEvent::Finished(ended(position, turn)));
                 self.stages.push(stage);
+                self.sleep(id);
             }
         }
+    }
+
+    /// What somebody is to be shown who reads from a position on.
+    fn read(&self, id: SessionId, from_position: u64) -> Result<Reading, Reject> {
+        let session = self.sessions.get(id).expect("it is awake");
+        let position = session.record.position;
+        let greeting =
+            PipeEvent::Attached(Attached { session: id, position, running: session.active });
+        let running = self.running(id);
+        let until = match running {
+            Some(slot) => self.generations[slot].as_ref().expect("it runs").stage.transcript.from(),
+            None => position,
+        };
+        let before = self.past(id, from_position, until, position)?;
+        Ok(Reading { greeting, before, position, running })
     }
 
     /// What a request comes to, as far as its session decides.
@@ -102,18 +116,16 @@ impl<S: Storage, D: Device> Worker<S, D> {
         if self.drain.is_some() || self.is_broken {
             return Err(Reject::Unavailable { retry_after: self.parts.limits.retry_after });
         }
-        let Some(session) = self.sessions.get(id) else {
+        if !self.parts.store.wake(&mut self.sessions, id) {
             return match request.origin {
                 Origin::Session if request.expected_position != Some(0) => {
                     Err(Reject::UnknownSession { id, gone: None })
                 }
                 _ => Ok(Opening::Begin),
             };
-        };
-        // Two tenants may have made it at the same time; the directory asks before.
-        if session.record.tenant != request.tenant {
-            return Err(Reject::UnknownSession { id, gone: None });
         }
+        self.wake_own(request.who, id)?;
+        let session = self.sessions.expect(id);
         if let Some(turn) = &session.record.turn
             && request.digest.is_some()
             && request.digest == turn.digest
@@ -157,15 +169,20 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let is_new = self.sessions.get(id).is_none();
         match request.origin {
             Origin::Fork { of, position } if is_new => {
+                self.wake_own(request.who, of)?;
                 let at = self.fork_position(of, position)?;
                 self.parts.store.fork(&mut self.sessions, of, at, id);
+                self.sleep(of);
             }
             _ if is_new => {
                 let mut session = Session::new(id, request.keep, used_at);
-                session.record.tenant = request.tenant;
+                session.record.tenant = request.who.tenant;
                 self.sessions.insert(id, session);
             }
             _ => {}
+        }
+        if is_new {
+            self.notify(Notice::Made { id });
         }
         let session = self.sessions.expect(id);
         session.used_at = used_at;
@@ -245,12 +262,12 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let Some((id, session)) = evicted else { return };
         self.parts.residency.forgotten(&mut self.parts.device, &session);
         self.parts.metrics.sessions_evicted.inc();
-        self.notify(Notice::Gone { id, why: Gone::Evicted });
+        self.tell_gone(id, Some(&session), Gone::Evicted);
     }
 
     /// Sets a generation going.
     fn start(&mut self, submission: Submission, opening: Opening, before: &Record, now: Instant) {
-        let Submission { id, request, pipe, permit, load, arrived } = submission;
+        let Submission { id, request, pipe, permit, load, arrived, .. } = submission;
         let session = self.sessions.expect(id);
         let record = &session.record;
         let (turn, seed) = (record.turn.expect("it has just been written"), record.seed);
@@ -293,7 +310,6 @@ impl<S: Storage, D: Device> Worker<S, D> {
         generation.planned = generation.left(&self.sessions.expect(id).record, computed);
         let left = generation.planned;
         let sequence = self.place(generation);
-        self.tell(id);
         let is_read = prompt_only && left == 0;
         match over.or_else(|| is_read.then_some(FinishReason::Prompt)) {
             Some(reason) => {
@@ -365,6 +381,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
                 Stage::new(transcript)
             }
             Err(what) => {
+                self.sleep(id);
                 drop(permit);
                 return pipe.send(PipeEvent::Failed(Reject::Internal { what }));
             }
@@ -372,6 +389,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         stage.attach(pipe, greeting, turn.drawn_from, None, Some(permit));
         stage.end(PipeEvent::Finished(ended(position, Some(turn))));
         self.stages.push(stage);
+        self.sleep(id);
     }
 
     /// The log from `from` to `until`, to be shown before what is shown live; none if that is all live.

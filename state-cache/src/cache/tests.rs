@@ -53,6 +53,42 @@ fn full_cache_evicts_the_least_recently_used() {
 }
 
 #[test]
+fn who_goes_next_is_known_before() {
+    let mut cache = cache(2);
+    assert_eq!((cache.oldest(), cache.is_full()), (None, false));
+    cache.write(Key(1), &[&value(1)], 7).unwrap();
+    cache.write(Key(2), &[&value(1)], 6).unwrap();
+    assert!(cache.is_full());
+    assert_eq!(cache.oldest().unwrap().key, Key(2));
+    let lease = cache.lease(Key(2)).unwrap().lease;
+    assert_eq!(cache.oldest().unwrap().key, Key(1), "a lease is a shield");
+    cache.release(lease).unwrap();
+    cache.remove(Key(2)).unwrap();
+    assert!(!cache.is_full());
+}
+
+/// Goal: whoever goes through all in pieces sees each that is there all the while once.
+#[test]
+fn a_record_stays_in_its_place() {
+    let mut cache = cache(5);
+    for key in 1..=5 {
+        cache.write(Key(key), &[&value(1)], 1).unwrap();
+    }
+    let (mut seen, mut place) = (Vec::new(), 0);
+    loop {
+        let Some((at, info)) = cache.records_from(place).next() else { break };
+        seen.push(info.key.0);
+        place = at + 1;
+        for key in [2, 4] {
+            cache.write(Key(key), &[&value(9)], 2).unwrap();
+        }
+        cache.remove(Key(5)).ok();
+    }
+    assert_eq!(seen, [1, 2, 3, 4]);
+    assert_eq!(cache.records_from(6).next(), None, "there is no such place");
+}
+
+#[test]
 fn leased_record_is_never_evicted() {
     let mut cache = cache(2);
     cache.write(Key(1), &[&value(1)], 1).unwrap();

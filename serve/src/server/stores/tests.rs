@@ -21,9 +21,10 @@ fn sessions_of_a_device_that_is_gone_move_in_with_the_others() {
     let mut stores = open_all(&owner, &devices(&["cpu:0", "cpu:2"])).unwrap();
     let mut found = Vec::new();
     for (store, sessions) in &mut stores {
-        assert_eq!(sessions.len(), 3, "they are shared out");
-        let ids: Vec<SessionId> = sessions.iter().map(|(id, _)| id).collect();
+        assert_eq!(store.len(), 3, "they are shared out");
+        let ids: Vec<SessionId> = store.ids().collect();
         for id in ids {
+            assert!(store.wake(sessions, id), "{id}");
             assert_eq!(store.pack(sessions, id).unwrap(), parcel(id.0), "{id}");
             found.push(id.0);
         }
@@ -45,11 +46,10 @@ fn sessions_that_find_no_room_wait_in_their_files() {
     drop(stores);
 
     let stores = open_all(&owner, &both[..1]).unwrap();
-    assert_eq!(stores[0].1.len(), 2, "nobody is evicted");
+    assert_eq!(stores[0].0.len(), 2, "nobody is evicted");
     drop(stores);
     let stores = open_all(&owner, &both).unwrap();
-    let mut ids: Vec<_> =
-        stores.iter().flat_map(|(_, sessions)| sessions.iter()).map(|(id, _)| id.0).collect();
+    let mut ids: Vec<_> = stores.iter().flat_map(|(store, _)| store.ids()).map(|id| id.0).collect();
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids, [1, 2, 3]);

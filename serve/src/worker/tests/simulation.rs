@@ -205,7 +205,7 @@ impl World {
         let stops = ["e", "ab", "the"];
         self.n_requests += 1;
         let request = Request {
-            tenant: TenantId::ANONYMOUS,
+            who: Principal::ANONYMOUS,
             origin: Origin::Session,
             keep: true,
             prompt: (0..n_prompt).map(|_| rng.random_range(1..50)).collect(),
@@ -249,6 +249,7 @@ impl World {
             pipe: sender,
             permit,
             load: self.router.load(WorkerId(0)),
+            is_placed: false,
             arrived: self.now,
         };
         self.worker.handle(Event::Open(Box::new(submission)), self.now);
@@ -299,8 +300,13 @@ impl World {
         let from = self.rng.random_range(0..=peer.log.len());
         let (sender, reader) = pipe(self.worker.parts.text.events_per_step_max() + 2);
         peer.observers.push(Reader::new(reader, from));
-        let attachment =
-            Attachment { id: peer.id, from_position: from as u64, pipe: sender, permit };
+        let attachment = Attachment {
+            who: Principal::ANONYMOUS,
+            id: peer.id,
+            from_position: from as u64,
+            pipe: sender,
+            permit,
+        };
         self.worker.handle(Event::Attach(Box::new(attachment)), self.now);
     }
 
@@ -386,7 +392,7 @@ impl World {
         what: What,
     ) -> Option<Result<Standing, Reject>> {
         let (reply, mut answer) = oneshot::channel();
-        let change = Change { id, expected_position, what, reply };
+        let change = Change { who: Principal::ANONYMOUS, id, expected_position, what, reply };
         self.worker.handle(Event::Change(Box::new(change)), self.now);
         if self.fuse.is_dead() {
             self.crash();
@@ -482,6 +488,7 @@ fn start(
             detached_max: DETACHED_MAX,
             replay_tokens_max: 4096,
             idle_max: None,
+            names_max: 4,
         },
         text: Text::new(Arc::clone(vocabulary), 8),
         // A directory that has gone needs no notices.

@@ -92,4 +92,6 @@ fn check(cache: &StateCache<FaultyStorage>, key: Key, expected: Option<Gone>) {
     let reopened = reopen(&cache.storage, cache.layout.config().records_max);
     assert_eq!(cache.gone(key), expected);
     assert_eq!(reopened.gone(key), expected, "after reopening");
+    let all: Vec<_> = reopened.all_gone().filter(|(it, _)| *it == key).collect();
+    assert_eq!(all, expected.map(|gone| (key, gone)).into_iter().collect::<Vec<_>>());
 }
