@@ -17,6 +17,7 @@ pub mod config;
 pub mod device;
 pub mod pipe;
 mod planted;
+pub mod prefixes;
 pub mod request;
 pub mod residency;
 pub mod router;

@@ -17,7 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::{admission::Reject, sessions::SessionId};
+use crate::{admission::Reject, prefixes::Miss, sessions::SessionId};
 
 /// The worker's end.
 #[derive(Debug)]
@@ -71,6 +71,9 @@ pub struct Accepted {
     /// Tokens before the prompt whose state has to be computed again, and why.
     pub recomputed_tokens: u64,
     pub recompute_reason: Option<RecomputeReason>,
+    /// Tokens of a new session's prompt whose state was there, as another began alike, and why there was none.
+    pub prefix_tokens: u64,
+    pub prefix_miss: Option<Miss>,
     /// Whether the same request was accepted before.
     pub repeated: bool,
 }

@@ -46,6 +46,8 @@ pub struct Sequence {
     pub id: SequenceId,
     /// Prompt tokens not yet prefilled; at zero the sequence decodes.
     pub prompt_left: u32,
+    /// A step ends where so many of them are left, so that somebody can look at the state there; 0 for nowhere.
+    pub stop_at: u32,
 }
 
 /// Names a sequence as long as it is in flight.
@@ -135,7 +137,7 @@ impl Scheduler {
             }
         }
         for sequence in &mut self.seated {
-            let tokens = sequence.prompt_left.min(budget);
+            let tokens = sequence.until_stop().min(budget);
             if 0 < tokens && !sits_out(sequence.id) {
                 budget -= tokens;
                 sequence.prompt_left -= tokens;
@@ -181,6 +183,17 @@ impl Scheduler {
             let sequence = self.waiting.remove(next).expect("`next` is a position in it");
             self.plan.seat.push(sequence.id);
             self.seated.push(sequence);
+        }
+    }
+}
+
+impl Sequence {
+    /// Prompt tokens that may be in one step.
+    fn until_stop(&self) -> u32 {
+        if self.stop_at < self.prompt_left {
+            self.prompt_left - self.stop_at
+        } else {
+            self.prompt_left
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     admission::{Admission, Reject},
     auth::{Auth, Principal},
     pipe::{self, FinishReason, PipeEvent, PipeReader, RecomputeReason, pipe},
+    prefixes::Miss,
     request::{self, Origin, Request},
     router::{Load, Residence, Router, SendError, WorkerId},
     sealed,
@@ -724,6 +725,8 @@ impl TokenStream {
                 recomputed_tokens: accepted.recomputed_tokens,
                 recompute_reason: recompute_reason(accepted.recompute_reason).into(),
                 repeated: accepted.repeated,
+                prefix_tokens: accepted.prefix_tokens,
+                prefix_miss: prefix_miss(accepted.prefix_miss).into(),
             }),
             PipeEvent::Attached(attached) => TokenEvent::Attached(v1::Attached {
                 session_id: attached.session.to_string(),
@@ -753,6 +756,16 @@ fn recompute_reason(reason: Option<RecomputeReason>) -> v1::RecomputeReason {
         Some(RecomputeReason::Interrupted) => v1::RecomputeReason::Interrupted,
         Some(RecomputeReason::Rewound) => v1::RecomputeReason::Rewound,
         Some(RecomputeReason::StateLost) => v1::RecomputeReason::StateLost,
+    }
+}
+
+fn prefix_miss(miss: Option<Miss>) -> v1::PrefixMiss {
+    match miss {
+        None => v1::PrefixMiss::Unspecified,
+        Some(Miss::TooShort) => v1::PrefixMiss::TooShort,
+        Some(Miss::Unseen) => v1::PrefixMiss::Unseen,
+        Some(Miss::SeenOnce) => v1::PrefixMiss::SeenOnce,
+        Some(Miss::Evicted) => v1::PrefixMiss::Evicted,
     }
 }
 

@@ -57,6 +57,13 @@ pub struct Config {
     /// Sessions on each device that may have a name: they stay, whoever else has to give way. Never more than
     /// half of all.
     pub names_max: u32,
+    /// Bytes of states kept on each device of what several prompts begin with, out of `states_bytes_max` and at most
+    /// half of it; 0 for none.
+    pub prefix_bytes_max: u64,
+    /// Tokens that a prompt must have in common with an earlier one for a state to be kept.
+    pub prefix_tokens_min: u32,
+    /// Tokens of earlier prompts and answers that are remembered on each device, to find what they have in common.
+    pub prefix_tokens_max: u32,
 }
 
 /// What a client that was shown a token may count on.
@@ -189,6 +196,9 @@ impl Default for Config {
             detached_ms_max: 60_000,
             idle_s_max: 0,
             names_max: 128,
+            prefix_bytes_max: 1 << 30,
+            prefix_tokens_min: 32,
+            prefix_tokens_max: 1 << 20,
         }
     }
 }

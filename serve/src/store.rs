@@ -388,7 +388,7 @@ impl<S: Storage> Store<S> {
         if let Some(dropped) =
             session.record.push_state(StateRef { key, computed }, self.states_max)
         {
-            self.drop_state(dropped);
+            self.drop_state(dropped.key);
         }
         Ok(())
     }
@@ -413,12 +413,32 @@ impl<S: Storage> Store<S> {
                 }
                 Ok(_) | Err(ReadError::Absent { .. } | ReadError::Damaged { .. }) => {
                     session.record.states.retain(|it| *it != found);
-                    self.drop_state(found);
+                    self.drop_state(found.key);
                 }
                 Err(ReadError::Io(error)) => return Err(error),
             }
         }
         Ok(None)
+    }
+
+    /// Whether a state is there.
+    pub fn has_state(&self, key: u64) -> bool {
+        self.states.record(Key(key.into())).is_some()
+    }
+
+    /// Keeps a state until somebody more has dropped it.
+    pub fn share_state(&mut self, key: u64) {
+        *self.shared.entry(key).or_default() += 1;
+    }
+
+    /// Bytes of the record of a state.
+    pub fn state_record_bytes(&self) -> u64 {
+        self.states.config().record_bytes
+    }
+
+    /// States that there is room for.
+    pub fn states_max(&self) -> u32 {
+        self.states.config().records_max
     }
 
     /// Makes session `id`, which stands where `origin`, which is awake, stood at `at`. It has no row yet.
@@ -438,7 +458,7 @@ impl<S: Storage> Store<S> {
             ..Record::default()
         };
         for state in &record.states {
-            *self.shared.entry(state.key).or_default() += 1;
+            self.share_state(state.key);
         }
         if let Some(of) = of {
             self.forks.entry(of).or_default().push(id, at);
@@ -458,7 +478,7 @@ impl<S: Storage> Store<S> {
         }
         let kept = record.states.partition_point(|state| state.computed <= to);
         for state in record.states.split_off(kept) {
-            self.drop_state(state);
+            self.drop_state(state.key);
         }
     }
 
@@ -478,7 +498,7 @@ impl<S: Storage> Store<S> {
         // First, or half of it would come back after a crash.
         self.remove_row(id, session.record.tenant, why, session.used_at);
         for state in mem::take(&mut session.record.states) {
-            self.drop_state(state);
+            self.drop_state(state.key);
         }
         self.leave_lineage(id, &mut session);
         if let Some(tape) = session.record.tape.take() {
@@ -616,16 +636,16 @@ impl<S: Storage> Store<S> {
         }
     }
 
-    fn drop_state(&mut self, state: StateRef) {
-        match self.shared.get_mut(&state.key) {
-            Some(1) => _ = self.shared.remove(&state.key),
+    /// Lets go of a state; it is removed when nobody else keeps it.
+    pub fn drop_state(&mut self, key: u64) {
+        match self.shared.get_mut(&key) {
+            Some(1) => _ = self.shared.remove(&key),
             Some(others) => *others -= 1,
             None => {
-                let key = Key(state.key.into());
-                if self.states.record(key).is_some()
-                    && let Err(error) = self.states.remove(key)
+                if self.has_state(key)
+                    && let Err(error) = self.states.remove(Key(key.into()))
                 {
-                    warn!(state = state.key, %error, "a state could not be removed");
+                    warn!(state = key, %error, "a state could not be removed");
                 }
             }
         }

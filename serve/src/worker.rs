@@ -7,6 +7,7 @@ mod changes;
 pub mod generation;
 mod looks;
 mod opening;
+mod shared;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use crate::{
     auth::{Principal, TenantId, TenantMark},
     device::{Batch, Device, DeviceError},
     pipe::{FinishReason, Pipe, PipeEvent},
+    prefixes::{self, Prefixes},
     request::Request,
     residency::{Place, Residency},
     router::{Gone, Load, Residence},
@@ -158,6 +160,7 @@ pub struct Worker<S, D> {
     scheduler: Scheduler,
     sessions: Sessions,
     sampler: Sampler,
+    prefixes: Prefixes,
     /// By [`SequenceId`].
     generations: Vec<Option<Generation>>,
     n_generations: usize,
@@ -208,6 +211,10 @@ pub struct Limits {
     pub idle_max: Option<Duration>,
     /// Sessions that may have a name.
     pub names_max: u32,
+    /// Of what prompts have in common; see [`prefixes::Limits`].
+    pub prefix_bytes_max: u64,
+    pub prefix_tokens_min: u32,
+    pub prefix_tokens_max: u32,
 }
 
 /// What came of asking for a step.
@@ -280,6 +287,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
             scheduler: Scheduler::new(config),
             sessions,
             sampler: Sampler::new(dims.vocab),
+            prefixes: Prefixes::new(prefix_limits(&parts.limits, &parts.store)),
             generations: Vec::with_capacity(requests_max),
             n_generations: 0,
             stages: Vec::new(),
@@ -594,10 +602,14 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let interval = u64::from(self.parts.limits.state_interval_tokens);
         for i in 0..self.work.len() {
             let Some(generation) = &self.generations[self.work[i].id.0 as usize] else { continue };
-            let id = generation.session;
+            let (id, junction) = (generation.session, generation.junction);
             let session = self.sessions.expect(id);
             let computed = session.seat.map_or(0, |seat| seat.computed);
-            if session.record.keep && interval <= computed - session.record.kept().min(computed) {
+            if junction == Some(computed) {
+                self.keep_prefix(id, computed);
+            } else if session.record.keep
+                && interval <= computed - session.record.kept().min(computed)
+            {
                 self.keep(id);
             }
         }
@@ -640,6 +652,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
                 turn.text_bytes = generation.stage.transcript.text_bytes();
             }
             let (position, keep) = (session.record.position, session.record.keep);
+            self.note_said(id);
             self.parts.residency.unpin(&mut self.sessions, id);
             if keep && 0 < position {
                 self.close(id);
@@ -816,6 +829,9 @@ impl<S: Storage, D: Device> Worker<S, D> {
         metrics.sessions_resident.set(count(resident));
         let parked = self.n_sessions().saturating_sub(self.n_generations + resident);
         metrics.sessions_parked.set(count(parked));
+        let prefix_states = u64::from(self.prefixes.n_states());
+        let prefix_bytes = prefix_states * self.parts.store.state_record_bytes();
+        metrics.prefix_bytes.set(i64::try_from(prefix_bytes).unwrap_or(i64::MAX));
         let park_failures = residency.park_failures() - metrics.session_park_failures.get();
         metrics.session_park_failures.inc_by(park_failures);
     }
@@ -840,6 +856,16 @@ impl Clock {
     pub fn unix_ms(&self, now: Instant) -> u64 {
         let elapsed: Duration = now.saturating_duration_since(self.started);
         self.started_unix_ms.saturating_add(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// What may be kept of prompts: half of the states at most, as sessions have need of them as well.
+fn prefix_limits<S: Storage>(limits: &Limits, store: &Store<S>) -> prefixes::Limits {
+    let states = limits.prefix_bytes_max / store.state_record_bytes();
+    prefixes::Limits {
+        states_max: u32::try_from(states).unwrap_or(u32::MAX).min(store.states_max() / 2),
+        tokens_max: limits.prefix_tokens_max,
+        spared_min: limits.prefix_tokens_min,
     }
 }
 

@@ -226,6 +226,10 @@ impl<S: Storage> StateCache<S> {
         Ok(cache)
     }
 
+    pub fn config(&self) -> &Config {
+        self.layout.config()
+    }
+
     /// What opening the file found.
     pub fn recovery(&self) -> Recovery {
         self.recovery

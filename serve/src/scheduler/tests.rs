@@ -34,6 +34,20 @@ fn older_prompt_is_prefilled_first() {
 }
 
 #[test]
+fn a_prompt_stops_where_it_is_told_to() {
+    check(
+        Config { lanes_max: 2, step_tokens_max: 4 },
+        "+1:6/5 | +2:3/3 | | ",
+        expect![[r#"
+            seat 1; 1 prefill 1
+            seat 2; 1 prefill 4
+            1 prefill 1 and draw, 2 prefill 3 and draw
+            1 decode, 2 decode
+        "#]],
+    );
+}
+
+#[test]
 fn who_finds_no_seat_waits_in_order() {
     check(
         Config { lanes_max: 1, step_tokens_max: 4 },
@@ -91,7 +105,8 @@ fn invariants_hold_under_random_use() {
         let mut seated = BTreeSet::new();
         for n in 0..100 {
             if rng.random_bool(0.3) {
-                let sequence = Sequence { id: SequenceId(n), prompt_left: rng.random_range(1..20) };
+                let (prompt_left, stop_at) = (rng.random_range(1..20), rng.random_range(0..8));
+                let sequence = Sequence { id: SequenceId(n), prompt_left, stop_at };
                 left.push((sequence.id, sequence.prompt_left));
                 scheduler.push(sequence);
             }
@@ -135,8 +150,8 @@ fn invariants_hold_under_random_use() {
 
 /// Plays `script` against a fresh scheduler and compares its plans, one line for each step.
 ///
-/// `|` separates steps. Before a step, `+7:3` pushes sequence 7 with a prompt of three tokens, `-7`
-/// finishes it, `~7` makes its reader slow and `!7` fast again.
+/// `|` separates steps. Before a step, `+7:3` pushes sequence 7 with a prompt of three tokens, `+7:3/2` one
+/// that stops where two of them are left, `-7` finishes it, `~7` makes its reader slow and `!7` fast again.
 #[track_caller]
 fn check(config: Config, script: &str, expected: Expect) {
     let mut scheduler = Scheduler::new(config);
@@ -149,7 +164,9 @@ fn check(config: Config, script: &str, expected: Expect) {
             let id = SequenceId(id.parse().unwrap());
             match verb {
                 "+" => {
-                    scheduler.push(Sequence { id, prompt_left: prompt.parse().unwrap() });
+                    let (prompt, stop_at) = prompt.split_once('/').unwrap_or((prompt, "0"));
+                    let [prompt_left, stop_at] = [prompt, stop_at].map(|it| it.parse().unwrap());
+                    scheduler.push(Sequence { id, prompt_left, stop_at });
                 }
                 "-" => scheduler.finish(id),
                 "~" => _ = slow.insert(id),

@@ -201,6 +201,9 @@ fn limits(config: &Config) -> Limits {
             0 => None,
             seconds => Some(Duration::from_secs(seconds.into())),
         },
+        prefix_bytes_max: config.sessions.prefix_bytes_max,
+        prefix_tokens_min: config.sessions.prefix_tokens_min.max(1),
+        prefix_tokens_max: config.sessions.prefix_tokens_max,
         names_max: config.sessions.names_max.min(config.sessions.sessions_max / 2),
     }
 }

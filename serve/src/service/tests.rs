@@ -114,6 +114,8 @@ async fn accept(events: &Receiver<Event>) -> Box<Submission> {
         seed: 1,
         recomputed_tokens: 0,
         recompute_reason: None,
+        prefix_tokens: 0,
+        prefix_miss: None,
         repeated: false,
     })));
     submission

@@ -11,7 +11,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector, exponential_buckets,
 };
 
-use crate::{admission::RejectKind, pipe::FinishReason};
+use crate::{admission::RejectKind, pipe::FinishReason, prefixes::Miss};
 
 /// The metrics of a server. What happens in a step is in [`WorkerMetrics`].
 #[derive(Clone, Debug)]
@@ -101,6 +101,11 @@ pub struct WorkerMetrics {
     pub recomputed_tokens: IntCounter,
     /// Requests that were answered before.
     pub requests_repeated: IntCounter,
+    /// Tokens of prompts whose state was there, as others had begun alike.
+    pub prefix_tokens: IntCounter,
+    pub prefix_bytes: IntGauge,
+    prefix_hits: IntCounter,
+    prefix_misses: [IntCounter; 4],
     pub device_errors: IntCounter,
     time_to_first_token: [Histogram; 3],
     finished: [IntCounter; 7],
@@ -146,6 +151,9 @@ struct SessionFamilies {
     resumed_tokens: IntCounterVec,
     recomputed_tokens: IntCounterVec,
     requests_repeated: IntCounterVec,
+    prefix_tokens: IntCounterVec,
+    prefix_bytes: IntGaugeVec,
+    prefix_lookups: IntCounterVec,
 }
 
 impl Metrics {
@@ -300,6 +308,14 @@ impl Api {
 }
 
 impl WorkerMetrics {
+    /// The counter of lookups of prompts' beginnings that came to this.
+    pub fn prefix_lookups(&self, miss: Option<Miss>) -> &IntCounter {
+        match miss {
+            None => &self.prefix_hits,
+            Some(miss) => &self.prefix_misses[miss as usize],
+        }
+    }
+
     /// From a request's arrival to its first token.
     pub fn time_to_first_token(&self, origin: Origin) -> &Histogram {
         &self.time_to_first_token[origin as usize]
@@ -356,6 +372,11 @@ impl WorkerFamilies {
             resumed_tokens: sessions.resumed_tokens.with_label_values(&base),
             recomputed_tokens: sessions.recomputed_tokens.with_label_values(&base),
             requests_repeated: sessions.requests_repeated.with_label_values(&base),
+            prefix_tokens: sessions.prefix_tokens.with_label_values(&base),
+            prefix_bytes: sessions.prefix_bytes.with_label_values(&base),
+            prefix_hits: sessions.prefix_lookups.with_label_values(&with("hit")),
+            prefix_misses: Miss::ALL
+                .map(|miss| sessions.prefix_lookups.with_label_values(&with(miss.label()))),
             device_errors: steps.device_errors.with_label_values(&base),
             time_to_first_token: [Origin::New, Origin::Resident, Origin::Parked].map(|origin| {
                 generations.time_to_first_token.with_label_values(&with(origin.label()))
@@ -508,6 +529,24 @@ impl SessionFamilies {
                 "serve_requests_repeated_total",
                 "Requests that had been sent before, and were not run again.",
                 WORKER,
+            ),
+            prefix_tokens: counter(
+                r,
+                "serve_prefix_tokens_total",
+                "Tokens of new sessions' prompts whose state was kept, as others had begun alike.",
+                WORKER,
+            ),
+            prefix_bytes: gauge(
+                r,
+                "serve_prefix_bytes",
+                "States kept of what prompts have in common.",
+                WORKER,
+            ),
+            prefix_lookups: counter(
+                r,
+                "serve_prefix_lookups_total",
+                "Prompts of new sessions: hit, or why there was no state of their beginning.",
+                &["model", "device", "result"],
             ),
         }
     }

@@ -408,6 +408,8 @@ fn count(events: &Receiver<Event>, ended: &mpsc::Sender<FinishReason>) {
             seed,
             recomputed_tokens: 0,
             recompute_reason: None,
+            prefix_tokens: 0,
+            prefix_miss: None,
             repeated: false,
         })));
         let mut generated_tokens = 0;

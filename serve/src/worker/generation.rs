@@ -29,6 +29,8 @@ pub(super) struct Generation {
     pub(super) detached_at: Option<Instant>,
     /// Tokens of the log that it was planned to be fed yet; see [`Generation::left`].
     pub(super) planned: u32,
+    /// Where its state is to be kept for other prompts that begin alike.
+    pub(super) junction: Option<u64>,
     /// It sits the step out that is being planned, which counts on another number of tokens.
     pub(super) is_replanned: bool,
     /// Tokens of the log from `feed_from` to where it draws.
@@ -117,6 +119,7 @@ impl Generation {
             survives: false,
             detached_at: None,
             planned: 0,
+            junction: None,
             is_replanned: false,
             feed: Vec::new(),
             feed_from: 0,
@@ -163,6 +166,11 @@ impl Generation {
         // The last token of a log is left to whoever goes on, who needs what the model says to it.
         let left = record.position - computed - u64::from(self.prompt_only);
         u32::try_from(left).expect("log_tokens_max is u32, and prompt_tokens_max")
+    }
+
+    /// Tokens of the log that are left to be fed where a step is to end, for the sake of its junction; 0 for nowhere.
+    pub(super) fn stop_at(&self, record: &Record) -> u32 {
+        self.junction.map_or(0, |junction| self.left(record, junction))
     }
 
     /// Is to be fed `left` tokens, from the next step on.

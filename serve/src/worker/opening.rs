@@ -269,6 +269,9 @@ impl<S: Storage, D: Device> Worker<S, D> {
     fn start(&mut self, submission: Submission, opening: Opening, before: &Record, now: Instant) {
         let Submission { id, request, pipe, permit, load, arrived, .. } = submission;
         let session = self.sessions.expect(id);
+        let is_first = opening == Opening::Begin && before.position == 0 && session.seat.is_none();
+        let prefix = is_first.then(|| self.find_prefix(id, &request.prompt));
+        let session = self.sessions.expect(id);
         let record = &session.record;
         let (turn, seed) = (record.turn.expect("it has just been written"), record.seed);
         let keeps = record.keep;
@@ -285,6 +288,8 @@ impl<S: Storage, D: Device> Worker<S, D> {
             seed,
             recomputed_tokens: recomputed,
             recompute_reason: (0 < recomputed).then(|| recompute_reason(before)),
+            prefix_tokens: prefix.and_then(|it| it.state).map_or(0, |it| it.computed),
+            prefix_miss: prefix.and_then(|it| it.miss),
             repeated: opening == Opening::Resume,
         };
         debug!(session = %id, request_id = request.request_id, ?accepted, "accepted");
@@ -296,6 +301,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
             Generation::new(id, turn, request, seed, utf8_tail, (permit, load), arrived);
         // Whoever asks again finds a session that is kept.
         generation.survives = keeps && turn.digest.is_some();
+        generation.junction = prefix.and_then(|it| it.junction);
         generation.reserve(&self.parts.text);
         self.tell_recent(id, turn, &mut generation);
         let over = match self.drawn(id, turn) {
@@ -309,6 +315,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         generation.stage.attach(pipe, greeting, turn.drawn_from, None, None);
         generation.planned = generation.left(&self.sessions.expect(id).record, computed);
         let left = generation.planned;
+        let stop_at = generation.stop_at(&self.sessions.expect(id).record);
         let sequence = self.place(generation);
         let is_read = prompt_only && left == 0;
         match over.or_else(|| is_read.then_some(FinishReason::Prompt)) {
@@ -316,7 +323,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
                 self.ending.push((sequence, reason));
                 self.end_all(now);
             }
-            None => self.scheduler.push(Sequence { id: sequence, prompt_left: left }),
+            None => self.scheduler.push(Sequence { id: sequence, prompt_left: left, stop_at }),
         }
     }
 
@@ -364,6 +371,8 @@ impl<S: Storage, D: Device> Worker<S, D> {
             seed: record.seed,
             recomputed_tokens: 0,
             recompute_reason: None,
+            prefix_tokens: 0,
+            prefix_miss: None,
             repeated: true,
         }));
         debug!(session = %id, "repeated");

@@ -164,6 +164,37 @@ async fn a_named_state_is_forked_by_its_name() {
     }
 }
 
+/// Goal: what several prompts begin with is read once, unasked, and nothing that is said shows it.
+#[tokio::test]
+async fn what_prompts_have_in_common_is_read_once() {
+    use v1::PrefixMiss;
+    let (folder, bundle) = bundle();
+    let config = folder.path().join("without.toml");
+    std::fs::write(&config, "[sessions]\nprefix_bytes_max = 0\n").unwrap();
+    let without = Server::start(&bundle, &["--config", config.to_str().unwrap()]);
+    let server = Server::start(&bundle, &[]);
+    for (wire, common) in [(Wire::Grpc, PROMPT), (Wire::Quic, "The wolf and the seven kids were")] {
+        let common = common.repeat(2);
+        let (client, other) = (server.client(wire).await, without.client(wire).await);
+        let mut spared = Vec::new();
+        for end in ["She", "He", "A fox", "They all"] {
+            let start = greedy(&format!("{common}{end}"), TOKENS);
+            let turn = run(&client, start.clone()).await.unwrap();
+            let alone = run(&other, start).await.unwrap();
+            assert_eq!((&turn.ids, &turn.text), (&alone.ids, &alone.text), "{wire:?}, {end}");
+            assert_eq!(alone.accepted.prefix_miss(), PrefixMiss::Unspecified, "nobody looked");
+            spared.push((turn.accepted.prefix_tokens, turn.accepted.prefix_miss()));
+        }
+        assert_eq!(spared[..2], [(0, PrefixMiss::Unseen), (0, PrefixMiss::SeenOnce)], "{wire:?}");
+        assert!(32 <= spared[2].0 && spared[2] == spared[3], "{wire:?}: {spared:?}");
+        assert_eq!(spared[2].1, PrefixMiss::Unspecified);
+    }
+    let metrics = server.metrics();
+    let has = |line: &str| assert!(metrics.contains(line), "{line} is not in {metrics}");
+    has("serve_prefix_lookups_total{device=\"cpu\",model=\"tiny\",result=\"hit\"} 4");
+    has("result=\"seen_once\"} 2");
+}
+
 /// Goal: a session goes from server to server as a file, and to no server where it does not belong.
 #[tokio::test]
 async fn a_session_is_carried_to_another_server() {

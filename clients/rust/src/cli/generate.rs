@@ -130,11 +130,15 @@ impl Turn {
         let rate = if to_first < total { n_after / (total - to_first) } else { 0.0 };
         writeln!(
             io::stderr(),
-            "{model}: {prompt} prompt tokens after {resumed} resumed and {again} computed again, \
+            "{model}: {prompt} prompt tokens{shared} after {resumed} resumed and {again} computed again, \
              {generated} generated; first after {first}, then {rate:.0} tokens/s; position {position}, seed {seed}, \
              ended by {reason}",
             model = accepted.model,
             prompt = finished.prompt_tokens,
+            shared = match accepted.prefix_tokens {
+                0 => String::new(),
+                n => format!(" ({n} known from others)"),
+            },
             resumed = accepted.resumed_tokens,
             again = accepted.recomputed_tokens,
             generated = finished.generated_tokens,

@@ -82,6 +82,7 @@ fn planted_bugs_are_found() {
         Bug::SkipFlush,
         Bug::AliasLane,
         Bug::ResetHalf,
+        Bug::LongPrefix,
         Bug::ShareForever,
     ] {
         PLANTED.set(Some(bug));
@@ -208,7 +209,7 @@ impl World {
             who: Principal::ANONYMOUS,
             origin: Origin::Session,
             keep: true,
-            prompt: (0..n_prompt).map(|_| rng.random_range(1..50)).collect(),
+            prompt: prompt(n_prompt, rng),
             prompt_only: n_prompt > 0 && rng.random_bool(0.1),
             sampling: Sampling {
                 temperature: [0.0, 1.5][rng.random_range(0..2)],
@@ -449,6 +450,14 @@ impl World {
     }
 }
 
+/// Tokens to append: half of the time they begin as others do.
+fn prompt(n: usize, rng: &mut StdRng) -> Vec<u32> {
+    let alike = if rng.random_bool(0.5) { rng.random_range(0..=n) } else { 0 };
+    let common = [3, 17, 29, 5, 41, 2, 8, 33, 12, 7, 21];
+    let rest = (alike..n).map(|_| rng.random_range(1..50));
+    common.into_iter().take(alike).chain(rest).collect()
+}
+
 fn rewind_to(to: usize, digest: Option<u128>) -> What {
     What::Rewind(Rewind { position: to as u64, digest })
 }
@@ -489,6 +498,9 @@ fn start(
             replay_tokens_max: 4096,
             idle_max: None,
             names_max: 4,
+            prefix_bytes_max: 1 << 20,
+            prefix_tokens_min: 2,
+            prefix_tokens_max: 200,
         },
         text: Text::new(Arc::clone(vocabulary), 8),
         // A directory that has gone needs no notices.
