@@ -231,7 +231,7 @@ fn worker(sessions: &Path) -> Worker<MappedFile, onnx::OrtDevice> {
             idle_max: None,
             names_max: 4,
             prefix_bytes_max: 1 << 20,
-            prefix_tokens_min: 2,
+            prefix_tokens_min: 32,
             prefix_tokens_max: 200,
         },
         scheduler: SCHEDULER,
