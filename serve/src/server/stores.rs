@@ -113,8 +113,11 @@ fn rehome(owner: &Owner, device: &Path, stores: &mut [Open]) -> Result<(), Start
         if owner.config.sessions_max as usize <= store.len() || !orphan.wake(&mut sessions, id) {
             break;
         }
-        let moved =
-            orphan.pack(&mut sessions, id).and_then(|parcel| store.unpack(others, id, &parcel));
+        let tenant = sessions.expect(id).record.tenant;
+        let moved = orphan.pack(&mut sessions, id).and_then(|mut parcel| {
+            parcel.record.tenant = tenant;
+            store.unpack(others, id, &parcel)
+        });
         orphan.sleep(&mut sessions, id);
         store.sleep(others, id);
         match moved {

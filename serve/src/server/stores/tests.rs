@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    auth::TenantId,
     sessions::{Record, Session, SessionId, Word},
     store::{Parcel, ROWS},
 };
@@ -32,6 +33,25 @@ fn sessions_of_a_device_that_is_gone_move_in_with_the_others() {
     found.sort_unstable();
     assert_eq!(found, [0, 1, 2, 10, 11, 12]);
     assert_eq!(devices_on_disk(dir.path()).unwrap().len(), 2, "the files of the third are gone");
+}
+
+/// A device that went took its sessions from their tenants: what was moved was nobody's.
+#[test]
+fn who_moves_stays_its_tenants_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let owner = owner(dir.path(), 8);
+    let tenant = TenantId::named("tales");
+    let mut stores = open_all(&owner, &devices(&["cpu:0", "cpu:1"])).unwrap();
+    let (store, sessions) = &mut stores[1];
+    let mut parcel = parcel(1);
+    parcel.record.tenant = tenant;
+    store.unpack(sessions, SessionId(1), &parcel).unwrap();
+    drop(stores);
+
+    let mut stores = open_all(&owner, &devices(&["cpu:0"])).unwrap();
+    let (store, sessions) = &mut stores[0];
+    assert!(store.wake(sessions, SessionId(1)));
+    assert_eq!(sessions.expect(SessionId(1)).record.tenant, tenant);
 }
 
 #[test]
