@@ -66,7 +66,7 @@ impl Fixture {
     }
 
     fn forget(&mut self, id: SessionId) {
-        self.store.forget(&mut self.sessions, id, Gone::Deleted);
+        self.store.forget(&mut self.sessions, id, Some(Gone::Deleted));
     }
 }
 
@@ -110,7 +110,7 @@ fn sessions(criterion: &mut Criterion) {
                 let id = SessionId(it.next);
                 it.next += 1;
                 it.store.unpack(&mut it.sessions, id, &parcel).unwrap();
-                it.store.forget(&mut it.sessions, id, Gone::Deleted);
+                it.store.forget(&mut it.sessions, id, Some(Gone::Deleted));
             });
         });
         group.finish();

@@ -16,6 +16,8 @@ pub(crate) enum Bug {
     AliasLane,
     /// A new session begins with half of the state that its lane had.
     ResetHalf,
+    /// Of two rows of a session, one is taken without looking at the epochs.
+    IgnoreEpoch,
     /// The state of a prompt's beginning is taken for that of another, whose last token differs.
     LongPrefix,
     /// A fork goes on with the log of its origin after that has gone on otherwise.

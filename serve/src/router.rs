@@ -18,7 +18,7 @@ use crate::{
     admission::Reject,
     auth::{Principal, TenantId, TenantMark},
     sessions::{Name, SessionId},
-    worker::{Event, Notice},
+    worker::{Event, Notice, Peer},
 };
 
 /// The way from requests to workers, and the directory of sessions.
@@ -35,6 +35,8 @@ pub struct WorkerHandle {
     pub model: usize,
     /// As in `--device`.
     pub device: String,
+    /// Generations that it can run at once.
+    pub lanes_max: u32,
     pub events: Sender<Event>,
     pub notices: Receiver<Notice>,
     load: Arc<AtomicU32>,
@@ -127,10 +129,11 @@ impl WorkerHandle {
     pub fn new(
         model: usize,
         device: String,
+        lanes_max: u32,
         events: Sender<Event>,
         notices: Receiver<Notice>,
     ) -> Self {
-        Self { model, device, events, notices, load: Arc::default() }
+        Self { model, device, lanes_max, events, notices, load: Arc::default() }
     }
 }
 
@@ -226,6 +229,32 @@ impl Router {
         worker
     }
 
+    /// The worker of the same model as `worker` that runs on `device`.
+    pub fn beside(&self, worker: WorkerId, device: &str) -> Option<WorkerId> {
+        let model = self.worker(worker).model;
+        let is_it = |it: &WorkerHandle| it.model == model && it.device == device;
+        self.workers.iter().position(is_it).map(WorkerId)
+    }
+
+    /// A worker of the same model that has free lanes, if `worker` has none.
+    pub fn lighter(&self, worker: WorkerId) -> Option<WorkerId> {
+        let load = |it: &WorkerHandle| it.load.load(Ordering::Relaxed);
+        let busy = self.worker(worker);
+        if load(busy) < busy.lanes_max {
+            return None;
+        }
+        let beside = |i: &usize| self.workers[*i].model == busy.model;
+        let lightest =
+            (0..self.workers.len()).filter(beside).min_by_key(|&i| load(&self.workers[i]))?;
+        (load(&self.workers[lightest]) < self.workers[lightest].lanes_max)
+            .then_some(WorkerId(lightest))
+    }
+
+    /// A worker as others reach it.
+    pub fn peer(&self, worker: WorkerId) -> Peer {
+        Peer { worker, events: self.worker(worker).events.clone() }
+    }
+
     /// Counts a generation on `worker`.
     pub fn load(&self, worker: WorkerId) -> Load {
         let load = Arc::clone(&self.worker(worker).load);
@@ -287,6 +316,10 @@ impl Directory {
                 self.remember(id, tenant, why);
             }
             Notice::Settled { id } => self.settle(id),
+            Notice::Moved { id, to } => {
+                self.remove(id, worker);
+                self.insert(id, to);
+            }
             Notice::Recalled { id, tenant, why } => self.remember(id, tenant, why),
         }
     }

@@ -4,7 +4,7 @@
 //! [`Listener`]; it stops accepting and winds up its calls when its [`Shutdown`] says so.
 
 mod bundles;
-mod stores;
+pub(crate) mod stores;
 #[cfg(test)]
 mod tests;
 pub(crate) mod workers;

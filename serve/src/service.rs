@@ -20,6 +20,7 @@ use tokio_stream::Stream;
 use crate::{
     admission::{Admission, Reject},
     auth::{Auth, Principal},
+    device::{DeviceSpec, DeviceSpecError},
     pipe::{self, FinishReason, PipeEvent, PipeReader, RecomputeReason, pipe},
     prefixes::Miss,
     request::{self, Origin, Request},
@@ -30,7 +31,7 @@ use crate::{
     telemetry::metrics::Metrics,
     text::{Tokenizer, Vocabulary},
     worker::{
-        Attachment, Change, Clock, Event, Fork, List, Look, Pack, Rename, Rewind, Standing,
+        Attachment, Change, Clock, Event, Fork, List, Look, Move, Pack, Rename, Rewind, Standing,
         Submission, Unpack, What,
     },
 };
@@ -256,6 +257,43 @@ impl Service {
         self.change(who, worker, id, request.expected_position, rewind).await
     }
 
+    /// Brings a session to another device.
+    ///
+    /// # Errors
+    /// See [`Reject`].
+    pub async fn move_session(
+        &self,
+        who: Principal,
+        request: &v1::MoveSessionRequest,
+    ) -> Result<v1::Session, Reject> {
+        let (id, from) = self.find(who, "session_id", &request.session_id)?;
+        let invalid = |problem: String| Reject::Invalid { field: "device", problem };
+        let device: DeviceSpec =
+            request.device.parse().map_err(|error: DeviceSpecError| invalid(error.to_string()))?;
+        let to = self.parts().router.beside(from, &device.to_string());
+        let to = to.ok_or_else(|| invalid(format!("{device} does not run the session's model")))?;
+        let standing = self.bring(who, id, [from, to], request.expected_position, false).await?;
+        Ok(self.describe(to, standing))
+    }
+
+    async fn bring(
+        &self,
+        who: Principal,
+        id: SessionId,
+        [from, to]: [WorkerId; 2],
+        expected_position: Option<u64>,
+        only_idle: bool,
+    ) -> Result<Standing, Reject> {
+        let router = &self.parts().router;
+        let load = router.load(to);
+        let departure = |reply| {
+            let (from, to) = (router.peer(from), router.peer(to));
+            let departure = Move { who, id, expected_position, only_idle, from, to, load, reply };
+            Event::Move(Box::new(departure))
+        };
+        self.answer(who, from, departure).await
+    }
+
     /// Gives a session a name, or takes it away.
     ///
     /// # Errors
@@ -404,7 +442,7 @@ impl Service {
         let router = &self.parts().router;
         let id = named.unwrap_or_else(SessionId::random);
         let worker = match beside {
-            Some(worker) if !makes => worker,
+            Some(worker) if !makes => self.lighten(who, id, worker).await,
             Some(worker) => router.place_beside(id, worker),
             None => router.place(id, model),
         };
@@ -418,6 +456,17 @@ impl Service {
         let stream = stream.map_err(|reject| self.explained(who, reject))?;
         self.metrics().generations_accepted.with_label_values(&[&name]).inc();
         Ok(stream)
+    }
+
+    /// The worker that is to go on with a session: the one that has it; or, if all lanes of that are in use and another
+    /// has some that are free, that one, to which the session is brought.
+    async fn lighten(&self, who: Principal, id: SessionId, worker: WorkerId) -> WorkerId {
+        let Some(lighter) = self.parts().router.lighter(worker) else { return worker };
+        match self.bring(who, id, [worker, lighter], None, true).await {
+            Ok(_) => lighter,
+            // What is wrong is said where it is gone on with.
+            Err(_) => worker,
+        }
     }
 
     async fn open_reader(

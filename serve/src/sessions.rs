@@ -105,6 +105,9 @@ pub struct Record {
     pub name: Option<Name>,
     /// Tokens of the log, of prompts and drawn ones.
     pub position: u64,
+    /// Grows each time that the session moves to another device: of two rows of a session, which a crash may leave, the
+    /// later one is right.
+    pub epoch: u32,
     /// Grows with each turn and each time the session goes back, so that what was left behind on its tape is told
     /// from what comes after.
     pub branch: u32,

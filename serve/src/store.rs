@@ -200,6 +200,15 @@ impl<S: Storage> Store<S> {
         self.rows.is_empty()
     }
 
+    /// The epoch of a session, if it is there; see [`Record::epoch`].
+    pub fn epoch(&mut self, sessions: &mut Sessions, id: SessionId) -> Option<u32> {
+        self.wake(sessions, id).then(|| {
+            let epoch = sessions.expect(id).record.epoch;
+            self.sleep(sessions, id);
+            epoch
+        })
+    }
+
     /// Whether a session has a row.
     pub fn has(&self, id: SessionId) -> bool {
         self.rows.record(Key(id.0)).is_some()
@@ -271,7 +280,7 @@ impl<S: Storage> Store<S> {
             && self.rows.record(Key(id.0)).is_none()
             && let Some((oldest, _)) = self.oldest()
         {
-            let session = self.forget(sessions, oldest, Gone::Evicted);
+            let session = self.forget(sessions, oldest, Some(Gone::Evicted));
             evicted = session.map(|session| (oldest, session));
         }
         sessions.expect(id).lease = Some(self.rows.lease(Key(id.0))?.lease);
@@ -482,11 +491,16 @@ impl<S: Storage> Store<S> {
         }
     }
 
-    /// Forgets a session, and remembers why; gives back what is to be said of its lane.
-    pub fn forget(&mut self, sessions: &mut Sessions, id: SessionId, why: Gone) -> Option<Session> {
+    /// Forgets a session, and remembers why, if that is to be said; gives back what is to be said of its lane.
+    pub fn forget(
+        &mut self,
+        sessions: &mut Sessions,
+        id: SessionId,
+        why: Option<Gone>,
+    ) -> Option<Session> {
         if !self.wake(sessions, id) {
             // Nothing is known of it that could be given back before the next start.
-            self.remove_row(id, TenantId::ANONYMOUS, Gone::Lost, 0);
+            self.remove_row(id, TenantId::ANONYMOUS, Some(Gone::Lost), 0);
             return None;
         }
         if let Err(error) = self.part_from_forks(sessions, id, u64::MAX) {
@@ -525,18 +539,26 @@ impl<S: Storage> Store<S> {
         Ok(())
     }
 
-    /// Returns when all that was written would survive a loss of power.
+    /// Returns when sessions and their logs would survive a loss of power: states can be computed again.
     ///
     /// # Errors
     /// Whatever the disk reports.
-    pub fn flush(&mut self) -> io::Result<()> {
-        self.states.flush()?;
+    pub fn flush_logs_and_rows(&mut self) -> io::Result<()> {
         self.tapes.flush()?;
         self.rows.flush()?;
         self.owes_logs = false;
         self.owes_rows = false;
         self.written.clear();
         Ok(())
+    }
+
+    /// Returns when all that was written would survive a loss of power.
+    ///
+    /// # Errors
+    /// Whatever the disk reports.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.states.flush()?;
+        self.flush_logs_and_rows()
     }
 
     /// The lowest position to which a session can be taken back.

@@ -6,6 +6,7 @@
 mod changes;
 pub mod generation;
 mod looks;
+mod moves;
 mod opening;
 mod shared;
 mod stage;
@@ -25,9 +26,11 @@ use tracing::{debug, error, info, warn};
 pub use self::{
     changes::{Change, Fork, Pack, Rename, Rewind, Unpack, What},
     looks::{List, Look, Page},
+    moves::{Arrival, Arrived, Move, Peer},
 };
 use self::{
     generation::{Drawn, Generation},
+    moves::Moves,
     stage::Stage,
 };
 use crate::{
@@ -36,9 +39,9 @@ use crate::{
     device::{Batch, Device, DeviceError},
     pipe::{FinishReason, Pipe, PipeEvent},
     prefixes::{self, Prefixes},
-    request::Request,
+    request::{Origin, Request},
     residency::{Place, Residency},
-    router::{Gone, Load, Residence},
+    router::{Gone, Load, Residence, WorkerId},
     sampler::Sampler,
     scheduler::{Phase, Scheduler, SequenceId, Work},
     sessions::{Name, Record, Session, SessionId, Sessions, Word},
@@ -56,6 +59,11 @@ pub enum Event {
     Change(Box<Change>),
     Pack(Pack),
     Unpack(Box<Unpack>),
+    Move(Box<Move>),
+    /// From one worker to another.
+    Arrive(Box<Arrival>),
+    /// And back.
+    Arrived(Arrived),
     /// Finish what runs until `deadline`, park everything, end.
     Drain {
         deadline: Instant,
@@ -73,6 +81,23 @@ impl Event {
             },
             Self::Unpack(unpack) => Some(unpack.id),
             _ => None,
+        }
+    }
+
+    /// The sessions that it is about, but for those that move.
+    fn sessions(&self) -> [Option<SessionId>; 2] {
+        match self {
+            Self::Open(submission) => match submission.request.origin {
+                Origin::Fork { of, .. } => [Some(submission.id), Some(of)],
+                Origin::New | Origin::Session => [Some(submission.id), None],
+            },
+            Self::Attach(attachment) => [Some(attachment.id), None],
+            Self::Look(look) => [Some(look.id), None],
+            Self::Change(change) => [Some(change.id), self.placed()],
+            Self::Pack(pack) => [Some(pack.id), None],
+            Self::Unpack(unpack) => [Some(unpack.id), None],
+            Self::Move(departure) => [Some(departure.id), None],
+            Self::List(_) | Self::Arrive(_) | Self::Arrived(_) | Self::Drain { .. } => [None; 2],
         }
     }
 }
@@ -139,6 +164,11 @@ pub enum Notice {
     Settled {
         id: SessionId,
     },
+    /// It is on another worker now.
+    Moved {
+        id: SessionId,
+        to: WorkerId,
+    },
     /// There is one less.
     Gone {
         id: SessionId,
@@ -166,6 +196,7 @@ pub struct Worker<S, D> {
     n_generations: usize,
     /// What has ended, or did long ago, and is still being read.
     stages: Vec<Stage>,
+    moves: Moves,
     /// Notices for which the channel had no room, oldest first.
     outbox: VecDeque<Notice>,
     drain: Option<Instant>,
@@ -291,6 +322,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
             generations: Vec::with_capacity(requests_max),
             n_generations: 0,
             stages: Vec::new(),
+            moves: Moves::default(),
             outbox: VecDeque::new(),
             drain: None,
             expires_at: None,
@@ -321,6 +353,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
 
     /// Takes in an event.
     pub fn handle(&mut self, event: Event, now: Instant) {
+        let Some(event) = self.here(event) else { return };
         let placed = event.placed();
         match event {
             Event::Open(submission) => self.open(*submission, now),
@@ -330,6 +363,9 @@ impl<S: Storage, D: Device> Worker<S, D> {
             Event::Change(change) => self.change(*change, now),
             Event::Pack(pack) => self.pack(pack),
             Event::Unpack(unpack) => self.unpack(*unpack, now),
+            Event::Move(departure) => self.depart(*departure, now),
+            Event::Arrive(arrival) => self.arrive(*arrival, now),
+            Event::Arrived(arrived) => self.arrived(arrived, now),
             Event::Drain { deadline } => {
                 let deadline = self.drain.map_or(deadline, |earlier| earlier.min(deadline));
                 self.drain = Some(deadline);
@@ -344,17 +380,20 @@ impl<S: Storage, D: Device> Worker<S, D> {
     pub fn step(&mut self, now: &impl Fn() -> Instant) -> Progress {
         let started = now();
         self.send_notices();
+        self.send_outbound(started);
         self.expire(started);
         let ended = self.end_cancelled(started);
         self.show();
         if self.n_generations == 0 {
             self.observe_gauges();
             return match self.drain {
-                Some(deadline) if self.stages.is_empty() || deadline <= started => {
+                Some(deadline)
+                    if self.stages.is_empty() && self.moves.are_over() || deadline <= started =>
+                {
                     self.finish_drain()
                 }
                 _ if ended => Progress::Stepped,
-                _ if !self.stages.is_empty() => Progress::Stalled,
+                _ if !self.stages.is_empty() || self.moves.have_outbound() => Progress::Stalled,
                 _ => Progress::Idle,
             };
         }
@@ -719,7 +758,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
 
     /// Forgets a session wherever it is.
     fn forget(&mut self, id: SessionId, why: Gone) {
-        let forgotten = self.parts.store.forget(&mut self.sessions, id, why);
+        let forgotten = self.parts.store.forget(&mut self.sessions, id, Some(why));
         if let Some(session) = &forgotten {
             self.parts.residency.forgotten(&mut self.parts.device, session);
         }

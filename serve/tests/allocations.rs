@@ -82,7 +82,7 @@ fn a_warm_step_allocates_nothing() {
     let admission = Admission::new(admission::Config { requests_max: SESSIONS, retry_after_ms: 1 });
     let (events, _inbox) = bounded(1);
     let (_outbox, notices) = bounded(1);
-    let router = Router::new(vec![WorkerHandle::new(0, "cpu".to_owned(), events, notices)]);
+    let router = Router::new(vec![WorkerHandle::new(0, "cpu".to_owned(), 2, events, notices)]);
     let clock = Clock::start();
     let mut readers: Vec<PipeReader> = (0..SESSIONS)
         .map(|session| {
@@ -135,7 +135,7 @@ fn a_session_that_sleeps_holds_64_bytes_at_most() {
         let files = Files::open(&path, &sizes).unwrap();
         let (mut store, mut sessions) = Store::recover(files, Durability::Fast, 4);
         let (events, notices) = (events.clone(), notices.clone());
-        let router = Router::new(vec![WorkerHandle::new(0, "cpu".to_owned(), events, notices)]);
+        let router = Router::new(vec![WorkerHandle::new(0, "cpu".to_owned(), 2, events, notices)]);
         for id in 0..SLEEPERS {
             let id =
                 SessionId(u128::from(id).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835));

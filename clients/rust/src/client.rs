@@ -296,6 +296,17 @@ impl Client {
         self.session_call(Call::RewindSession(request)).await
     }
 
+    /// Brings a session to another device of the server; nobody notices who reads it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn move_session(
+        &self,
+        request: v1::MoveSessionRequest,
+    ) -> Result<v1::Session, Error> {
+        self.session_call(Call::MoveSession(request)).await
+    }
+
     /// Gives a session a name, under which it can be forked; or takes it away.
     ///
     /// # Errors

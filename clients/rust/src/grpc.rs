@@ -131,6 +131,7 @@ impl Connection {
                 .await
                 .map(|it| Answer::DeleteSession(it.into_inner())),
             Call::ForkSession(request) => session(sessions.fork_session(request).await),
+            Call::MoveSession(request) => session(sessions.move_session(request).await),
             Call::RewindSession(request) => session(sessions.rewind_session(request).await),
             Call::NameSession(request) => session(sessions.name_session(request).await),
             Call::ListModels(request) => {

@@ -159,7 +159,7 @@ fn router(models: &[usize]) -> (Router, Far) {
         let (outbox, notices) = bounded(4);
         far.inboxes.push(inbox);
         far.outboxes.push(outbox);
-        WorkerHandle::new(model, "fake".to_owned(), events, notices)
+        WorkerHandle::new(model, "fake".to_owned(), 2, events, notices)
     });
     (Router::new(workers.collect()), far)
 }

@@ -13,14 +13,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aerie_state_cache::MappedFile;
+use aerie_state_cache::{MappedFile, Storage};
 use tracing::{info, warn};
 
 use super::{StartError, bundles::Draft};
 use crate::{
     device::DeviceSpec,
+    planted::{Bug, planted},
     service::Hex,
-    sessions::{self, Sessions},
+    sessions::{self, SessionId, Sessions},
     store::{self, Files, Sizes, Store, state_record_bytes},
 };
 
@@ -77,12 +78,31 @@ pub(super) fn open_all(owner: &Owner, devices: &[DeviceSpec]) -> Result<Vec<Open
     let here: Vec<PathBuf> = devices.iter().map(|device| owner.dir.join(device.slug())).collect();
     let mut stores =
         here.iter().map(|device| owner.open(device)).collect::<Result<Vec<_>, StartError>>()?;
+    for i in 1..stores.len() {
+        let (stores, rest) = stores.split_at_mut(i);
+        stores.iter_mut().for_each(|store| keep_later(store, &mut rest[0]));
+    }
     for device in devices_on_disk(&owner.dir).map_err(io_error)? {
         if !here.contains(&device) {
             rehome(owner, &device, &mut stores)?;
         }
     }
     Ok(stores)
+}
+
+/// Forgets, of each session that both have, the row of the earlier epoch: the server died while it moved.
+pub(crate) fn keep_later<S: Storage>(
+    (one, ones): &mut (Store<S>, Sessions),
+    (other, others): &mut (Store<S>, Sessions),
+) {
+    let both: Vec<SessionId> = one.ids().filter(|id| other.has(*id)).collect();
+    for id in both {
+        if planted(Bug::IgnoreEpoch) || one.epoch(ones, id) < other.epoch(others, id) {
+            one.forget(ones, id, None);
+        } else {
+            other.forget(others, id, None);
+        }
+    }
 }
 
 /// Every device that has files, as their path without extension.
@@ -99,25 +119,20 @@ fn devices_on_disk(dir: &Path) -> io::Result<BTreeSet<PathBuf>> {
 
 /// Moves the sessions of a device that is gone to `stores`, and removes its files once all have moved.
 fn rehome(owner: &Owner, device: &Path, stores: &mut [Open]) -> Result<(), StartError> {
-    let (mut orphan, mut sessions) = owner.open(device)?;
+    let mut orphan = owner.open(device)?;
+    // From a time before, of which this file was not told; or the server died while it moved.
+    stores.iter_mut().for_each(|store| keep_later(store, &mut orphan));
+    let (mut orphan, mut sessions) = orphan;
     let ids: Vec<_> = orphan.ids().collect();
     let mut left = ids.len();
     for &id in &ids {
-        // From a time before, of which this file was not told.
-        if stores.iter().any(|(store, _)| store.has(id)) {
-            left -= 1;
-            continue;
-        }
         let (store, others) =
             stores.iter_mut().min_by_key(|(store, _)| store.len()).expect("there is a device");
         if owner.config.sessions_max as usize <= store.len() || !orphan.wake(&mut sessions, id) {
             break;
         }
-        let tenant = sessions.expect(id).record.tenant;
-        let moved = orphan.pack(&mut sessions, id).and_then(|mut parcel| {
-            parcel.record.tenant = tenant;
-            store.unpack(others, id, &parcel)
-        });
+        let moved =
+            orphan.pack(&mut sessions, id).and_then(|parcel| store.unpack(others, id, &parcel));
         orphan.sleep(&mut sessions, id);
         store.sleep(others, id);
         match moved {

@@ -105,7 +105,8 @@ impl Crew {
         let (outbox, notices) = bounded(requests_max * NOTICES_PER_REQUEST + 16);
         let (started, start) = oneshot::channel();
         let (model, device) = (post.name.clone(), post.device.to_string());
-        let handle = WorkerHandle::new(post.model, device.clone(), events, notices);
+        let lanes_max = post.scheduler.lanes_max;
+        let handle = WorkerHandle::new(post.model, device.clone(), lanes_max, events, notices);
         let alarm = Alarm { readiness: self.readiness.clone() };
         let thread = thread::Builder::new()
             .name(format!("worker {device}"))

@@ -15,7 +15,7 @@
 //!  56   8  turn: base
 //!  64   8  turn: drawn_from
 //!  72   4  tape
-//!  76   4  zeros
+//!  76   4  epoch
 //!  80  16  moved_by
 //!  96  16  lineage: of
 //! 112   8  lineage: until
@@ -79,6 +79,7 @@ pub fn encode(record: &Record) -> [u8; BYTES] {
     put(8, &VERSION.to_le_bytes());
     put(TENANT_AT, &record.tenant.0.to_le_bytes());
     put(20, &record.branch.to_le_bytes());
+    put(76, &record.epoch.to_le_bytes());
     put(24, &record.position.to_le_bytes());
     put(32, &record.seed.to_le_bytes());
     if let Some(Turn { digest, base, drawn_from, text_bytes, end }) = record.turn {
@@ -145,6 +146,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, RowError> {
         name: name(row)?,
         position,
         branch: u32::from_le_bytes(field(row, 20)),
+        epoch: u32::from_le_bytes(field(row, 76)),
         seed: u64::from_le_bytes(field(row, 32)),
         turn: if has(TURN) { Some(turn(row, has(DIGEST))?) } else { None },
         moved_by: has(MOVED_BY).then(|| u128::from_le_bytes(field(row, 80))),

@@ -21,9 +21,15 @@ impl<S: Storage> Store<S> {
         })
     }
 
-    pub(super) fn remove_row(&mut self, id: SessionId, tenant: TenantId, why: Gone, at: u64) {
+    pub(super) fn remove_row(
+        &mut self,
+        id: SessionId,
+        tenant: TenantId,
+        why: Option<Gone>,
+        at: u64,
+    ) {
         self.owes_rows = true;
-        let reason = tenant.mark().0 << 8 | number(why);
+        let reason = why.map_or(0, |why| tenant.mark().0 << 8 | number(why));
         if self.rows.record(Key(id.0)).is_some()
             && let Err(error) = self.rows.remove_as(Key(id.0), Tombstone { reason, at })
         {

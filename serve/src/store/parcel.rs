@@ -4,7 +4,6 @@ use aerie_state_cache::{Storage, TapeError};
 
 use super::{Store, StoreError};
 use crate::{
-    auth::TenantId,
     router::Gone,
     sessions::{Record, Session, SessionId, Sessions, Word},
 };
@@ -12,7 +11,7 @@ use crate::{
 /// All that is needed to go on with a session: where it stands, the latest state, the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parcel {
-    /// Without what only its store can make sense of: tape, lineage, states; and whose it is.
+    /// Without what only its store can make sense of: tape, lineage, states.
     pub record: Record,
     pub used_at: u64,
     /// The latest state and the tokens that it has seen; none if nothing was computed.
@@ -23,7 +22,7 @@ pub struct Parcel {
 }
 
 impl<S: Storage> Store<S> {
-    /// Takes a copy of an idle session, which is awake.
+    /// Takes a copy of a session that is awake; of what was drawn in it, what its log has.
     ///
     /// # Errors
     /// If the disk fails.
@@ -35,8 +34,7 @@ impl<S: Storage> Store<S> {
             state.extend_from_slice(bytes);
         })?;
         let Session { record, used_at, .. } = session;
-        let (tenant, states) = (TenantId::ANONYMOUS, Vec::new());
-        let record = Record { tenant, tape: None, lineage: None, states, ..record.clone() };
+        let record = Record { tape: None, lineage: None, states: Vec::new(), ..record.clone() };
         let used_at = *used_at;
         let mut log_from = position.saturating_sub(self.tapes.config().cells_max.into());
         let mut log = Vec::new();
@@ -75,7 +73,7 @@ impl<S: Storage> Store<S> {
             .reserve(sessions, id)
             .and_then(|evicted| self.fill(sessions, id, parcel).map(|()| evicted));
         if unpacked.is_err() {
-            self.forget(sessions, id, Gone::Ended);
+            self.forget(sessions, id, Some(Gone::Ended));
         }
         unpacked
     }

@@ -54,11 +54,11 @@ impl<S: Storage> Store<S> {
                     self.recover_session(&mut sessions, &mut census, id, session);
                 }
                 Ok(session) => {
-                    self.remove_row(id, session.record.tenant, Gone::Ended, session.used_at);
+                    self.remove_row(id, session.record.tenant, Some(Gone::Ended), session.used_at);
                 }
                 Err(error) => {
                     warn!(session = %id, %error, "a session is lost");
-                    self.remove_row(id, Default::default(), Gone::Lost, 0);
+                    self.remove_row(id, Default::default(), Some(Gone::Lost), 0);
                 }
             }
         }

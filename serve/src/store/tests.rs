@@ -40,7 +40,7 @@ fn a_fork_shares_until_one_of_the_two_writes() {
     assert_eq!(it.state(B, 8), Some((6, state(6))), "the origin has dropped it, the fork has not");
     assert_eq!(it.state(A, 4), None);
 
-    it.store.forget(&mut it.sessions, A, Gone::Deleted);
+    it.store.forget(&mut it.sessions, A, Some(Gone::Deleted));
     assert_eq!(it.log(B), (0..8).map(word).collect::<Vec<_>>());
 }
 
@@ -51,11 +51,11 @@ fn who_forgets_the_origin_leaves_the_fork_whole() {
     it.keep(A, 6);
     it.store.fork(&mut it.sessions, A, 10, B);
     it.row(B);
-    it.store.forget(&mut it.sessions, A, Gone::Deleted);
+    it.store.forget(&mut it.sessions, A, Some(Gone::Deleted));
     let it = &mut it.killed();
     assert_eq!(it.log(B), (0..10).map(word).collect::<Vec<_>>());
     assert_eq!(it.state(B, 10), Some((6, state(6))));
-    it.store.forget(&mut it.sessions, B, Gone::Deleted);
+    it.store.forget(&mut it.sessions, B, Some(Gone::Deleted));
     assert_eq!(it.store.states.len(), 0, "nobody refers to it any more");
     assert_eq!(it.store.free_tapes.len(), 8);
 }
@@ -205,7 +205,7 @@ fn it_is_remembered_why_a_session_has_gone() {
         it.write(id, 1);
         it.awake(id).record.tenant = tenant;
         it.row(id);
-        it.store.forget(&mut it.sessions, id, why);
+        it.store.forget(&mut it.sessions, id, Some(why));
         let gone: Vec<_> = it.killed().store.gone().collect();
         assert_eq!(gone, [(id, tenant.mark(), why)], "its slab is used again by the next");
     }

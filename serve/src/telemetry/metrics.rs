@@ -94,6 +94,8 @@ pub struct WorkerMetrics {
     pub session_park: Histogram,
     pub session_park_failures: IntCounter,
     pub session_resume: Histogram,
+    /// From leaving to being gone on with elsewhere.
+    pub session_move: Histogram,
     pub sessions_evicted: IntCounter,
     pub sessions_expired: IntCounter,
     /// Tokens of sessions whose state was there when a generation began, and those whose was not.
@@ -146,6 +148,7 @@ struct SessionFamilies {
     park: HistogramVec,
     park_failures: IntCounterVec,
     resume: HistogramVec,
+    moves: HistogramVec,
     evicted: IntCounterVec,
     expired: IntCounterVec,
     resumed_tokens: IntCounterVec,
@@ -367,6 +370,7 @@ impl WorkerFamilies {
             session_park: sessions.park.with_label_values(&base),
             session_park_failures: sessions.park_failures.with_label_values(&base),
             session_resume: sessions.resume.with_label_values(&base),
+            session_move: sessions.moves.with_label_values(&base),
             sessions_evicted: sessions.evicted.with_label_values(&base),
             sessions_expired: sessions.expired.with_label_values(&base),
             resumed_tokens: sessions.resumed_tokens.with_label_values(&base),
@@ -492,6 +496,12 @@ impl SessionFamilies {
                 r,
                 "serve_session_park_failures_total",
                 "Session records that could not be written.",
+                WORKER,
+            ),
+            moves: seconds(
+                r,
+                "serve_session_move_seconds",
+                "Bringing a session from this device to another.",
                 WORKER,
             ),
             resume: seconds(

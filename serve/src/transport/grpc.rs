@@ -279,6 +279,14 @@ impl Sessions for Front {
         answer(call, deleted.map(|()| v1::DeleteSessionResponse {}))
     }
 
+    async fn move_session(
+        &self,
+        request: Request<v1::MoveSessionRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        let call = Call::begin(Api::Grpc, &self.service);
+        answer(call, self.service.move_session(principal(&request), request.get_ref()).await)
+    }
+
     async fn fork_session(
         &self,
         request: Request<v1::ForkSessionRequest>,

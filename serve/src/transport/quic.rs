@@ -356,6 +356,9 @@ async fn answer(service: &Service, who: Principal, call: Option<call::Call>) -> 
         Some(call::Call::ForkSession(request)) => {
             service.fork_session(who, &request).await.map(Answer::Session)
         }
+        Some(call::Call::MoveSession(request)) => {
+            service.move_session(who, &request).await.map(Answer::Session)
+        }
         Some(call::Call::RewindSession(request)) => {
             service.rewind_session(who, &request).await.map(Answer::Session)
         }

@@ -246,7 +246,7 @@ impl Fixture {
         let (_, notices) = bounded(1);
         let (ended_sender, ended) = mpsc::channel(8);
         thread::spawn(move || count(&events, &ended_sender));
-        let worker = WorkerHandle::new(0, "cpu".to_owned(), events_sender, notices);
+        let worker = WorkerHandle::new(0, "cpu".to_owned(), 2, events_sender, notices);
         let service = Service::new(Parts {
             auth: Auth::default(),
             models: vec![hosted()],

@@ -9,7 +9,7 @@ use tracing::warn;
 use super::{Notice, Parts, Reply, Standing, Worker};
 use crate::{
     admission::Reject,
-    auth::Principal,
+    auth::{Principal, TenantId},
     device::Device,
     planted::{Bug, planted},
     residency::{Place, Seat},
@@ -97,10 +97,15 @@ impl<S: Storage, D: Device> Worker<S, D> {
         if self.sessions.expect(id).needs_state() && !self.keep(id) {
             return Err(Reject::Internal { what: "its state could not be kept" });
         }
-        self.parts.store.pack(&mut self.sessions, id).map_err(|error| {
+        let mut parcel = self.parts.store.pack(&mut self.sessions, id).map_err(|error| {
             warn!(session = %id, %error, "a session could not be copied");
             Reject::Internal { what: "it could not be read" }
-        })
+        })?;
+        // Whose it is and where it has been is no business of whoever gets the copy.
+        parcel.record.tenant = TenantId::ANONYMOUS;
+        parcel.record.name = None;
+        parcel.record.epoch = 0;
+        Ok(parcel)
     }
 
     /// Makes a session of a copy and answers.

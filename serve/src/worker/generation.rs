@@ -193,6 +193,18 @@ impl Generation {
         self.feed.extend(log.iter().map(|word| word.token()));
     }
 
+    /// Leaves its lane for another device.
+    pub(super) fn leave(&mut self) {
+        self.lane = None;
+        self.junction = None;
+        self.is_replanned = false;
+    }
+
+    /// Counts as load of another worker.
+    pub(super) fn set_load(&mut self, load: Load) {
+        self.places.1 = load;
+    }
+
     /// Notes the lane, and the end of the wait for the first one.
     pub(super) fn seated(
         &mut self,
@@ -201,7 +213,7 @@ impl Generation {
         now: Instant,
         metrics: &WorkerMetrics,
     ) {
-        if self.lane.is_none() {
+        if self.origin.is_none() {
             metrics.queue_wait.observe((now - self.arrived).as_secs_f64());
         }
         self.lane = Some(lane);

@@ -346,7 +346,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
     }
 
     /// Gives a generation a slot.
-    fn place(&mut self, generation: Generation) -> SequenceId {
+    pub(super) fn place(&mut self, generation: Generation) -> SequenceId {
         let slot = self.generations.iter().position(Option::is_none);
         let slot = slot.unwrap_or_else(|| {
             self.generations.push(None);
@@ -472,7 +472,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
     }
 
     /// The slot of the generation of a session.
-    fn running(&self, id: SessionId) -> Option<usize> {
+    pub(super) fn running(&self, id: SessionId) -> Option<usize> {
         let is_of = |it: &Option<Generation>| it.as_ref().is_some_and(|it| it.session == id);
         self.generations.iter().position(is_of)
     }

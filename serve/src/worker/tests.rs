@@ -1,6 +1,7 @@
 //! Workers on a device whose logits are a hash of the log, so that one wrong token or state shows in all that follow.
 
 mod dying;
+mod moves;
 mod peers;
 mod simulation;
 mod solo;

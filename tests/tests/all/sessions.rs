@@ -234,6 +234,61 @@ async fn a_session_is_carried_to_another_server() {
     }
 }
 
+/// Goal: a session is brought from device to device while it is generating, and nobody notices who reads it; what has
+/// moved is found where it is, also after `kill -9`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_moves_while_it_speaks() {
+    const DEVICES: [&str; 2] = ["cpu:0-0", "cpu:1-1"];
+    let (_folder, bundle) = bundle();
+    let mut server = Server::start(&bundle, &["--device", DEVICES[0], "--device", DEVICES[1]]);
+    let to = |device: &str| v1::MoveSessionRequest {
+        session_id: id(1),
+        device: device.to_owned(),
+        expected_position: None,
+    };
+    for wire in Wire::BOTH {
+        let client = server.client(wire).await;
+        let n_tokens = 1500;
+        let alone = run(&client, greedy(PROMPT, n_tokens)).await.unwrap();
+        let speaker = client.clone();
+        let speaks =
+            tokio::spawn(async move { run(&speaker, request(1, 0, PROMPT, n_tokens)).await });
+        let mut moved = 0;
+        while !speaks.is_finished() {
+            // It may not have begun yet, or may have ended.
+            let device = DEVICES[moved % 2];
+            if let Ok(session) = client.move_session(to(device)).await {
+                let position = session.position;
+                assert_eq!(session.device, device, "{wire:?}, at {position}");
+                moved += 1;
+            }
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+        let turn = speaks.await.unwrap().unwrap();
+        assert_eq!((&turn.ids, &turn.text), (&alone.ids, &alone.text), "{wire:?}");
+        assert!(3 < moved, "{wire:?}: it moved {moved} times");
+
+        for device in DEVICES {
+            assert_eq!(client.move_session(to(device)).await.unwrap().device, device);
+            let session = client.session(&id(1)).await.unwrap();
+            assert_eq!(
+                (session.device.as_str(), session.position),
+                (device, turn.finished.position)
+            );
+        }
+        let refused = client.move_session(to("gpu")).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        drop(client);
+        server.kill_and_restart();
+        let client = server.client(wire).await;
+        assert_eq!(client.session(&id(1)).await.unwrap().device, DEVICES[1]);
+        let position = turn.finished.position;
+        let more = run(&client, request(1, position, " And", 20)).await.unwrap();
+        assert_eq!(more.accepted.resumed_tokens + more.accepted.recomputed_tokens, position - 1);
+        client.delete_session(delete(&id(1))).await.unwrap();
+    }
+}
+
 /// Goal: who does not come back makes room, unless it has a name; and is told so if it does.
 #[tokio::test]
 async fn idle_sessions_expire() {

@@ -44,6 +44,13 @@ pub(super) enum SessionsCommand {
         /// Letters, digits, -, _ and .; leave it out to take the name away
         name: Option<String>,
     },
+    /// Bring a session to another device of the server, also while it is generating
+    Move {
+        /// Id or name
+        id: String,
+        /// As `ls` tells devices
+        device: String,
+    },
     /// Show what a session has said, and what it says while it is generating
     Follow {
         /// Id or name
@@ -95,6 +102,11 @@ pub(super) async fn sessions(server: &ServerArgs, command: SessionsCommand) -> a
                 expected_position: None,
             };
             write_session(&mut stdout, &client.name_session(request).await?)?;
+        }
+        SessionsCommand::Move { id, device } => {
+            let request =
+                v1::MoveSessionRequest { session_id: id, device, expected_position: None };
+            write_session(&mut stdout, &client.move_session(request).await?)?;
         }
         SessionsCommand::Follow { id, from } => {
             stream(&mut client.attach(&id, from).await?).await?;

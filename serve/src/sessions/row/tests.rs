@@ -13,17 +13,23 @@ fn record() -> impl Strategy<Value = Record> {
     let lineage =
         (any::<u128>(), 0..=100_u64).prop_map(|(of, until)| Lineage { of: SessionId(of), until });
     let name = "[a-zA-Z0-9._-]{1,64}".prop_map(|it| Name::parse(&it).ok());
-    let rest =
-        (any::<bool>(), 100..u64::MAX, any::<u32>(), any::<u64>(), any::<(Option<u128>, u128)>());
+    let rest = (
+        any::<bool>(),
+        100..u64::MAX,
+        any::<u32>(),
+        any::<u64>(),
+        any::<(Option<u128>, u128, u32)>(),
+    );
     (name, prop::option::of(turn), states, prop::option::of(lineage), any::<Option<u32>>(), rest)
         .prop_map(|(name, turn, states, lineage, tape, rest)| {
-            let (keep, position, branch, seed, (moved_by, tenant)) = rest;
+            let (keep, position, branch, seed, (moved_by, tenant, epoch)) = rest;
             let tenant = TenantId(tenant);
             Record {
                 tenant,
                 keep,
                 name,
                 position,
+                epoch,
                 branch,
                 seed,
                 turn,

@@ -43,7 +43,7 @@ const DETACHED_MAX: Duration = Duration::from_millis(40);
 /// Seeds by which a planted bug must have shown.
 const SEEDS_TO_FIND: u64 = 500;
 
-type Disks = [FaultyStorage; 3];
+pub(super) type Disks = [FaultyStorage; 3];
 
 struct World {
     rng: StdRng,
@@ -101,13 +101,8 @@ impl World {
         let config = crate::admission::Config { requests_max: REQUESTS_MAX, retry_after_ms: 1 };
         let (events, _inbox) = bounded(1);
         let (_outbox, notices) = bounded(1);
-        let router = Router::new(vec![WorkerHandle::new(0, "fake".to_owned(), events, notices)]);
-        // Two of its tokens are the halves of an é.
-        let json = crate::testing::TOKENIZER_JSON
-            .replacen("\"5\"", "\"Ã\"", 1)
-            .replacen("\"6\"", "\"©\"", 1);
-        let tokenizer = Tokenizer::parse(json.as_bytes()).unwrap();
-        let vocabulary = Arc::new(tokenizer.vocabulary(FakeDevice::VOCAB).unwrap());
+        let router = Router::new(vec![WorkerHandle::new(0, "fake".to_owned(), 2, events, notices)]);
+        let vocabulary = vocabulary();
         let fuse = Fuse::new();
         let disks = [(); 3].map(|()| FaultyStorage::default());
         let worker = start(disks, &fuse, durability, &vocabulary, clock);
@@ -462,6 +457,14 @@ fn rewind_to(to: usize, digest: Option<u128>) -> What {
     What::Rewind(Rewind { position: to as u64, digest })
 }
 
+/// A vocabulary in which two tokens are the halves of an é.
+pub(super) fn vocabulary() -> Arc<Vocabulary> {
+    let json =
+        crate::testing::TOKENIZER_JSON.replacen("\"5\"", "\"Ã\"", 1).replacen("\"6\"", "\"©\"", 1);
+    let tokenizer = Tokenizer::parse(json.as_bytes()).unwrap();
+    Arc::new(tokenizer.vocabulary(FakeDevice::VOCAB).unwrap())
+}
+
 fn start(
     disks: Disks,
     fuse: &Fuse,
@@ -469,21 +472,32 @@ fn start(
     vocabulary: &Arc<Vocabulary>,
     clock: Clock,
 ) -> Worker<Dying, FakeDevice> {
-    let device = FakeDevice::new(SCHEDULER);
+    start_with(Store::recover(files(disks, fuse), durability, 3), vocabulary, clock)
+}
+
+/// What a process finds on its disks.
+pub(super) fn files(disks: Disks, fuse: &Fuse) -> Files<Dying> {
     let [rows, states, tapes] = disks.map(|disk| Dying::new(disk, fuse));
     let cache = |storage, record_bytes, records_max| {
         let config = CacheConfig { record_bytes, records_max, fingerprint: FINGERPRINT };
         StateCache::open_on(storage, config).unwrap()
     };
-    let state_bytes = state_record_bytes(device.dims().state_bytes);
+    let state_bytes = state_record_bytes(FakeDevice::new(SCHEDULER).dims().state_bytes);
     let tape = TapeConfig { tapes_max: 32, cells_max: 4096, fingerprint: FINGERPRINT };
-    let files = Files {
+    Files {
         rows: cache(rows, row::BYTES as u64, 32),
         // So few that they give way all the time.
         states: cache(states, state_bytes, 9),
         tapes: Tapes::open_on(tapes, tape).unwrap(),
-    };
-    let (store, sessions) = Store::recover(files, durability, 3);
+    }
+}
+
+pub(super) fn start_with(
+    (store, sessions): (Store<Dying>, Sessions),
+    vocabulary: &Arc<Vocabulary>,
+    clock: Clock,
+) -> Worker<Dying, FakeDevice> {
+    let device = FakeDevice::new(SCHEDULER);
     Worker::new(Parts {
         residency: Residency::new(device.dims()),
         device,

@@ -1,0 +1,334 @@
+//! Goal: a session may be brought to another device at any time, and neither it nor anybody who reads it notices.
+//!
+//! Method: by seed, two workers of one process whose sessions go back and forth, idle and amid turns, while requests are sent
+//! again, readers come and go, calls go to where a session was, and the process is killed at any write. Every client
+//! knows what a run on its own would have given it.
+
+use std::{panic::catch_unwind, sync::Arc};
+
+use aerie_state_cache::FaultyStorage;
+use crossbeam::channel::{Receiver, bounded};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tokio::sync::oneshot;
+
+use super::{
+    super::*,
+    dying::{Dying, Fuse},
+    peers::{Peer, Reader},
+    simulation::{Disks, files, start_with, vocabulary},
+};
+use crate::{
+    admission::Admission,
+    device::fake::FakeDevice,
+    pipe::pipe,
+    planted::{Bug, PLANTED},
+    router::{Router, WorkerHandle, WorkerId},
+    sampler::Sampling,
+    server::stores::keep_later,
+    sessions::Durability,
+    text::Vocabulary,
+};
+
+const DEVICES: usize = 2;
+const PEERS: usize = 5;
+const REQUESTS_MAX: u32 = 64;
+
+struct World {
+    rng: StdRng,
+    context: String,
+    workers: Vec<Worker<Dying, FakeDevice>>,
+    inboxes: Vec<Receiver<Event>>,
+    /// Who is in the midst of a long step.
+    is_late: [bool; DEVICES],
+    router: Router,
+    fuse: Fuse,
+    vocabulary: Arc<Vocabulary>,
+    admission: Admission,
+    clock: Clock,
+    now: Instant,
+    peers: Vec<Client>,
+    n_requests: u64,
+    n_moved: u64,
+}
+
+struct Client {
+    peer: Peer,
+    /// Where its session is, as far as it was told, and where it was before.
+    home: usize,
+    before: usize,
+    moving: Option<(usize, oneshot::Receiver<Result<Standing, Reject>>)>,
+}
+
+#[test]
+fn a_session_that_moves_is_the_same() {
+    let seeds = std::env::var("AERIE_SIMULATION_SEEDS").ok();
+    let seeds: u64 = seeds.map_or(100, |it| it.parse().expect("a number of seeds"));
+    let mut moved = 0;
+    for seed in 0..seeds {
+        let mut world = World::new(seed);
+        world.run(300);
+        moved += world.n_moved;
+    }
+    assert!(5 * seeds < moved, "{moved} moves in {seeds} seeds");
+}
+
+/// Goal: of two rows of a session the right one is taken.
+#[test]
+fn taking_the_wrong_epoch_is_found() {
+    PLANTED.set(Some(Bug::IgnoreEpoch));
+    let found = (0..300).find(|&seed| catch_unwind(|| World::new(seed).run(300)).is_err());
+    PLANTED.set(None);
+    assert!(found.is_some());
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let clock = Clock::start();
+        let vocabulary = vocabulary();
+        let config = crate::admission::Config { requests_max: REQUESTS_MAX, retry_after_ms: 1 };
+        let disks = [(); DEVICES].map(|()| [(); 3].map(|()| FaultyStorage::default()));
+        let mut rng = StdRng::seed_from_u64(seed);
+        let peers = (0..PEERS).map(|_| Client::new(&mut rng)).collect();
+        let mut world = Self {
+            rng,
+            context: format!("seed {seed}"),
+            workers: Vec::new(),
+            inboxes: Vec::new(),
+            is_late: [false; DEVICES],
+            router: Router::new(Vec::new()),
+            fuse: Fuse::new(),
+            vocabulary,
+            admission: Admission::new(config),
+            clock,
+            now: clock.now(),
+            peers,
+            n_requests: 0,
+            n_moved: 0,
+        };
+        world.boot(disks.into());
+        world
+    }
+
+    fn boot(&mut self, disks: Vec<Disks>) {
+        self.fuse = Fuse::new();
+        let recover = |disks: Disks| Store::recover(files(disks, &self.fuse), Durability::Fast, 3);
+        let mut stores: Vec<_> = disks.into_iter().map(recover).collect();
+        let [one, other] = &mut stores[..] else { unreachable!("there are two") };
+        keep_later(one, other);
+        for client in &mut self.peers {
+            let home = stores.iter().position(|(store, _)| store.has(client.peer.id));
+            client.home = home.unwrap_or(client.home);
+            client.before = client.home;
+            client.moving = None;
+        }
+        let start = |store| start_with(store, &self.vocabulary, self.clock);
+        self.workers = stores.into_iter().map(start).collect();
+        let mut handles = Vec::new();
+        self.inboxes.clear();
+        for i in 0..DEVICES {
+            // So few places that they are full now and then.
+            let (events, inbox) = bounded(3);
+            let (_, notices) = bounded(1);
+            self.inboxes.push(inbox);
+            handles.push(WorkerHandle::new(0, format!("cpu:{i}"), 2, events, notices));
+        }
+        self.router = Router::new(handles);
+    }
+
+    fn run(&mut self, steps: u32) {
+        let seed = self.context.clone();
+        for step in 0..steps {
+            self.context = format!("{seed}, step {step}");
+            match self.rng.random_range(0..100) {
+                0..30 => self.ask(),
+                30..40 => self.ask_again(),
+                40..46 => self.lose_a_reader(),
+                46..70 => self.move_one(),
+                70..74 => self.fuse.light(self.rng.random_range(1..40)),
+                74..77 => self.crash(),
+                77..84 => {
+                    let i = self.rng.random_range(0..DEVICES);
+                    self.is_late[i] ^= true;
+                }
+                _ => {}
+            }
+            self.advance();
+        }
+        self.context = format!("{seed}, at the end");
+        self.fuse.light(u64::MAX);
+        self.is_late = [false; DEVICES];
+        for _ in 0..1000 {
+            if self.peers.iter().all(|it| it.peer.turn.is_none() && it.moving.is_none()) {
+                return self.one_home_each();
+            }
+            for i in 0..self.peers.len() {
+                if self.peers[i].peer.turn.as_ref().is_some_and(|turn| turn.readers.is_empty()) {
+                    self.send(i);
+                }
+            }
+            self.advance();
+        }
+        panic!("{}: a turn or a move does not end", self.context);
+    }
+
+    /// Every session is on one worker, the one that its client was told of.
+    fn one_home_each(&self) {
+        for Client { peer, home, .. } in self.peers.iter().filter(|it| it.peer.is_known) {
+            let has = |worker: &Worker<_, _>| worker.parts.store.has(peer.id);
+            let homes: Vec<usize> = (0..DEVICES).filter(|&i| has(&self.workers[i])).collect();
+            assert_eq!(homes, [*home], "{}, {}", self.context, peer.id);
+        }
+    }
+
+    fn advance(&mut self) {
+        self.now += Duration::from_millis(self.rng.random_range(0..4));
+        let now = self.now;
+        for (i, worker) in self.workers.iter_mut().enumerate().filter(|(i, _)| !self.is_late[*i]) {
+            let inbox = &self.inboxes[i];
+            for event in inbox.try_iter().take(self.rng.random_range(0..4)) {
+                worker.handle(event, now);
+            }
+            worker.step(&|| now);
+        }
+        if self.fuse.is_dead() {
+            return self.crash();
+        }
+        let Self { peers, rng, context, n_moved, .. } = self;
+        for client in peers {
+            client.hear(n_moved, context);
+            if rng.random_bool(0.6) {
+                client.peer.read(rng, context);
+            }
+        }
+    }
+
+    fn ask(&mut self) {
+        let i = self.rng.random_range(0..PEERS);
+        let peer = &mut self.peers[i].peer;
+        if peer.turn.is_some() {
+            return;
+        }
+        let rng = &mut self.rng;
+        let n_prompt = rng.random_range(1..8);
+        self.n_requests += 1;
+        let stop = if rng.random_bool(0.4) { vec!["ab".to_owned()] } else { Vec::new() };
+        let request = Request {
+            who: Principal::ANONYMOUS,
+            origin: Origin::Session,
+            keep: true,
+            prompt: (0..n_prompt).map(|_| rng.random_range(1..50)).collect(),
+            prompt_only: rng.random_bool(0.1),
+            sampling: Sampling { temperature: 1.5, ..Sampling::GREEDY },
+            seed: None,
+            tokens_max: rng.random_range(1..40),
+            stop,
+            expected_position: Some(peer.log.len() as u64),
+            request_id: self.n_requests.to_string(),
+            digest: Some(self.n_requests.into()),
+        };
+        peer.ask(request, &self.vocabulary);
+        self.send(i);
+    }
+
+    /// Sends the running request of a client, now and then to where its session was.
+    fn send(&mut self, i: usize) {
+        let events = self.workers[0].parts.text.events_per_step_max() + self.rng.random_range(0..6);
+        let client = &mut self.peers[i];
+        let is_late = client.peer.is_known && self.rng.random_bool(0.2);
+        let to = WorkerId(if is_late { client.before } else { client.home });
+        let Ok(permit) = self.admission.admit() else { return };
+        let (sender, reader) = pipe(events);
+        let turn = client.peer.turn.as_mut().expect("it was asked");
+        let drawn_from = turn.base + turn.request.prompt.len();
+        let submission = Submission {
+            id: client.peer.id,
+            request: turn.request.clone(),
+            pipe: sender,
+            permit,
+            load: self.router.load(to),
+            is_placed: false,
+            arrived: self.now,
+        };
+        if self.router.send(to, Event::Open(Box::new(submission))).is_ok() {
+            turn.readers.push(Reader::new(reader, drawn_from));
+        }
+    }
+
+    fn ask_again(&mut self) {
+        let i = self.rng.random_range(0..PEERS);
+        if self.peers[i].peer.turn.as_ref().is_some_and(|turn| turn.readers.len() < 3) {
+            self.send(i);
+        }
+    }
+
+    fn lose_a_reader(&mut self) {
+        let i = self.rng.random_range(0..PEERS);
+        if let Some(turn) = &mut self.peers[i].peer.turn {
+            turn.readers.pop();
+        }
+    }
+
+    fn move_one(&mut self) {
+        let i = self.rng.random_range(0..PEERS);
+        let client = &mut self.peers[i];
+        let (from, to) = (client.home, 1 - client.home);
+        if client.moving.is_some() || !client.peer.is_known {
+            return;
+        }
+        let (reply, answer) = oneshot::channel();
+        let departure = Move {
+            who: Principal::ANONYMOUS,
+            id: client.peer.id,
+            expected_position: None,
+            only_idle: self.rng.random_bool(0.2),
+            from: self.router.peer(WorkerId(from)),
+            to: self.router.peer(WorkerId(to)),
+            load: self.router.load(WorkerId(to)),
+            reply,
+        };
+        if self.router.send(WorkerId(from), Event::Move(Box::new(departure))).is_ok() {
+            client.moving = Some((to, answer));
+        }
+    }
+
+    /// The process is killed.
+    fn crash(&mut self) {
+        let killed = |worker: &mut Worker<Dying, FakeDevice>| {
+            worker.parts.store.storages_mut().map(|disk| disk.inner().killed())
+        };
+        let disks = self.workers.iter_mut().map(killed).collect();
+        self.peers.iter_mut().for_each(|it| it.peer.disconnect());
+        self.boot(disks);
+    }
+}
+
+impl Client {
+    fn new(rng: &mut StdRng) -> Self {
+        let home = rng.random_range(0..DEVICES);
+        let peer = Peer::new(SessionId(rng.random()));
+        Self { peer, home, before: home, moving: None }
+    }
+
+    /// Takes in what came of a move.
+    fn hear(&mut self, n_moved: &mut u64, context: &str) {
+        let Some((to, answer)) = &mut self.moving else { return };
+        match answer.try_recv() {
+            Ok(Ok(standing)) => {
+                assert_eq!(standing.id, self.peer.id, "{context}");
+                self.before = self.home;
+                self.home = *to;
+                *n_moved += 1;
+            }
+            Ok(Err(reject)) => {
+                let expected = matches!(
+                    reject,
+                    Reject::SessionBusy { .. } | Reject::Internal { .. } | Reject::QueueFull { .. }
+                );
+                assert!(expected, "{context}: {reject}");
+            }
+            Err(oneshot::error::TryRecvError::Empty) => return,
+            Err(oneshot::error::TryRecvError::Closed) => panic!("{context}: nobody answers"),
+        }
+        self.moving = None;
+    }
+}
