@@ -381,8 +381,8 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let started = now();
         self.send_notices();
         self.send_outbound(started);
-        self.expire(started);
-        let ended = self.end_cancelled(started);
+        let expired = self.expire(started);
+        let ended = self.end_cancelled(started) || expired;
         self.show();
         if self.n_generations == 0 {
             self.observe_gauges();
@@ -432,11 +432,11 @@ impl<S: Storage, D: Device> Worker<S, D> {
         Progress::Stepped
     }
 
-    /// Forgets the sessions that nobody has used for too long.
-    fn expire(&mut self, now: Instant) {
-        let Some(idle_max) = self.parts.limits.idle_max else { return };
+    /// Forgets sessions that nobody has used for too long; says whether there may be more.
+    fn expire(&mut self, now: Instant) -> bool {
+        let Some(idle_max) = self.parts.limits.idle_max else { return false };
         if self.expires_at.is_some_and(|at| now < at) {
-            return;
+            return false;
         }
         self.expires_at = Some(now + EXPIRY_POLL);
         let idle_ms_max = u64::try_from(idle_max.as_millis()).unwrap_or(u64::MAX);
@@ -447,11 +447,16 @@ impl<S: Storage, D: Device> Worker<S, D> {
                 Some((id, used_at)) if used_at < used_min => {
                     self.parts.metrics.sessions_expired.inc();
                     self.forget(id, Gone::Expired);
+                    if self.parts.store.has(id) {
+                        // The disk fails; it is tried again at the next poll.
+                        return false;
+                    }
                 }
-                _ => return,
+                _ => return false,
             }
         }
         self.expires_at = None;
+        true
     }
 
     /// Ends the generations whose clients asked to or have gone, and at the deadline of a drain

@@ -128,8 +128,12 @@ fn rehome(owner: &Owner, device: &Path, stores: &mut [Open]) -> Result<(), Start
     for &id in &ids {
         let (store, others) =
             stores.iter_mut().min_by_key(|(store, _)| store.len()).expect("there is a device");
-        if owner.config.sessions_max as usize <= store.len() || !orphan.wake(&mut sessions, id) {
+        if owner.config.sessions_max as usize <= store.len() {
             break;
+        }
+        if !orphan.wake(&mut sessions, id) {
+            // It was there a moment ago; what is damaged is said by the store.
+            continue;
         }
         let moved =
             orphan.pack(&mut sessions, id).and_then(|parcel| store.unpack(others, id, &parcel));

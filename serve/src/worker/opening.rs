@@ -170,9 +170,12 @@ impl<S: Storage, D: Device> Worker<S, D> {
         match request.origin {
             Origin::Fork { of, position } if is_new => {
                 self.wake_own(request.who, of)?;
-                let at = self.fork_position(of, position)?;
-                self.parts.store.fork(&mut self.sessions, of, at, id);
+                let at = self.fork_position(of, position);
+                if let Ok(at) = at {
+                    self.parts.store.fork(&mut self.sessions, of, at, id);
+                }
                 self.sleep(of);
+                at?;
             }
             _ if is_new => {
                 let mut session = Session::new(id, request.keep, used_at);
