@@ -28,7 +28,7 @@ bench: .deps/onnxruntime .deps/libtorch ## kernels beside the memory bandwidth m
 	cargo bench -p aerie-ops -p aerie-state-cache -p aerie-serve
 	cargo bench -p aerie-export --bench scan
 
-python: ## what the tests run Aerie against: onnxruntime, grpcio, aioquic (230 MB)
+python: ## what the tests run Aerie against, and its Python client: onnxruntime, grpcio, mypy (330 MB)
 	@tests/setup/python.sh
 
 parity: ## Google's code and transformers beside ours (Python packages of 6 GB, CUDA's among them)

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Asks a server what any gRPC tool would: reflection, health, a generation.
 
-Usage: grpc_conventions.py HOST:PORT CLIENT PROMPT TOKENS
+Usage: grpc_conventions.py HOST:PORT PROMPT TOKENS
 
-CLIENT is the folder of the example client, which is run as well. Prints the ids of the tokens.
+The messages of the generation are those that the server tells by reflection. Prints the ids of the tokens.
 """
 
 import sys
 
 import grpc
+from google.protobuf import message_factory
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
@@ -22,11 +24,26 @@ SERVICES = {
 }
 
 
-def main():
-    address, client_folder, prompt, tokens = sys.argv[1:]
-    sys.path.insert(0, client_folder)
-    import aerie
+def generate(channel, prompt, tokens):
+    """Ids of greedy tokens that follow a prompt."""
+    pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
 
+    def message(name):
+        return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"aerie.v1.{name}"))
+
+    call = channel.stream_stream(
+        "/aerie.v1.Inference/Generate",
+        request_serializer=lambda it: it.SerializeToString(),
+        response_deserializer=message("GenerateResponse").FromString,
+    )
+    start = message("Start")(text=prompt, max_tokens=tokens)
+    # The end of the requests tells that no other turn follows this one.
+    responses = call(iter([message("GenerateRequest")(start=start)]))
+    return [id for response in responses for id in response.delta.ids]
+
+
+def main():
+    address, prompt, tokens = sys.argv[1:]
     with grpc.insecure_channel(address) as channel:
         listed = set(ProtoReflectionDescriptorDatabase(channel).get_services())
         assert SERVICES <= listed, f"reflection lists {listed}"
@@ -43,12 +60,7 @@ def main():
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.NOT_FOUND, error
 
-    ids = []
-    with aerie.Client(address) as client:
-        for event in client.generate(prompt, max_tokens=int(tokens), sampling={"temperature": 0.0}):
-            if event.DESCRIPTOR.name == "Delta":
-                ids.extend(event.ids)
-    print(*ids)
+        print(*generate(channel, prompt, int(tokens)))
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ async fn models(server: &Server, wire: &str, credentials: &Credentials) -> Resul
 }
 
 /// A file of three tenants, and the token of each; the last is an admin.
-fn tokens(folder: &Path) -> (PathBuf, [String; 3]) {
+pub(super) fn tokens(folder: &Path) -> (PathBuf, [String; 3]) {
     let mut file = String::new();
     let tokens = ["tales", "verses", "root"].map(|name| {
         let output = Command::new(program("aerie-serve")).args(["token", name]).output().unwrap();
@@ -191,12 +191,12 @@ fn tokens(folder: &Path) -> (PathBuf, [String; 3]) {
 }
 
 /// Who signs certificates, and a client that has one.
-struct Authority {
-    ca: PathBuf,
-    client: ClientCertificate,
+pub(super) struct Authority {
+    pub ca: PathBuf,
+    pub client: ClientCertificate,
 }
 
-fn authority(folder: &Path, name: &str) -> Authority {
+pub(super) fn authority(folder: &Path, name: &str) -> Authority {
     let path = |what: &str| folder.join(format!("{name}.{what}.pem"));
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
