@@ -120,6 +120,7 @@ struct WorkerFamilies {
     steps: StepFamilies,
     generations: GenerationFamilies,
     sessions: SessionFamilies,
+    prefixes: PrefixFamilies,
 }
 
 #[derive(Clone, Debug)]
@@ -154,9 +155,14 @@ struct SessionFamilies {
     resumed_tokens: IntCounterVec,
     recomputed_tokens: IntCounterVec,
     requests_repeated: IntCounterVec,
-    prefix_tokens: IntCounterVec,
-    prefix_bytes: IntGaugeVec,
-    prefix_lookups: IntCounterVec,
+}
+
+/// Of what prompts have in common.
+#[derive(Clone, Debug)]
+struct PrefixFamilies {
+    tokens: IntCounterVec,
+    bytes: IntGaugeVec,
+    lookups: IntCounterVec,
 }
 
 impl Metrics {
@@ -342,11 +348,12 @@ impl WorkerFamilies {
             steps: StepFamilies::new(r),
             generations: GenerationFamilies::new(r),
             sessions: SessionFamilies::new(r),
+            prefixes: PrefixFamilies::new(r),
         }
     }
 
     fn worker(&self, model: &str, device: &str) -> WorkerMetrics {
-        let Self { model_load, steps, generations, sessions } = self;
+        let Self { model_load, steps, generations, sessions, prefixes } = self;
         let base = [model, device];
         let with = |label| [model, device, label];
         WorkerMetrics {
@@ -376,11 +383,11 @@ impl WorkerFamilies {
             resumed_tokens: sessions.resumed_tokens.with_label_values(&base),
             recomputed_tokens: sessions.recomputed_tokens.with_label_values(&base),
             requests_repeated: sessions.requests_repeated.with_label_values(&base),
-            prefix_tokens: sessions.prefix_tokens.with_label_values(&base),
-            prefix_bytes: sessions.prefix_bytes.with_label_values(&base),
-            prefix_hits: sessions.prefix_lookups.with_label_values(&with("hit")),
+            prefix_tokens: prefixes.tokens.with_label_values(&base),
+            prefix_bytes: prefixes.bytes.with_label_values(&base),
+            prefix_hits: prefixes.lookups.with_label_values(&with("hit")),
             prefix_misses: Miss::ALL
-                .map(|miss| sessions.prefix_lookups.with_label_values(&with(miss.label()))),
+                .map(|miss| prefixes.lookups.with_label_values(&with(miss.label()))),
             device_errors: steps.device_errors.with_label_values(&base),
             time_to_first_token: [Origin::New, Origin::Resident, Origin::Parked].map(|origin| {
                 generations.time_to_first_token.with_label_values(&with(origin.label()))
@@ -540,19 +547,26 @@ impl SessionFamilies {
                 "Requests that had been sent before, and were not run again.",
                 WORKER,
             ),
-            prefix_tokens: counter(
+        }
+    }
+}
+
+impl PrefixFamilies {
+    fn new(r: &Registry) -> Self {
+        Self {
+            tokens: counter(
                 r,
                 "serve_prefix_tokens_total",
                 "Tokens of new sessions' prompts whose state was kept, as others had begun alike.",
                 WORKER,
             ),
-            prefix_bytes: gauge(
+            bytes: gauge(
                 r,
                 "serve_prefix_bytes",
                 "States kept of what prompts have in common.",
                 WORKER,
             ),
-            prefix_lookups: counter(
+            lookups: counter(
                 r,
                 "serve_prefix_lookups_total",
                 "Prompts of new sessions: hit, or why there was no state of their beginning.",
