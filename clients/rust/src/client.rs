@@ -48,6 +48,8 @@ pub struct Generation {
     /// None until the answer has begun.
     stitch: Option<Stitch>,
     backoff: Backoff,
+    /// Whether it was told that it has been attached.
+    is_attached: bool,
     is_cancelled: bool,
 }
 
@@ -213,6 +215,7 @@ impl Client {
             attempt: Attempt::Running(Box::new(responses)),
             stitch,
             backoff,
+            is_attached: false,
             is_cancelled: false,
         })
     }
@@ -443,7 +446,8 @@ impl Generation {
                 self.stitch = Some(Stitch::of_answer(drawn_from));
                 Ok(Some(Event::Accepted(accepted)))
             }
-            (Event::Attached(attached), Some(stitch)) if self.backoff.is_fresh() => {
+            (Event::Attached(attached), Some(stitch)) if !self.is_attached => {
+                self.is_attached = true;
                 stitch.again();
                 Ok(Some(Event::Attached(attached)))
             }

@@ -47,12 +47,6 @@ impl Backoff {
     pub(crate) fn new(retry: Retry) -> Self {
         Self { retry, attempts: 0, since: None }
     }
-
-    /// Whether nothing has failed since the last progress.
-    pub(crate) fn is_fresh(&self) -> bool {
-        self.since.is_none()
-    }
-
     /// Something was achieved: the next failure is a first one.
     pub(crate) fn progressed(&mut self) {
         (self.attempts, self.since) = (0, None);
