@@ -121,7 +121,10 @@ fn rehome(owner: &Owner, device: &Path, stores: &mut [Open]) -> Result<(), Start
         orphan.sleep(&mut sessions, id);
         store.sleep(others, id);
         match moved {
-            Ok(_) => left -= 1,
+            Ok(_) => {
+                left -= 1;
+                store.note_tenant(tenant);
+            }
             Err(error) => warn!(session = %id, %error, "a session could not be moved"),
         }
     }

@@ -44,24 +44,29 @@ struct Reading {
 
 impl<S: Storage, D: Device> Worker<S, D> {
     /// Opens or resumes a session for a generation, or tells the client why not.
-    pub(super) fn open(&mut self, submission: Submission, now: Instant) {
+    pub(super) fn open(&mut self, mut submission: Submission, now: Instant) {
         let id = submission.id;
         let opened = match self.admit(id, &submission.request) {
             Ok(Opening::Repeat) => {
                 self.parts.metrics.requests_repeated.inc();
                 return self.repeat(submission);
             }
-            Ok(opening) => {
-                self.prepare(id, &submission.request, opening, now).map(|before| (opening, before))
-            }
+            Ok(opening) => submission
+                .permit
+                .generate()
+                .and_then(|()| self.prepare(id, &submission.request, opening, now))
+                .map(|before| (opening, before)),
             Err(reject) => Err(reject),
         };
         match opened {
             Ok((opening, before)) => self.start(submission, opening, &before, now),
             Err(reject) => {
-                let Submission { pipe, permit, load, .. } = submission;
+                let Submission { request, pipe, permit, load, .. } = submission;
                 debug!(session = %id, %reject, "refused");
                 self.sleep(id);
+                if let Origin::Fork { of, .. } = request.origin {
+                    self.sleep(of);
+                }
                 drop((permit, load));
                 pipe.send(PipeEvent::Failed(reject));
             }
@@ -171,10 +176,14 @@ impl<S: Storage, D: Device> Worker<S, D> {
             Origin::Fork { of, position } if is_new => {
                 self.wake_own(request.who, of)?;
                 let at = self.fork_position(of, position)?;
+                self.parts.quotas.take_session(request.who.tenant)?;
                 self.parts.store.fork(&mut self.sessions, of, at, id);
                 self.sleep(of);
             }
             _ if is_new => {
+                if request.keep {
+                    self.parts.quotas.take_session(request.who.tenant)?;
+                }
                 let mut session = Session::new(id, request.keep, used_at);
                 session.record.tenant = request.who.tenant;
                 self.sessions.insert(id, session);
