@@ -9,13 +9,19 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::{router::Gone, sessions::SessionId};
+use crate::{
+    auth::TenantId,
+    quotas::{Quotas, Share, TooMany},
+    router::Gone,
+    sessions::SessionId,
+};
 
-/// Grants [`Permit`]s up to a limit.
+/// Grants [`Permit`]s up to a limit, and to each tenant up to its own.
 #[derive(Clone, Debug)]
 pub struct Admission {
     config: Config,
     slots: Arc<Semaphore>,
+    quotas: Quotas,
 }
 
 /// Limits of an [`Admission`].
@@ -28,10 +34,12 @@ pub struct Config {
     pub retry_after_ms: u32,
 }
 
-/// The right to run one generation; dropping it gives the place back.
+/// The right to read one generation, or to run it; dropping it gives the place back.
 #[derive(Debug)]
 pub struct Permit {
     _slot: OwnedSemaphorePermit,
+    share: Share,
+    retry_after: Duration,
 }
 
 /// Why a request is refused or a generation fails.
@@ -65,6 +73,15 @@ pub enum Reject {
     SessionBusy { id: SessionId },
     #[error("{requests_max} generations are in flight, which is requests_max")]
     QueueFull { requests_max: u32, retry_after: Duration },
+    #[error(
+        "the tenant keeps as many sessions as its sessions_max = {sessions_max} allows; delete some"
+    )]
+    QuotaSessions { sessions_max: u32 },
+    #[error(
+        "the tenant has as many generations in flight, or streams of them, as its \
+         generations_max = {generations_max} allows"
+    )]
+    QuotaGenerations { generations_max: u32, retry_after: Duration },
     #[error("the server is not ready to take requests")]
     Unavailable { retry_after: Duration },
     /// A device or the state cache failed; the log has the details.
@@ -88,22 +105,33 @@ pub enum RejectKind {
     StalePosition,
     SessionBusy,
     QueueFull,
+    QuotaSessions,
+    QuotaGenerations,
     Unavailable,
     Internal,
 }
 
 impl Admission {
+    /// Nobody has a quota.
     pub fn new(config: Config) -> Self {
-        Self { config, slots: Arc::new(Semaphore::new(config.requests_max as usize)) }
+        let slots = Arc::new(Semaphore::new(config.requests_max as usize));
+        Self { config, slots, quotas: Quotas::default() }
     }
 
-    /// Takes a place.
+    /// Holds tenants to `quotas` as well.
+    pub fn with_quotas(self, quotas: Quotas) -> Self {
+        Self { quotas, ..self }
+    }
+
+    /// Takes a place for a tenant.
     ///
     /// # Errors
-    /// [`Reject::QueueFull`] if all are taken.
-    pub fn admit(&self) -> Result<Permit, Reject> {
+    /// [`Reject::QuotaGenerations`] if it has all of its own, [`Reject::QueueFull`] if all are taken.
+    pub fn admit(&self, tenant: TenantId) -> Result<Permit, Reject> {
+        let retry_after = self.retry_after();
+        let share = self.quotas.begin_call(tenant).map_err(|it| it.reject(retry_after))?;
         let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| self.queue_full())?;
-        Ok(Permit { _slot: slot })
+        Ok(Permit { _slot: slot, share, retry_after })
     }
 
     /// The refusal for want of room.
@@ -124,6 +152,22 @@ impl Admission {
 
     fn retry_after(&self) -> Duration {
         Duration::from_millis(self.config.retry_after_ms.into())
+    }
+}
+
+impl Permit {
+    /// Makes it the right to run a generation.
+    ///
+    /// # Errors
+    /// [`Reject::QuotaGenerations`] if the tenant runs as many as it may.
+    pub fn generate(&mut self) -> Result<(), Reject> {
+        self.share.generate().map_err(|it| it.reject(self.retry_after))
+    }
+}
+
+impl TooMany {
+    fn reject(self, retry_after: Duration) -> Reject {
+        Reject::QuotaGenerations { generations_max: self.generations_max, retry_after }
     }
 }
 
@@ -150,6 +194,8 @@ impl Reject {
             Self::StalePosition { .. } => RejectKind::StalePosition,
             Self::SessionBusy { .. } => RejectKind::SessionBusy,
             Self::QueueFull { .. } => RejectKind::QueueFull,
+            Self::QuotaSessions { .. } => RejectKind::QuotaSessions,
+            Self::QuotaGenerations { .. } => RejectKind::QuotaGenerations,
             Self::Unavailable { .. } => RejectKind::Unavailable,
             Self::Internal { .. } => RejectKind::Internal,
         }
@@ -183,6 +229,12 @@ impl Reject {
             | Self::NameTaken { id, .. } => {
                 vec![("session_id", id.to_string())]
             }
+            Self::QuotaSessions { sessions_max } => {
+                vec![("sessions_max", sessions_max.to_string())]
+            }
+            Self::QuotaGenerations { generations_max, .. } => {
+                vec![("generations_max", generations_max.to_string())]
+            }
             _ => Vec::new(),
         }
     }
@@ -190,9 +242,9 @@ impl Reject {
     /// When trying again may help; none if it will not.
     pub fn retry_after(&self) -> Option<Duration> {
         match *self {
-            Self::QueueFull { retry_after, .. } | Self::Unavailable { retry_after } => {
-                Some(retry_after)
-            }
+            Self::QueueFull { retry_after, .. }
+            | Self::QuotaGenerations { retry_after, .. }
+            | Self::Unavailable { retry_after } => Some(retry_after),
             _ => None,
         }
     }
@@ -200,7 +252,7 @@ impl Reject {
 
 impl RejectKind {
     /// Every kind, so that each has its series from the start.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Invalid,
         Self::Unauthenticated,
         Self::Forbidden,
@@ -214,6 +266,8 @@ impl RejectKind {
         Self::StalePosition,
         Self::SessionBusy,
         Self::QueueFull,
+        Self::QuotaSessions,
+        Self::QuotaGenerations,
         Self::Unavailable,
         Self::Internal,
     ];
@@ -234,6 +288,8 @@ impl RejectKind {
             Self::StalePosition => "stale_position",
             Self::SessionBusy => "session_busy",
             Self::QueueFull => "queue_full",
+            Self::QuotaSessions => "quota_sessions",
+            Self::QuotaGenerations => "quota_generations",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
         }

@@ -7,6 +7,8 @@
 //! name = "tales"
 //! tokens = ["<BLAKE3 of a token, 64 hexadecimal digits>"]
 //! admin = false
+//! sessions_max = 100
+//! generations_max = 4
 //! ```
 
 #[cfg(test)]
@@ -14,6 +16,7 @@ mod tests;
 
 use std::{
     fmt, fs, io,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -23,6 +26,7 @@ use thiserror::Error;
 
 use crate::{
     admission::Reject,
+    quotas::Quota,
     service::Hex,
     sessions::{Name, NameError},
 };
@@ -33,6 +37,8 @@ use crate::{
 pub struct Config {
     /// Tenants and the hashes of their tokens; without it everybody is one anonymous tenant.
     pub tokens_file: Option<PathBuf>,
+    /// What a tenant may have at once whose entry in that file does not say; and the anonymous one.
+    pub quota: Quota,
 }
 
 /// What tells tenants apart, in memory and on disk: a hash of the name, or 0 for the anonymous one.
@@ -56,12 +62,16 @@ pub struct Principal {
 pub struct Auth {
     /// None lets everybody in.
     tokens: Option<Arc<Tokens>>,
+    /// Of tenants that have none of their own.
+    quota: Quota,
 }
 
 /// The tokens that are taken.
 #[derive(Debug)]
 pub struct Tokens {
     known: Vec<(blake3::Hash, Principal)>,
+    /// Their names, and what their entries say of quotas.
+    tenants: Vec<(String, Quota)>,
 }
 
 /// A token as its owner has it, who alone is told.
@@ -99,6 +109,8 @@ pub enum ListError {
     Hash { name: String },
     #[error("a token of tenant {name:?} is listed twice")]
     DuplicateToken { name: String },
+    #[error("tenant {name:?}: {field} = {found}; it must be from 1 to {}", u32::MAX)]
+    Quota { name: String, field: &'static str, found: i64 },
 }
 
 #[derive(Deserialize)]
@@ -115,6 +127,8 @@ struct Tenant {
     tokens: Vec<String>,
     #[serde(default)]
     admin: bool,
+    sessions_max: Option<i64>,
+    generations_max: Option<i64>,
 }
 
 /// A list of [`TOKENS_MAX`] tokens has a quarter of it.
@@ -130,13 +144,21 @@ impl Auth {
     /// # Errors
     /// See [`TokensError`].
     pub fn open(config: &Config) -> Result<Self, TokensError> {
-        let Some(path) = &config.tokens_file else { return Ok(Self::default()) };
-        Ok(Self { tokens: Some(Arc::new(Tokens::open(path)?)) })
+        let tokens = config.tokens_file.as_deref().map(Tokens::open).transpose()?;
+        Ok(Self { tokens: tokens.map(Arc::new), quota: config.quota })
     }
 
     /// Takes the tokens of `tokens` and no others.
     pub fn with(tokens: Tokens) -> Self {
-        Self { tokens: Some(Arc::new(tokens)) }
+        Self { tokens: Some(Arc::new(tokens)), quota: Quota::default() }
+    }
+
+    /// Everybody who may call: names, and what each may have at once. The anonymous tenant has no name.
+    pub fn tenants(&self) -> impl Iterator<Item = (&str, TenantId, Quota)> {
+        let anonymous = self.tokens.is_none().then_some(("", TenantId::ANONYMOUS, self.quota));
+        let named = self.tokens.iter().flat_map(|tokens| &tokens.tenants);
+        let named = named.map(|(name, own)| (&**name, TenantId::named(name), own.or(self.quota)));
+        anonymous.into_iter().chain(named)
     }
 
     /// Who has `token`.
@@ -183,11 +205,14 @@ impl Tokens {
             _ => {}
         }
         let mut known: Vec<(blake3::Hash, Principal)> = Vec::with_capacity(found);
-        for (i, Tenant { name, tokens, admin }) in tenants.iter().enumerate() {
+        let mut quotas = Vec::with_capacity(tenants.len());
+        for (i, tenant) in tenants.iter().enumerate() {
+            let Tenant { name, tokens, admin, .. } = tenant;
             Name::parse(name).map_err(|source| ListError::Name { name: name.clone(), source })?;
             if tenants[..i].iter().any(|it| it.name == *name) {
                 return Err(ListError::DuplicateName { name: name.clone() });
             }
+            quotas.push((name.clone(), tenant.quota()?));
             let principal = Principal { tenant: TenantId::named(name), is_admin: *admin };
             for token in tokens {
                 let hash = blake3::Hash::from_hex(token)
@@ -198,7 +223,7 @@ impl Tokens {
                 known.push((hash, principal));
             }
         }
-        Ok(Self { known })
+        Ok(Self { known, tenants: quotas })
     }
 
     /// Who has `token`. How long it takes does not depend on which of them it is.
@@ -215,6 +240,22 @@ impl Tokens {
             }
         }
         found
+    }
+}
+
+impl Tenant {
+    fn quota(&self) -> Result<Quota, ListError> {
+        let limit = |field, limit: Option<i64>| {
+            let Some(found) = limit else { return Ok(None) };
+            match u32::try_from(found).ok().and_then(NonZeroU32::new) {
+                Some(limit) => Ok(Some(limit)),
+                None => Err(ListError::Quota { name: self.name.clone(), field, found }),
+            }
+        };
+        Ok(Quota {
+            sessions_max: limit("sessions_max", self.sessions_max)?,
+            generations_max: limit("generations_max", self.generations_max)?,
+        })
     }
 }
 

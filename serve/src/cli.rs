@@ -135,6 +135,8 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Make a token for a tenant: the token, and the lines of a tokens file that know it
+    ///
+    /// Quotas may follow those lines: sessions_max = N, generations_max = N.
     Token {
         /// Letters, digits, `-`, `_` and `.`
         name: String,

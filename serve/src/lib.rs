@@ -18,6 +18,7 @@ pub mod device;
 pub mod pipe;
 mod planted;
 pub mod prefixes;
+pub mod quotas;
 pub mod request;
 pub mod residency;
 pub mod router;

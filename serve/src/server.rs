@@ -30,6 +30,7 @@ use crate::{
     auth::{Auth, TokensError},
     config::Config,
     device::ort::{LoadError, OrtDevice, Runtime},
+    quotas::Quotas,
     router::Router,
     service::{Parts, Readiness, Service},
     telemetry::{http, metrics::Metrics},
@@ -122,11 +123,12 @@ impl Server {
         let (drafts, senders) = bundles::read(&config).await?;
         let (readiness, _) = watch::channel(Readiness::Starting);
         let (metrics, clock) = (Metrics::new(), Clock::start());
+        let quotas = Quotas::new(&auth, &metrics);
         // Side by side, as each takes about as long as the others.
         let (verified, hosted, workers) = tokio::join!(
             bundles::verify(&drafts),
             bundles::host(&drafts, senders),
-            start_workers(&config, &drafts, &metrics, clock, readiness.clone()),
+            start_workers(&config, &drafts, &quotas, &metrics, clock, readiness.clone()),
         );
         // What is not the bundle that it says to be may fail in any other way, too.
         verified?;
@@ -135,7 +137,7 @@ impl Server {
             auth,
             models,
             router,
-            admission: Admission::new(config.admission),
+            admission: Admission::new(config.admission).with_quotas(quotas),
             request: config.request,
             log_tokens_max: config.sessions.log_tokens_max,
             pipe: config.pipe,
@@ -231,6 +233,7 @@ fn check_lists(config: &Config) -> Result<(), StartError> {
 async fn start_workers(
     config: &Config,
     drafts: &[Draft],
+    quotas: &Quotas,
     metrics: &Metrics,
     clock: Clock,
     readiness: watch::Sender<Readiness>,
@@ -246,7 +249,7 @@ async fn start_workers(
         })
         .await?;
         for (device, store) in config.devices.iter().zip(stores) {
-            let post = Post::new(i, draft, device, config, metrics, clock);
+            let post = Post::new(i, draft, device, config, quotas, metrics, clock);
             let (runtime, files) = (runtime.clone(), Arc::clone(&draft.files));
             let (manifest, spec) = (draft.manifest.clone(), device.clone());
             let scheduler = config.scheduler;

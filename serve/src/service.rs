@@ -431,7 +431,7 @@ impl Service {
         if *self.parts().readiness.borrow() != Readiness::Ready {
             return Err(self.parts().admission.unavailable());
         }
-        let permit = self.parts().admission.admit()?;
+        let permit = self.parts().admission.admit(who.tenant)?;
         let Target { model, origin, beside } = self.resolve(who, &start)?;
         let named = match start.session_id.as_str() {
             "" => None,
@@ -475,7 +475,7 @@ impl Service {
         request: &v1::AttachRequest,
     ) -> Result<TokenStream, Reject> {
         let (id, worker) = self.find(who, "session_id", &request.session_id)?;
-        let permit = self.parts().admission.admit()?;
+        let permit = self.parts().admission.admit(who.tenant)?;
         let (sender, reader) = pipe(self.parts().pipe.events_max as usize);
         let from_position = request.from_position;
         let attachment = Attachment { who, id, from_position, pipe: sender, permit };

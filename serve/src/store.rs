@@ -60,6 +60,8 @@ pub struct Store<S> {
     shared: HashMap<u64, u32>,
     /// Who still shares a log, by whose it is.
     forks: HashMap<SessionId, Forks>,
+    /// Sessions of each tenant that were there at the start.
+    tenants: HashMap<TenantId, u32>,
     /// Logs and rows were written that [`Store::commit`] owes to the disk.
     owes_logs: bool,
     owes_rows: bool,
@@ -176,6 +178,7 @@ impl<S: Storage> Store<S> {
             next_state: 0,
             shared: HashMap::new(),
             forks: HashMap::new(),
+            tenants: HashMap::new(),
             owes_logs: false,
             owes_rows: false,
             written: HashSet::new(),
@@ -189,6 +192,16 @@ impl<S: Storage> Store<S> {
             warn!(%error, "what was recovered could not be flushed");
         }
         (store, sessions)
+    }
+
+    /// How many sessions of each tenant were recovered, or moved in since.
+    pub fn take_tenants(&mut self) -> HashMap<TenantId, u32> {
+        mem::take(&mut self.tenants)
+    }
+
+    /// Counts a session of a tenant among those that were recovered.
+    pub fn note_tenant(&mut self, tenant: TenantId) {
+        *self.tenants.entry(tenant).or_default() += 1;
     }
 
     /// Number of sessions, those that sleep included.
@@ -519,6 +532,15 @@ impl<S: Storage> Store<S> {
             self.free_tape(tape);
         }
         Some(session)
+    }
+
+    /// Forgets a session that was recovered, as another device has it too.
+    pub fn forget_recovered(&mut self, sessions: &mut Sessions, id: SessionId) {
+        if let Some(session) = self.forget(sessions, id, None)
+            && let Some(n) = self.tenants.get_mut(&session.record.tenant)
+        {
+            *n -= 1;
+        }
     }
 
     /// Returns when, in durable mode, all that was written would survive a loss of power; at once in fast mode.

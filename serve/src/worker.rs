@@ -39,6 +39,7 @@ use crate::{
     device::{Batch, Device, DeviceError},
     pipe::{FinishReason, Pipe, PipeEvent},
     prefixes::{self, Prefixes},
+    quotas::Quotas,
     request::{Origin, Request},
     residency::{Place, Residency},
     router::{Gone, Load, Residence, WorkerId},
@@ -221,6 +222,8 @@ pub struct Parts<S, D> {
     pub limits: Limits,
     pub text: generation::Text,
     pub notices: Sender<Notice>,
+    /// Of the whole server.
+    pub quotas: Quotas,
     pub metrics: WorkerMetrics,
     pub clock: Clock,
 }
@@ -312,6 +315,9 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let dims = parts.device.dims();
         let config = parts.scheduler;
         let sessions = std::mem::take(&mut parts.sessions);
+        for (tenant, n) in parts.store.take_tenants() {
+            parts.quotas.add_sessions(tenant, n);
+        }
         let lanes_max = config.lanes_max as usize;
         let requests_max = parts.limits.requests_max as usize;
         Self {
@@ -690,7 +696,10 @@ impl<S: Storage, D: Device> Worker<S, D> {
             session.used_at = self.parts.clock.unix_ms(now);
             session.active = false;
             // Interrupted by us, it may be gone on with, even if its client meant it to end here.
-            session.record.keep |= reason == FinishReason::Shutdown;
+            if reason == FinishReason::Shutdown && !session.record.keep {
+                session.record.keep = true;
+                self.parts.quotas.add_sessions(session.record.tenant, 1);
+            }
             if let Some(turn) = &mut session.record.turn {
                 turn.end = Some(reason);
                 turn.text_bytes = generation.stage.transcript.text_bytes();
@@ -775,6 +784,10 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let tenant = session.map(|it| it.record.tenant).unwrap_or_default();
         if let Some(name) = session.and_then(|it| it.record.name) {
             self.notify(Notice::Unnamed { id, tenant, name });
+        }
+        // One whose row cannot be read counts for its tenant until the next start.
+        if session.is_some_and(|it| it.record.keep) {
+            self.parts.quotas.give_back_session(tenant);
         }
         self.notify(Notice::Gone { id, tenant: tenant.mark(), why });
     }

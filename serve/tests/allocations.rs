@@ -20,9 +20,10 @@ use std::{
 use aerie_models::{Manifest, bundle::TOKENIZER_FILE};
 use aerie_serve::{
     admission::{self, Admission},
-    auth::Principal,
+    auth::{Principal, TenantId},
     device::{Device as _, DeviceSpec, files::BundleFiles, ort as onnx},
     pipe::{PipeEvent, PipeReader, pipe},
+    quotas::Quotas,
     request::{Origin, Request},
     residency::Residency,
     router::{Router, WorkerHandle, WorkerId},
@@ -91,7 +92,7 @@ fn a_warm_step_allocates_nothing() {
                 id: SessionId(u128::from(session)),
                 request: request(session),
                 pipe,
-                permit: admission.admit().unwrap(),
+                permit: admission.admit(TenantId::ANONYMOUS).unwrap(),
                 load: router.load(WorkerId(0)),
                 is_placed: false,
                 arrived: clock.now(),
@@ -238,6 +239,7 @@ fn worker(sessions: &Path) -> Worker<MappedFile, onnx::OrtDevice> {
         text: Text::new(vocabulary, 64),
         // A directory that has gone needs no notices.
         notices: bounded(1).0,
+        quotas: Quotas::default(),
         metrics: Metrics::new().worker("tales", "cpu:0-0"),
         clock: Clock::start(),
     })

@@ -43,7 +43,7 @@ pub enum Error {
         message: String,
         /// When trying again may help; none if it will not.
         retry_after: Option<Duration>,
-        /// What kind of refusal it is, more exactly, such as `STALE_POSITION`; may be empty.
+        /// What kind of refusal it is, more exactly, such as `STALE_POSITION` or `QUOTA_SESSIONS`; may be empty.
         reason: String,
         /// Where the session stands, if that is what the refusal is about.
         position: Option<u64>,

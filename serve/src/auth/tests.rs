@@ -46,12 +46,47 @@ fn lists_that_cannot_be_meant_are_refused() {
     check(&(tenant("a", &a) + &tenant("b", &a)), "is listed twice");
     let many = format!("[[tenants]]\nname = 'a'\ntokens = [{}]", "'x',".repeat(1025));
     check(&many, "1025 tokens; at most 1024");
+    for (field, found) in [
+        ("sessions_max", "0"),
+        ("generations_max", "0"),
+        ("sessions_max", "-3"),
+        ("generations_max", "4294967296"),
+    ] {
+        let list = format!("{}{field} = {found}\n", tenant("a", &a));
+        check(&list, &format!("tenant \"a\": {field} = {found}; it must be from 1 to 4294967295"));
+    }
+    check(&format!("{}sessions_max = '3'", tenant("a", &a)), "expected i64");
+}
+
+/// Goal: what a tenant's entry says goes before what is said for all.
+#[test]
+fn quotas_are_each_tenants_own_or_those_of_all() {
+    let limit = NonZeroU32::new;
+    let list = format!(
+        "[[tenants]]\nname = 'a'\ntokens = ['{}']\nsessions_max = 7\n\
+         [[tenants]]\nname = 'b'\ntokens = []\nsessions_max = 8\ngenerations_max = 2\n",
+        "a".repeat(64),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokens.toml");
+    fs::write(&path, list).unwrap();
+    let quota = Quota { sessions_max: limit(5), generations_max: limit(6) };
+    let auth = Auth::open(&Config { tokens_file: Some(path), quota }).unwrap();
+    let of = |sessions_max, generations_max| Quota {
+        sessions_max: limit(sessions_max),
+        generations_max: limit(generations_max),
+    };
+    let expected = [("a", TenantId::named("a"), of(7, 6)), ("b", TenantId::named("b"), of(8, 2))];
+    assert_eq!(auth.tenants().collect::<Vec<_>>(), expected);
+    let auth = Auth::open(&Config { tokens_file: None, quota }).unwrap();
+    let anonymous = [("", TenantId::ANONYMOUS, quota)];
+    assert_eq!(auth.tenants().collect::<Vec<_>>(), anonymous);
 }
 
 #[test]
 fn a_file_that_is_absent_is_named() {
     let tokens_file = Some(PathBuf::from("/nonexistent/tokens.toml"));
-    let error = Auth::open(&Config { tokens_file }).unwrap_err().to_string();
+    let error = Auth::open(&Config { tokens_file, ..Config::default() }).unwrap_err().to_string();
     assert!(error.starts_with("auth.tokens_file = /nonexistent/tokens.toml: No such"), "{error}");
 }
 

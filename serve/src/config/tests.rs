@@ -20,6 +20,8 @@ fn refusals_name_the_field() {
     check("[grpc]\nlisten = \"localhost\"", "listen = \"localhost\"");
     check("devices = [\"tpu\"]", "device \"tpu\" is not of the form");
     check("[quic]\nstreams_max = -1", "streams_max = -1");
+    check("[auth.quota]\nsessions_max = 0", "expected a nonzero u32");
+    check("[auth.quota]\ntokens_max = 1", "unknown field `tokens_max`");
     check("[admission", "aerie.toml");
 }
 

@@ -98,9 +98,9 @@ pub(crate) fn keep_later<S: Storage>(
     let both: Vec<SessionId> = one.ids().filter(|id| other.has(*id)).collect();
     for id in both {
         if planted(Bug::IgnoreEpoch) || one.epoch(ones, id) < other.epoch(others, id) {
-            one.forget(ones, id, None);
+            one.forget_recovered(ones, id);
         } else {
-            other.forget(others, id, None);
+            other.forget_recovered(others, id);
         }
     }
 }
@@ -135,12 +135,16 @@ fn rehome(owner: &Owner, device: &Path, stores: &mut [Open]) -> Result<(), Start
             // It was there a moment ago; what is damaged is said by the store.
             continue;
         }
+        let tenant = sessions.expect(id).record.tenant;
         let moved =
             orphan.pack(&mut sessions, id).and_then(|parcel| store.unpack(others, id, &parcel));
         orphan.sleep(&mut sessions, id);
         store.sleep(others, id);
         match moved {
-            Ok(_) => left -= 1,
+            Ok(_) => {
+                left -= 1;
+                store.note_tenant(tenant);
+            }
             Err(error) => warn!(session = %id, %error, "a session could not be moved"),
         }
     }

@@ -14,6 +14,7 @@ use super::{LoadError, StartError, bundles::Draft};
 use crate::{
     config::Config,
     device::{Device, DeviceSpec},
+    quotas::Quotas,
     residency::Residency,
     router::{Router, WorkerHandle, WorkerId},
     service::{Readiness, Service},
@@ -56,6 +57,7 @@ pub(crate) struct Post {
     scheduler: crate::scheduler::Config,
     stop_bytes_max: u32,
     limits: Limits,
+    quotas: Quotas,
     metrics: WorkerMetrics,
     clock: Clock,
 }
@@ -66,6 +68,7 @@ impl Post {
         draft: &Draft,
         device: &DeviceSpec,
         config: &Config,
+        quotas: &Quotas,
         metrics: &Metrics,
         clock: Clock,
     ) -> Self {
@@ -77,6 +80,7 @@ impl Post {
             scheduler: config.scheduler,
             stop_bytes_max: config.request.stop_bytes_max,
             limits: limits(config),
+            quotas: quotas.clone(),
             metrics: metrics.worker(&draft.manifest.name, &device.to_string()),
             clock,
         }
@@ -131,6 +135,7 @@ impl Crew {
                     limits: post.limits,
                     text: Text::new(vocabulary, post.stop_bytes_max),
                     notices: outbox,
+                    quotas: post.quotas,
                     metrics: post.metrics,
                     clock: post.clock,
                 };

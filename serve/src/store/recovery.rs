@@ -51,6 +51,7 @@ impl<S: Storage> Store<S> {
         for id in ids {
             match self.read_session(&sessions, id) {
                 Ok(session) if session.record.keep => {
+                    self.note_tenant(session.record.tenant);
                     self.recover_session(&mut sessions, &mut census, id, session);
                 }
                 Ok(session) => {

@@ -1,6 +1,6 @@
 //! Every metric of the server, registered once; the only file that knows `prometheus`.
 //!
-//! Labels come from closed enums and from the configuration, so the number of series is fixed when
+//! Labels come from closed enums, from the configuration and from the tokens file, so the number of series is fixed when
 //! the server starts.
 
 #[cfg(test)]
@@ -27,6 +27,8 @@ pub struct Metrics {
     pub call_duration: HistogramVec,
     pub quic: QuicMetrics,
     workers: WorkerFamilies,
+    tenant_sessions: IntGaugeVec,
+    tenant_generations: IntGaugeVec,
 }
 
 /// What QUIC connections do, all of them together.
@@ -47,6 +49,13 @@ pub struct QuicMetrics {
     pub congestion_events: IntCounter,
     pub black_holes: IntCounter,
     pub migrations: IntCounter,
+}
+
+/// The series of one tenant, looked up once.
+#[derive(Clone, Debug)]
+pub struct TenantMetrics {
+    pub sessions: IntGauge,
+    pub generations: IntGauge,
 }
 
 /// Content type of [`Metrics::render`].
@@ -193,6 +202,18 @@ impl Metrics {
             ),
             quic: QuicMetrics::new(r),
             workers: WorkerFamilies::new(r),
+            tenant_sessions: gauge(
+                r,
+                "serve_tenant_sessions",
+                "Sessions that a tenant keeps, on all devices.",
+                &["tenant"],
+            ),
+            tenant_generations: gauge(
+                r,
+                "serve_tenant_generations",
+                "Generations of a tenant that run or wait for a lane.",
+                &["tenant"],
+            ),
             registry,
         };
         for kind in RejectKind::ALL {
@@ -208,6 +229,14 @@ impl Metrics {
     /// The series of the worker of `model` on `device`.
     pub fn worker(&self, model: &str, device: &str) -> WorkerMetrics {
         self.workers.worker(model, device)
+    }
+
+    /// The series of a tenant that is listed in the tokens file, or has no name.
+    pub fn tenant(&self, name: &str) -> TenantMetrics {
+        TenantMetrics {
+            sessions: self.tenant_sessions.with_label_values(&[name]),
+            generations: self.tenant_generations.with_label_values(&[name]),
+        }
     }
 
     /// All metrics in the text format of Prometheus.

@@ -189,7 +189,10 @@ pub(super) fn code(reject: &Reject) -> Code {
         Reject::SessionExists { .. } | Reject::NameTaken { .. } => Code::AlreadyExists,
         Reject::OutOfRange { .. } => Code::OutOfRange,
         Reject::StalePosition { .. } | Reject::SessionBusy { .. } => Code::FailedPrecondition,
-        Reject::QueueFull { .. } | Reject::TooManyNames { .. } => Code::ResourceExhausted,
+        Reject::QueueFull { .. }
+        | Reject::QuotaSessions { .. }
+        | Reject::QuotaGenerations { .. }
+        | Reject::TooManyNames { .. } => Code::ResourceExhausted,
         Reject::Unavailable { .. } => Code::Unavailable,
         Reject::Internal { .. } => Code::Internal,
     }

@@ -99,6 +99,18 @@ fn status_carries_when_to_try_again() {
     let details = full.get_error_details();
     assert_eq!(details.retry_info().unwrap().retry_delay, Some(retry_after));
 
+    let quota = grpc::status(&Reject::QuotaGenerations { generations_max: 3, retry_after });
+    assert_eq!(quota.code(), Code::ResourceExhausted);
+    assert_eq!(quota.metadata().get("retry-after-ms").unwrap(), "250");
+    let quota = grpc::status(&Reject::QuotaSessions { sessions_max: 3 });
+    assert_eq!((quota.code(), quota.metadata().get("retry-after-ms")), (full.code(), None));
+    let details = quota.get_error_details();
+    assert!(details.retry_info().is_none());
+    let info = details.error_info().unwrap();
+    assert_eq!((&*info.reason, &*info.metadata["sessions_max"]), ("QUOTA_SESSIONS", "3"));
+    let error = quic::error(&Reject::QuotaSessions { sessions_max: 3 });
+    assert_eq!((error.retry_after_ms, &*error.metadata["sessions_max"]), (None, "3"));
+
     let problem = "is too long".to_owned();
     let invalid = grpc::status(&Reject::Invalid { field: "prompt", problem });
     assert_eq!(invalid.code(), Code::InvalidArgument);

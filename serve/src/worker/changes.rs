@@ -114,8 +114,9 @@ impl<S: Storage, D: Device> Worker<S, D> {
         parcel.used_at = self.parts.clock.unix_ms(now);
         parcel.record.moved_by = digest;
         parcel.record.tenant = who.tenant;
-        // Names are each server's own.
+        // Names are each server's own. It is kept, whatever the file says, or it would count for nobody.
         parcel.record.name = None;
+        parcel.record.keep = true;
         let unpacked = self.try_unpack(who, id, &parcel, digest);
         self.sleep(id);
         reply.send(self.committed(unpacked)).ok();
@@ -136,8 +137,10 @@ impl<S: Storage, D: Device> Worker<S, D> {
             let position = self.sessions.expect(id).record.position;
             return Err(Reject::SessionExists { id, position });
         }
+        self.parts.quotas.take_session(who.tenant)?;
         let evicted = self.parts.store.unpack(&mut self.sessions, id, parcel).map_err(|error| {
             warn!(session = %id, %error, "a session could not be made of a copy");
+            self.parts.quotas.give_back_session(who.tenant);
             Reject::Internal { what: "it could not be written" }
         })?;
         self.notify(Notice::Made { id });
@@ -223,7 +226,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
                 self.forget(id, Gone::Deleted);
                 Ok(standing)
             }
-            What::Fork(fork) => self.fork(id, fork, used_at),
+            What::Fork(fork) => self.fork(who, id, fork, used_at),
             What::Rewind(rewind) => self.rewind(id, rewind, used_at),
             What::Name(Rename { name }) => self.rename(id, name),
         }
@@ -257,9 +260,16 @@ impl<S: Storage, D: Device> Worker<S, D> {
         digest.is_some() && moved_by == digest
     }
 
-    fn fork(&mut self, of: SessionId, fork: Fork, used_at: u64) -> Result<Standing, Reject> {
+    fn fork(
+        &mut self,
+        who: Principal,
+        of: SessionId,
+        fork: Fork,
+        used_at: u64,
+    ) -> Result<Standing, Reject> {
         let Fork { new, position, digest } = fork;
         let at = self.fork_position(of, position)?;
+        self.parts.quotas.take_session(who.tenant)?;
         self.parts.store.fork(&mut self.sessions, of, at, new);
         let session = self.sessions.expect(new);
         session.used_at = used_at;

@@ -44,16 +44,18 @@ struct Reading {
 
 impl<S: Storage, D: Device> Worker<S, D> {
     /// Opens or resumes a session for a generation, or tells the client why not.
-    pub(super) fn open(&mut self, submission: Submission, now: Instant) {
+    pub(super) fn open(&mut self, mut submission: Submission, now: Instant) {
         let id = submission.id;
         let opened = match self.admit(id, &submission.request) {
             Ok(Opening::Repeat) => {
                 self.parts.metrics.requests_repeated.inc();
                 return self.repeat(submission);
             }
-            Ok(opening) => {
-                self.prepare(id, &submission.request, opening, now).map(|before| (opening, before))
-            }
+            Ok(opening) => submission
+                .permit
+                .generate()
+                .and_then(|()| self.prepare(id, &submission.request, opening, now))
+                .map(|before| (opening, before)),
             Err(reject) => Err(reject),
         };
         match opened {
@@ -170,7 +172,10 @@ impl<S: Storage, D: Device> Worker<S, D> {
         match request.origin {
             Origin::Fork { of, position } if is_new => {
                 self.wake_own(request.who, of)?;
-                let at = self.fork_position(of, position);
+                let at = self.fork_position(of, position).and_then(|at| {
+                    self.parts.quotas.take_session(request.who.tenant)?;
+                    Ok(at)
+                });
                 if let Ok(at) = at {
                     self.parts.store.fork(&mut self.sessions, of, at, id);
                 }
@@ -178,6 +183,9 @@ impl<S: Storage, D: Device> Worker<S, D> {
                 at?;
             }
             _ if is_new => {
+                if request.keep {
+                    self.parts.quotas.take_session(request.who.tenant)?;
+                }
                 let mut session = Session::new(id, request.keep, used_at);
                 session.record.tenant = request.who.tenant;
                 self.sessions.insert(id, session);

@@ -54,6 +54,9 @@ fn what_would_fail_again_is_not_asked_again() {
         (refused(Code::FailedPrecondition, None), false),
         (refused(Code::NotFound, None), false),
         (refused(Code::Internal, None), false),
+        // A quota of sessions is there until some are deleted, one of generations until one ends.
+        (refused(Code::ResourceExhausted, None), false),
+        (refused(Code::ResourceExhausted, Some(Duration::from_millis(250))), true),
         (refused(Code::Unavailable, None), true),
         (Error::Answer, false),
         (Error::Contradiction { position: 3 }, false),

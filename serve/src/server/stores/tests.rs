@@ -52,6 +52,7 @@ fn who_moves_stays_its_tenants_own() {
     let (store, sessions) = &mut stores[0];
     assert!(store.wake(sessions, SessionId(1)));
     assert_eq!(sessions.expect(SessionId(1)).record.tenant, tenant);
+    assert_eq!(store.take_tenants(), [(tenant, 1)].into(), "and counts for it");
 }
 
 #[test]

@@ -236,7 +236,7 @@ impl World {
         let client = &mut self.peers[i];
         let is_late = client.peer.is_known && self.rng.random_bool(0.2);
         let to = WorkerId(if is_late { client.before } else { client.home });
-        let Ok(permit) = self.admission.admit() else { return };
+        let Ok(permit) = self.admission.admit(TenantId::ANONYMOUS) else { return };
         let (sender, reader) = pipe(events);
         let turn = client.peer.turn.as_mut().expect("it was asked");
         let drawn_from = turn.base + turn.request.prompt.len();

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     admission::Admission,
+    auth::Auth,
     device::fake::FakeDevice,
     pipe::pipe,
     planted::{Bug, PLANTED},
@@ -134,6 +135,7 @@ impl World {
                 self.crash();
                 continue;
             }
+            self.count_sessions();
             let Self { peers, rng, context, .. } = self;
             for peer in peers {
                 if rng.random_bool(0.6) {
@@ -143,6 +145,15 @@ impl World {
         }
         self.context = format!("{seed}, at the end");
         self.settle();
+    }
+
+    /// While nothing runs, the sessions that count for their tenant are those that there are.
+    fn count_sessions(&self) {
+        let worker = &self.worker;
+        if worker.n_generations == 0 {
+            let counted = worker.parts.quotas.n_sessions(TenantId::ANONYMOUS);
+            assert_eq!(counted as usize, worker.n_sessions(), "{}", self.context);
+        }
     }
 
     /// Lets every turn come to its end, once nothing goes wrong any more.
@@ -234,7 +245,7 @@ impl World {
     /// Sends the running request of a client.
     fn send(&mut self, i: usize) {
         let events = self.worker.parts.text.events_per_step_max() + self.rng.random_range(0..6);
-        let Ok(permit) = self.admission.admit() else { return };
+        let Ok(permit) = self.admission.admit(TenantId::ANONYMOUS) else { return };
         let (sender, reader) = pipe(events);
         let turn = self.peers[i].turn.as_mut().expect("it was asked");
         let drawn_from = turn.base + turn.request.prompt.len();
@@ -292,7 +303,7 @@ impl World {
         if !peer.is_known || peer.observers.len() == 2 {
             return;
         }
-        let Ok(permit) = self.admission.admit() else { return };
+        let Ok(permit) = self.admission.admit(TenantId::ANONYMOUS) else { return };
         let from = self.rng.random_range(0..=peer.log.len());
         let (sender, reader) = pipe(self.worker.parts.text.events_per_step_max() + 2);
         peer.observers.push(Reader::new(reader, from));
@@ -498,6 +509,7 @@ pub(super) fn start_with(
     clock: Clock,
 ) -> Worker<Dying, FakeDevice> {
     let device = FakeDevice::new(SCHEDULER);
+    let metrics = Metrics::new();
     Worker::new(Parts {
         residency: Residency::new(device.dims()),
         device,
@@ -519,7 +531,8 @@ pub(super) fn start_with(
         text: Text::new(Arc::clone(vocabulary), 8),
         // A directory that has gone needs no notices.
         notices: bounded(1).0,
-        metrics: Metrics::new().worker("fake", "fake"),
+        quotas: Quotas::new(&Auth::default(), &metrics),
+        metrics: metrics.worker("fake", "fake"),
         clock,
     })
 }
