@@ -12,7 +12,7 @@ use aerie_serve::{
     router::Gone,
     sealed,
     sessions::{Durability, Session, SessionId, Sessions, Word},
-    store::{Files, Sizes, Store},
+    store::{Files, Packing, Sizes, Store},
 };
 use aerie_state_cache::MappedFile;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -37,7 +37,7 @@ impl Fixture {
             sessions: 64,
             states: 64,
             log_tokens: 1 << 16,
-            state_bytes: state.len() as u64,
+            packing: Packing::opaque(state.len() as u64),
             fingerprint: [1; 32],
         };
         let files = Files::open(&folder.path().join("cpu"), &sizes).unwrap();
