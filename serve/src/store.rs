@@ -408,7 +408,8 @@ impl<S: Storage> Store<S> {
     }
 
     /// Shows the latest state of a session that is kept and has seen no more than `max` tokens to `show`; returns how many it
-    /// has seen. Those that turn out to be lost are forgotten.
+    /// has seen. Those that turn out to be lost are forgotten. It is shown part by part, each with its place in the state, without
+    /// what is void.
     ///
     /// # Errors
     /// If the disk fails.
@@ -416,18 +417,20 @@ impl<S: Storage> Store<S> {
         &mut self,
         session: &mut Session,
         max: u64,
-        mut show: impl FnMut(&[u8]),
+        mut show: impl FnMut(usize, &[u8]),
     ) -> io::Result<Option<u64>> {
         while let Some(found) = session.record.state_within(max) {
-            let record = self.states.read(Key(found.key.into()));
-            let packed = record.map(|it| packed_of(it.bytes, found.computed));
-            match packed.map(|it| self.packing.unpack(found.computed, it?)) {
-                Ok(Some(state)) => {
-                    show(state);
+            let packing = &mut self.packing;
+            let is_shown = self.states.read(Key(found.key.into())).map(|record| {
+                let packed = packed_of(record.bytes, found.computed);
+                packed.is_some_and(|it| packing.unpack(found.computed, it, &mut show))
+            });
+            match is_shown {
+                Ok(true) => {
                     self.states.touch(Key(found.key.into()), session.used_at).ok();
                     return Ok(Some(found.computed));
                 }
-                Ok(None) | Err(ReadError::Absent { .. } | ReadError::Damaged { .. }) => {
+                Ok(false) | Err(ReadError::Absent { .. } | ReadError::Damaged { .. }) => {
                     session.record.states.retain(|it| *it != found);
                     self.drop_state(found.key);
                 }
@@ -447,7 +450,12 @@ impl<S: Storage> Store<S> {
         *self.shared.entry(key).or_default() += 1;
     }
 
-    /// Bytes of the record of a state.
+    /// How states lie in their records.
+    pub fn packing(&self) -> &Packing {
+        &self.packing
+    }
+
+    /// Bytes of the record of a state, at most.
     pub fn state_record_bytes(&self) -> u64 {
         self.states.config().record_bytes
     }

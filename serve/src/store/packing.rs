@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Position `p` has row `p` modulo the ring's `W + 1` rows. So a state that has seen fewer tokens than that has filled as many
-//! rows, the first ones; the others are zeros since the session began, no token sees them, and zeros they are again when the
-//! state is unpacked. From then on all rows are filled.
+//! rows, the first ones. No token sees the others, whatever is in them: they are neither read from a lane nor written to it.
+//! From then on all rows are filled.
 
 #[cfg(test)]
 mod tests;
@@ -29,9 +29,8 @@ pub struct Packing {
     windows: Windows,
     state_bytes: usize,
     packed: Vec<u8>,
-    /// The last state that was unpacked, zeros where it is void, and its tokens.
+    /// A window on its way back.
     unpacked: Vec<u8>,
-    unpacked_tokens: u64,
 }
 
 /// Bytes of a state that are treated alike.
@@ -88,7 +87,6 @@ impl Packing {
             state_bytes,
             packed: Vec::new(),
             unpacked: Vec::new(),
-            unpacked_tokens: 0,
         };
         it.push_plain(state_bytes);
         it
@@ -121,7 +119,7 @@ impl Packing {
         *hasher.finalize().as_bytes()
     }
 
-    /// The bytes to keep of a state that has seen `tokens`.
+    /// The bytes to keep of a state that has seen `tokens`. What is void in `state` is not looked at.
     ///
     /// # Panics
     /// If `state` is not as long as a state.
@@ -155,40 +153,60 @@ impl Packing {
         &self.packed
     }
 
-    /// The state of which `packed` was kept. None if nothing as long is kept of a state that has seen `tokens`.
-    pub fn unpack<'a>(&'a mut self, tokens: u64, packed: &'a [u8]) -> Option<&'a [u8]> {
+    /// Shows the state of which `packed` was kept, part by part, each with its place in the state; what is void is not
+    /// shown. False, and nothing is shown, if nothing as long is kept of a state that has seen `tokens`.
+    pub fn unpack(
+        &mut self,
+        tokens: u64,
+        packed: &[u8],
+        mut show: impl FnMut(usize, &[u8]),
+    ) -> bool {
         if packed.len() != self.bytes(tokens) {
-            return None;
+            return false;
         }
         if self.is_plain(tokens) {
-            return Some(packed);
+            show(0, packed);
+            return true;
         }
-        self.unpacked.resize(self.state_bytes, 0);
-        let (mut rest, mut to) = (packed, &mut self.unpacked[..]);
+        let mut rest = packed;
+        let mut start = 0;
         for piece in &self.pieces {
-            let (from, state);
-            (state, to) = to.split_at_mut(piece.bytes());
             let seen = piece.seen(tokens);
+            let from;
             match *piece {
                 Piece::Window { row_bytes, .. } if self.windows == Windows::Q8 => {
                     let packed_bytes = packed_row_bytes(self.windows, row_bytes);
                     (from, rest) = rest.split_at(seen.len() / row_bytes * packed_bytes);
-                    let rows = state.chunks_exact_mut(row_bytes);
-                    from.chunks_exact(packed_bytes)
-                        .zip(rows)
-                        .for_each(|(row, to)| restore(row, to));
+                    self.unpacked.resize(seen.len(), 0);
+                    let rows = self.unpacked.chunks_exact_mut(row_bytes);
+                    let packed_rows = from.chunks_exact(packed_bytes);
+                    packed_rows.zip(rows).for_each(|(row, to)| restore(row, to));
+                    show(start, &self.unpacked);
                 }
                 _ => {
                     (from, rest) = rest.split_at(seen.len());
-                    state[seen.clone()].copy_from_slice(from);
+                    show(start, from);
                 }
             }
-            // What lies behind that was zeros before the last state was unpacked.
-            let before = piece.seen(self.unpacked_tokens);
-            state[seen.end.min(before.end)..before.end].fill(0);
+            start += piece.bytes();
         }
-        self.unpacked_tokens = tokens;
-        Some(&self.unpacked)
+        true
+    }
+
+    /// What is not void of a state that has seen `tokens`.
+    pub fn seen(&self, tokens: u64) -> impl Iterator<Item = Range<usize>> {
+        let mut start = 0;
+        self.pieces.iter().map(move |piece| {
+            let seen = piece.seen(tokens);
+            let range = start..start + seen.len();
+            start += piece.bytes();
+            range
+        })
+    }
+
+    /// Bytes of a state in its lane.
+    pub fn state_bytes(&self) -> usize {
+        self.state_bytes
     }
 
     fn push_plain(&mut self, more: usize) {

@@ -291,7 +291,7 @@ impl Fixture {
         let mut bytes = Vec::new();
         self.awake(id);
         let session = self.sessions.expect(id);
-        let found = self.store.find_state(session, max, |it| bytes = it.to_vec()).unwrap()?;
+        let found = self.store.find_state(session, max, |_, it| bytes = it.to_vec()).unwrap()?;
         Some((found, bytes))
     }
 }

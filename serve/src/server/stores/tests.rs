@@ -114,7 +114,7 @@ fn states_of_another_packing_or_size_are_forgotten_and_sessions_stay() {
     let find = |opened: &mut [Open]| {
         let (store, sessions) = &mut opened[0];
         assert!(store.wake(sessions, SessionId(1)));
-        store.find_state(sessions.expect(SessionId(1)), 100, |_| ()).unwrap()
+        store.find_state(sessions.expect(SessionId(1)), 100, |_, _| ()).unwrap()
     };
     owner.sizes.packing = packings[0].clone();
     put(&mut open_all(&owner, &devices(&["cpu"])).unwrap()[0], 1);
