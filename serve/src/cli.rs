@@ -14,7 +14,7 @@ use crate::{
     config::Config,
     device::DeviceSpec,
     server::Server,
-    sessions::{Durability, Name},
+    sessions::{Durability, Name, Windows},
 };
 
 const EXAMPLES: &str = "\
@@ -120,6 +120,10 @@ pub struct Args {
     #[arg(long, value_name = "MODE", hide_possible_values = true, help_heading = "Limits")]
     durability: Option<Durability>,
 
+    /// Attention windows of parked sessions: exact, bit for bit; q8, a quarter of the bytes, but rounded
+    #[arg(long, value_name = "MODE", hide_possible_values = true, help_heading = "Limits")]
+    parked_windows: Option<Windows>,
+
     /// Print the settings that would be used, in TOML, and exit
     #[arg(long)]
     print_config: bool,
@@ -195,6 +199,7 @@ impl Args {
         override_with(&mut config.scheduler.step_tokens_max, self.step_tokens_max.as_ref());
         override_with(&mut config.sessions.sessions_max, self.sessions_max.as_ref());
         override_with(&mut config.sessions.durability, self.durability.as_ref());
+        override_with(&mut config.sessions.parked_windows, self.parked_windows.as_ref());
         override_with(&mut config.admission.requests_max, self.requests_max.as_ref());
         coherent(config)
     }

@@ -27,13 +27,31 @@ pub trait Device {
     ///
     /// # Panics
     /// If `record` does not have `state_bytes`.
-    fn read_lane(&self, lane: Lane, record: &mut [u8]);
+    fn read_lane(&self, lane: Lane, record: &mut [u8]) {
+        assert_eq!(record.len() as u64, self.dims().state_bytes, "a record is one state");
+        self.read_part(lane, 0, record);
+    }
 
     /// Copies `record` to a lane's state.
     ///
     /// # Panics
     /// If `record` does not have `state_bytes`.
-    fn write_lane(&mut self, lane: Lane, record: &[u8]);
+    fn write_lane(&mut self, lane: Lane, record: &[u8]) {
+        assert_eq!(record.len() as u64, self.dims().state_bytes, "a record is one state");
+        self.write_part(lane, 0, record);
+    }
+
+    /// Copies to `part` what a lane's state has from byte `at` on. Both are whole elements.
+    ///
+    /// # Panics
+    /// If that is more than there is.
+    fn read_part(&self, lane: Lane, at: usize, part: &mut [u8]);
+
+    /// Copies `part` to a lane's state, from byte `at` on. Both are whole elements.
+    ///
+    /// # Panics
+    /// If that is more than there is room for.
+    fn write_part(&mut self, lane: Lane, at: usize, part: &[u8]);
 }
 
 /// Extents of a model on a device.

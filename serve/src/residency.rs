@@ -114,7 +114,7 @@ impl Residency {
         let lane = self.take_lane(place)?;
         let Place { store, sessions, device } = place;
         let session = sessions.expect(id);
-        let found = store.find_state(session, max, |state| device.write_lane(lane, state));
+        let found = store.find_state(session, max, |at, part| device.write_part(lane, at, part));
         let found = match found {
             Ok(found) => found,
             Err(error) => {
@@ -151,7 +151,10 @@ impl Residency {
         let session = place.sessions.expect(id);
         let Some(seat) = session.seat.filter(|_| session.needs_state()) else { return Ok(false) };
         self.holders_slot(seat.ticket);
-        place.device.read_lane(seat.ticket.lane, &mut self.scratch);
+        for seen in place.store.packing().seen(seat.computed) {
+            let part = &mut self.scratch[seen.clone()];
+            place.device.read_part(seat.ticket.lane, seen.start, part);
+        }
         let kept = place.store.keep_state(session, seat.computed, &self.scratch);
         if kept.is_err() {
             self.park_failures += 1;

@@ -46,6 +46,8 @@ pub struct Config {
     pub log_tokens_max: u32,
     /// While a session advances, a state is kept each time it has come this far.
     pub state_interval_tokens: u32,
+    /// How the windows of local attention lie in states that are kept.
+    pub parked_windows: Windows,
     /// States kept of one session, closer together the later they are.
     pub states_max: u32,
     /// Whether a token is shown only when a loss of power could not take it back.
@@ -76,6 +78,18 @@ pub enum Durability {
     Fast,
     /// It survives a loss of power: all tokens of a step are flushed to the disk together before any is shown.
     Durable,
+}
+
+/// How the windows of local attention lie in states that are kept; the recurrence is f32 always.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Windows {
+    /// In f32: what a session says does not depend on whether it was parked.
+    #[default]
+    Exact,
+    /// A byte for each number and a scale for each key and value: nearly four times as many states in the same room. A
+    /// session that was parked goes on from rounded numbers, and may say something else than one that was not.
+    Q8,
 }
 
 /// What a worker knows of a session.
@@ -194,6 +208,7 @@ impl Default for Config {
             states_bytes_max: 8 << 30,
             log_tokens_max: 1 << 16,
             state_interval_tokens: 64,
+            parked_windows: Windows::Exact,
             states_max: 16,
             durability: Durability::Fast,
             detached_ms_max: 60_000,

@@ -12,6 +12,7 @@
 
 mod free;
 mod gone;
+pub mod packing;
 mod parcel;
 mod recovery;
 #[cfg(test)]
@@ -19,7 +20,7 @@ mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
-    io, mem,
+    fs, io, mem,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -31,8 +32,8 @@ use aerie_state_cache::{
 use thiserror::Error;
 use tracing::warn;
 
-pub use self::parcel::Parcel;
 use self::{free::FreeTapes, recovery::WakeError};
+pub use self::{packing::Packing, parcel::Parcel};
 
 use crate::{
     auth::TenantId,
@@ -51,6 +52,7 @@ pub struct Store<S> {
     states: StateCache<S>,
     tapes: Tapes<S>,
     durability: Durability,
+    packing: Packing,
     /// States kept of one session.
     states_max: usize,
     free_tapes: FreeTapes,
@@ -84,21 +86,23 @@ struct Forks {
 pub struct Files<S> {
     /// Of [`row::BYTES`] each.
     pub rows: StateCache<S>,
-    /// Of [`state_record_bytes`] each.
+    /// Of [`state_record_bytes`] each, at most.
     pub states: StateCache<S>,
+    /// Of the states.
+    pub packing: Packing,
     /// At least as many as rows.
     pub tapes: Tapes<S>,
 }
 
 /// How large the files are.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Sizes {
     pub sessions: u32,
     pub states: u32,
     /// Tokens that a log keeps.
     pub log_tokens: u32,
-    /// Bytes of a state.
-    pub state_bytes: u64,
+    /// Of states.
+    pub packing: Packing,
     /// Of the model.
     pub fingerprint: Fingerprint,
 }
@@ -127,34 +131,33 @@ pub enum StoreError {
 
 /// Bytes before a state in its record: a magic, the tokens that it has seen, zeros. As many as keep the state aligned.
 const BLOCK_BYTES: usize = 64;
-const MAGIC: [u8; 8] = *b"aeriest1";
+const MAGIC: [u8; 8] = *b"aeriest2";
 /// When a state counts as used that is not its session's latest: before all others.
 const LONG_AGO: u64 = 0;
 
 impl Files<MappedFile> {
     /// Opens the files at `path` with their extensions, or makes them. States are verified when they are read: they
-    /// are most of the bytes, and one that is damaged is one that is computed again.
+    /// are most of the bytes, and one that is damaged is one that is computed again. So are all of them if their file is of
+    /// another size or packing than it is to be: that one is removed.
     ///
     /// # Errors
     /// See [`OpenError`]; with the file that it is of.
     pub fn open(path: &Path, sizes: &Sizes) -> Result<Self, (PathBuf, OpenError)> {
         let fingerprint = aerie_state_cache::Fingerprint(sizes.fingerprint);
-        let cache = |kind: &str, record_bytes: u64, records_max: u32, verify: Verify| {
-            let path = path.with_extension(kind);
-            let config = CacheConfig { record_bytes, records_max, fingerprint };
-            StateCache::open_with(&path, config, verify).map_err(|error| (path, error))
+        let rows_config = CacheConfig {
+            record_bytes: row::BYTES as u64,
+            records_max: sizes.sessions,
+            fingerprint,
         };
+        let rows = path.with_extension(ROWS);
         let tapes =
             TapeConfig { tapes_max: sizes.sessions, cells_max: sizes.log_tokens, fingerprint };
         let logs = path.with_extension(LOGS);
         Ok(Self {
-            rows: cache(ROWS, row::BYTES as u64, sizes.sessions, Verify::AtOpen)?,
-            states: cache(
-                STATES,
-                state_record_bytes(sizes.state_bytes),
-                sizes.states,
-                Verify::OnRead,
-            )?,
+            // First: whoever is refused here has found files that are not his.
+            rows: StateCache::open(&rows, rows_config).map_err(|error| (rows, error))?,
+            states: open_states(path.with_extension(STATES), sizes)?,
+            packing: sizes.packing.clone(),
             tapes: Tapes::open(&logs, tapes).map_err(|error| (logs, error))?,
         })
     }
@@ -167,10 +170,11 @@ impl<S: Storage> Store<S> {
     /// Rows that cannot be read, those of sessions that were not to be kept, and states that no row refers to are
     /// removed. A generation that was running has been interrupted where its log ends.
     pub fn recover(files: Files<S>, durability: Durability, states_max: u32) -> (Self, Sessions) {
-        let Files { rows, states, tapes } = files;
+        let Files { rows, states, packing, tapes } = files;
         let mut store = Self {
             rows,
             states,
+            packing,
             durability,
             states_max: (states_max as usize).clamp(1, STATES_MAX),
             free_tapes: FreeTapes::default(),
@@ -394,7 +398,8 @@ impl<S: Storage> Store<S> {
         let mut block = [0; BLOCK_BYTES];
         block[..8].copy_from_slice(&MAGIC);
         block[8..16].copy_from_slice(&computed.to_le_bytes());
-        let written = self.states.write(Key(key.into()), &[&block, state], session.used_at);
+        let packed = self.packing.pack(computed, state);
+        let written = self.states.write_short(Key(key.into()), &[&block, packed], session.used_at);
         let written = written.map_err(StoreError::State)?;
         self.next_state += 1;
         if let Some(Key(evicted)) = written.evicted {
@@ -416,7 +421,8 @@ impl<S: Storage> Store<S> {
     }
 
     /// Shows the latest state of a session that is kept and has seen no more than `max` tokens to `show`; returns how many it
-    /// has seen. Those that turn out to be lost are forgotten.
+    /// has seen. Those that turn out to be lost are forgotten. It is shown part by part, each with its place in the state, without
+    /// what is void.
     ///
     /// # Errors
     /// If the disk fails.
@@ -424,16 +430,20 @@ impl<S: Storage> Store<S> {
         &mut self,
         session: &mut Session,
         max: u64,
-        mut show: impl FnMut(&[u8]),
+        mut show: impl FnMut(usize, &[u8]),
     ) -> io::Result<Option<u64>> {
         while let Some(found) = session.record.state_within(max) {
-            match self.states.read(Key(found.key.into())) {
-                Ok(record) if is_state(record.bytes, found.computed) => {
-                    show(&record.bytes[BLOCK_BYTES..]);
+            let packing = &mut self.packing;
+            let is_shown = self.states.read(Key(found.key.into())).map(|record| {
+                let packed = packed_of(record.bytes, found.computed);
+                packed.is_some_and(|it| packing.unpack(found.computed, it, &mut show))
+            });
+            match is_shown {
+                Ok(true) => {
                     self.states.touch(Key(found.key.into()), session.used_at).ok();
                     return Ok(Some(found.computed));
                 }
-                Ok(_) | Err(ReadError::Absent { .. } | ReadError::Damaged { .. }) => {
+                Ok(false) | Err(ReadError::Absent { .. } | ReadError::Damaged { .. }) => {
                     session.record.states.retain(|it| *it != found);
                     self.drop_state(found.key);
                 }
@@ -453,7 +463,12 @@ impl<S: Storage> Store<S> {
         *self.shared.entry(key).or_default() += 1;
     }
 
-    /// Bytes of the record of a state.
+    /// How states lie in their records.
+    pub fn packing(&self) -> &Packing {
+        &self.packing
+    }
+
+    /// Bytes of the record of a state, at most.
     pub fn state_record_bytes(&self) -> u64 {
         self.states.config().record_bytes
     }
@@ -722,9 +737,37 @@ fn tape_of(id: SessionId, record: &Record) -> Option<Tape> {
     Some(Tape { number: record.tape?, owner: id.0 })
 }
 
-/// Whether bytes are a state that has seen `computed` tokens.
-fn is_state(record: &[u8], computed: u64) -> bool {
-    record.len() >= BLOCK_BYTES && record[..8] == MAGIC && record[8..16] == computed.to_le_bytes()
+/// Opens the states, or makes an empty file of them.
+fn open_states(
+    path: PathBuf,
+    sizes: &Sizes,
+) -> Result<StateCache<MappedFile>, (PathBuf, OpenError)> {
+    let Sizes { packing, states, fingerprint, .. } = sizes;
+    let config = CacheConfig {
+        record_bytes: state_record_bytes(packing),
+        records_max: *states,
+        fingerprint: aerie_state_cache::Fingerprint(packing.fingerprint(fingerprint)),
+    };
+    let open = || StateCache::open_with(&path, config, Verify::OnRead);
+    let opened = match open() {
+        Err(
+            error @ (OpenError::RecordsMax { .. }
+            | OpenError::RecordBytes { .. }
+            | OpenError::Fingerprint { .. }),
+        ) => {
+            warn!(path = %path.display(), %error, "states of another size or packing will be computed again");
+            fs::remove_file(&path).map_err(OpenError::Io).and_then(|()| open())
+        }
+        opened => opened,
+    };
+    opened.map_err(|error| (path, error))
+}
+
+/// What is packed in the record of a state that has seen `computed` tokens, if it is one.
+fn packed_of(record: &[u8], computed: u64) -> Option<&[u8]> {
+    let (block, packed) = record.split_at_checked(BLOCK_BYTES)?;
+    let is_state = block[..8] == MAGIC && block[8..16] == computed.to_le_bytes();
+    is_state.then_some(packed)
 }
 
 /// A state's key, of which this file only has those that it gave.
@@ -733,7 +776,7 @@ fn state_key(key: u128) -> u64 {
     key as u64
 }
 
-/// Bytes of the record of a state of `state_bytes`.
-pub fn state_record_bytes(state_bytes: u64) -> u64 {
-    BLOCK_BYTES as u64 + state_bytes
+/// Bytes of the record of a state, at most.
+pub fn state_record_bytes(packing: &Packing) -> u64 {
+    BLOCK_BYTES as u64 + packing.bytes_max()
 }

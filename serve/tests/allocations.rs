@@ -29,8 +29,8 @@ use aerie_serve::{
     router::{Router, WorkerHandle, WorkerId},
     sampler::{Penalties, Sampling},
     scheduler,
-    sessions::{Durability, Record, SessionId, Word},
-    store::{Files, Parcel, Sizes, Store},
+    sessions::{Durability, Record, SessionId, Windows, Word},
+    store::{Files, Packing, Parcel, Sizes, Store},
     telemetry::metrics::Metrics,
     text::Tokenizer,
     worker::{Clock, Event, Limits, Notice, Parts, Progress, Submission, Worker, generation::Text},
@@ -126,9 +126,9 @@ fn a_session_that_sleeps_holds_64_bytes_at_most() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cpu");
     let (log_tokens, state_bytes) = (16, 64);
+    let packing = Packing::opaque(state_bytes);
     let fingerprint = [0; 32];
-    let sizes =
-        Sizes { sessions: SLEEPERS, states: SLEEPERS, log_tokens, state_bytes, fingerprint };
+    let sizes = Sizes { sessions: SLEEPERS, states: SLEEPERS, log_tokens, packing, fingerprint };
     let (events, _inbox) = bounded(1);
     let (_outbox, notices) = bounded(1);
     for process in ["that made them", "that found them"] {
@@ -213,7 +213,7 @@ fn worker(sessions: &Path) -> Worker<MappedFile, onnx::OrtDevice> {
         sessions: SESSIONS,
         states: SESSIONS,
         log_tokens: 1024,
-        state_bytes: device.dims().state_bytes,
+        packing: Packing::new(&manifest.layout(), Windows::Exact),
         fingerprint: manifest.fingerprint(),
     };
     let files = Files::open(sessions, &sizes).unwrap();

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, fmt, io, path::Path};
+use std::{collections::HashMap, fmt, io, num::NonZeroU64, path::Path};
 
 use thiserror::Error;
 
@@ -35,6 +35,8 @@ const PIECE_BYTES: usize = 1 << 20;
 pub struct StateCache<S = MappedFile> {
     storage: S,
     layout: Layout,
+    /// Whether the file may have short records.
+    has_short: bool,
     index: Index,
     /// Of all slabs but those under a lease or in doubt.
     order: Evictable,
@@ -116,6 +118,10 @@ pub struct ReleaseError {
 pub enum WriteError {
     #[error("a record of {found_bytes} bytes, but `record_bytes` is {expected_bytes}")]
     Length { found_bytes: u64, expected_bytes: u64 },
+    #[error("a record of {found_bytes} bytes, but 1 to {max_bytes} are expected")]
+    Short { found_bytes: u64, max_bytes: u64 },
+    #[error("the file is of a format that has no records shorter than the others")]
+    NoShort,
     #[error(transparent)]
     Stale(#[from] ReleaseError),
     #[error(transparent)]
@@ -206,12 +212,13 @@ impl<S: Storage> StateCache<S> {
     /// As [`StateCache::open`].
     pub fn open_on_with(mut storage: S, config: Config, verify: Verify) -> Result<Self, OpenError> {
         let layout = Layout::new(config)?;
-        recovery::admit(&mut storage, &layout)?;
+        let has_short = recovery::admit(&mut storage, &layout)?;
         let Scan { index, order, superseded, sequence, recovery, .. } =
             recovery::scan(&storage, &layout, verify)?;
         let mut cache = Self {
             storage,
             layout,
+            has_short,
             index,
             order,
             leases: HashMap::new(),
@@ -311,8 +318,8 @@ impl<S: Storage> StateCache<S> {
         let (sequence, used_at) = (stamp.sequence, self.order.used_at(slab));
         let rolled_back = self.index.slab(slab).rolled_back;
         let info = RecordInfo { key, sequence, used_at, rolled_back };
-        let bytes = self.storage.read(self.layout.record(place), self.record_bytes())?;
-        Ok(Record { bytes, info })
+        let Kind::Record { short, .. } = stamp.kind else { return Err(absent()) };
+        Ok(Record { bytes: self.stamps().record(place, short)?, info })
     }
 
     /// Writes the record of `key`: the concatenation of `parts`. Takes a slab if the key has none,
@@ -334,6 +341,33 @@ impl<S: Storage> StateCache<S> {
         Ok(Written { sequence: written?, evicted })
     }
 
+    /// Writes the record of `key` as [`StateCache::write`] does, but it may be shorter than `record_bytes`: then it is
+    /// read as it was written. What lies behind it in its slab is neither written nor read, and
+    /// stays a hole of the file where no longer record was before.
+    ///
+    /// # Errors
+    /// If `parts` are empty or more than `record_bytes`; if they are less and the file was made by a
+    /// version of this crate that knew no short records; else as [`StateCache::write`].
+    pub fn write_short(
+        &mut self,
+        key: Key,
+        parts: &[&[u8]],
+        used_at: u64,
+    ) -> Result<Written, WriteError> {
+        let (found_bytes, max_bytes) = (total_bytes(parts), self.record_bytes());
+        if !(1..=max_bytes).contains(&found_bytes) {
+            return Err(WriteError::Short { found_bytes, max_bytes });
+        }
+        let short = NonZeroU64::new(found_bytes).filter(|_| found_bytes < max_bytes);
+        if short.is_some() && !self.has_short {
+            return Err(WriteError::NoShort);
+        }
+        let Leased { lease, evicted } = self.lease(key)?;
+        let written = self.put(lease, parts, short, used_at);
+        self.release(lease)?;
+        Ok(Written { sequence: written?, evicted })
+    }
+
     /// Writes the record of a key under a lease; returns its sequence number. As the slab is there
     /// already, this never evicts and never lacks room.
     ///
@@ -346,40 +380,7 @@ impl<S: Storage> StateCache<S> {
         used_at: u64,
     ) -> Result<u64, WriteError> {
         self.expect_length(parts)?;
-        let Self { storage, layout, index, order, leases, sequence, .. } = self;
-        let held = held(leases, lease)?;
-        let slab = held.slab;
-        let place = index.next(slab);
-        *sequence = sequence.saturating_add(1);
-        let sequence = *sequence;
-
-        held.in_doubt = true;
-        let mut hasher = crc32fast::Hasher::new();
-        let mut offset = layout.record(place);
-        for piece in parts.iter().flat_map(|part| part.chunks(PIECE_BYTES)) {
-            hasher.update(piece);
-            storage.write(offset, piece)?;
-            offset += piece.len() as u64;
-        }
-        let kind = Kind::Record { checksum: hasher.finalize() };
-        let stamp = Stamp { key: lease.key, sequence, used_at, kind };
-        storage.write(layout.stamp(place), &stamp.to_bytes())?;
-        held.in_doubt = false;
-
-        // It is not in the order that its sequence has a say in.
-        order.set_used_at(slab, used_at, &|_| sequence);
-        let next = place.other().plane;
-        let state = Slab { next, content: Content::Record, rolled_back: false };
-        if index.slab(slab).content == Content::Record {
-            index.change(slab, state);
-        } else {
-            self.forget(slab);
-            if let Ok(Some(tombstone)) = self.find(lease.key, Content::Tombstone) {
-                self.index.unlink(Some(lease.key), tombstone);
-            }
-            self.index.link(lease.key, slab, state);
-        }
-        Ok(sequence)
+        self.put(lease, parts, None, used_at)
     }
 
     /// Takes the exclusive right to write `key`. If the key has no record, a slab is reserved for
@@ -491,12 +492,56 @@ impl<S: Storage> StateCache<S> {
     }
 
     fn expect_length(&self, parts: &[&[u8]]) -> Result<(), WriteError> {
-        let found_bytes = parts.iter().map(|part| part.len() as u64).sum();
+        let found_bytes = total_bytes(parts);
         let expected_bytes = self.record_bytes();
         if found_bytes != expected_bytes {
             return Err(WriteError::Length { found_bytes, expected_bytes });
         }
         Ok(())
+    }
+
+    /// Writes a record, whose length is `short` if that is not `record_bytes`.
+    fn put(
+        &mut self,
+        lease: Lease,
+        parts: &[&[u8]],
+        short: Option<NonZeroU64>,
+        used_at: u64,
+    ) -> Result<u64, WriteError> {
+        let Self { storage, layout, index, order, leases, sequence, .. } = self;
+        let held = held(leases, lease)?;
+        let slab = held.slab;
+        let place = index.next(slab);
+        *sequence = sequence.saturating_add(1);
+        let sequence = *sequence;
+
+        held.in_doubt = true;
+        let mut hasher = crc32fast::Hasher::new();
+        let mut offset = layout.record(place);
+        for piece in parts.iter().flat_map(|part| part.chunks(PIECE_BYTES)) {
+            hasher.update(piece);
+            storage.write(offset, piece)?;
+            offset += piece.len() as u64;
+        }
+        let kind = Kind::Record { checksum: hasher.finalize(), short };
+        let stamp = Stamp { key: lease.key, sequence, used_at, kind };
+        storage.write(layout.stamp(place), &stamp.to_bytes())?;
+        held.in_doubt = false;
+
+        // It is not in the order that its sequence has a say in.
+        order.set_used_at(slab, used_at, &|_| sequence);
+        let next = place.other().plane;
+        let state = Slab { next, content: Content::Record, rolled_back: false };
+        if index.slab(slab).content == Content::Record {
+            index.change(slab, state);
+        } else {
+            self.forget(slab);
+            if let Ok(Some(tombstone)) = self.find(lease.key, Content::Tombstone) {
+                self.index.unlink(Some(lease.key), tombstone);
+            }
+            self.index.link(lease.key, slab, state);
+        }
+        Ok(sequence)
     }
 
     fn stamps(&self) -> Stamps<'_, S> {
@@ -621,6 +666,10 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.0)
     }
+}
+
+fn total_bytes(parts: &[&[u8]]) -> u64 {
+    parts.iter().map(|part| part.len() as u64).sum()
 }
 
 /// What `lease` is on.

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
+use std::{fmt, num::NonZeroU64};
 
 use crate::{cache::Key, recovery::OpenError};
 
@@ -15,8 +15,15 @@ pub(crate) const HEADER_BYTES: usize = 60;
 /// Bytes of a stamp: a cache line, so that none crosses a sector.
 pub(crate) const STAMP_BYTES: usize = 64;
 const MAGIC: [u8; 8] = *b"AerieRec";
-/// The file format that this code reads and writes.
-const FORMAT: u32 = 1;
+/// The file format that this code writes; it reads those before as well.
+const FORMAT: u32 = 2;
+/// From this format on there are records shorter than `record_bytes`. A file of an earlier one gets none,
+/// as whoever wrote it would take them for damaged.
+const FORMAT_SHORT: u32 = 2;
+/// Bits of a stamp's `kind` below the length of a short record.
+const KIND_BITS: u32 = 16;
+/// Above any length that a stamp can tell.
+const RECORD_BYTES_END: u64 = 1 << (u64::BITS - KIND_BITS);
 const KIND_RECORD: u64 = 1;
 const KIND_TOMBSTONE: u64 = 2;
 /// Where the part of a stamp begins that [`used_bytes`] renews.
@@ -25,7 +32,7 @@ const USED_OFFSET: usize = 48;
 /// Limits of a cache, and whose it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Config {
-    /// Bytes of every record.
+    /// Bytes of every record, but for those that are written as shorter ones.
     pub record_bytes: u64,
     /// Slabs in the file, and so the number of keys it can hold.
     pub records_max: u32,
@@ -84,6 +91,8 @@ pub(crate) enum Kind {
     Record {
         /// CRC-32 of the bytes of the record.
         checksum: u32,
+        /// Bytes of a record that is shorter than all others; none if it is as long.
+        short: Option<NonZeroU64>,
     },
     /// The key was here and has been removed.
     Tombstone { reason: u32 },
@@ -120,6 +129,9 @@ impl Layout {
         }
         // Offsets in a file are signed.
         let sizes = || {
+            if RECORD_BYTES_END <= record_bytes {
+                return None;
+            }
             let stamps_bytes = (u64::from(records_max) * STAMP_BYTES as u64)
                 .checked_next_multiple_of(PAGE_BYTES)?;
             let stride_bytes = record_bytes.checked_next_multiple_of(PAGE_BYTES)?;
@@ -209,13 +221,14 @@ impl Config {
         bytes
     }
 
-    /// Reads the header of a file and compares it with what is expected, field by field.
-    pub(crate) fn expect(self, bytes: &[u8]) -> Result<(), OpenError> {
+    /// Reads the header of a file and compares it with what is expected, field by field; tells whether the
+    /// file may have short records.
+    pub(crate) fn expect(self, bytes: &[u8]) -> Result<bool, OpenError> {
         if bytes[..8] != MAGIC {
             return Err(OpenError::Magic { found: array(&bytes[..8]), expected: MAGIC });
         }
         let format = u32::from_le_bytes(array(&bytes[8..12]));
-        if format != FORMAT {
+        if !(1..=FORMAT).contains(&format) {
             return Err(OpenError::Format { found: format, expected: FORMAT });
         }
         let (found, expected) =
@@ -235,7 +248,7 @@ impl Config {
         if found != expected {
             return Err(OpenError::Fingerprint { found, expected });
         }
-        Ok(())
+        Ok(FORMAT_SHORT <= format)
     }
 }
 
@@ -243,7 +256,9 @@ impl Stamp {
     pub(crate) fn to_bytes(self) -> [u8; STAMP_BYTES] {
         let mut bytes = [0; STAMP_BYTES];
         let (kind, checksum) = match self.kind {
-            Kind::Record { checksum } => (KIND_RECORD, checksum),
+            Kind::Record { checksum, short } => {
+                (KIND_RECORD | short.map_or(0, NonZeroU64::get) << KIND_BITS, checksum)
+            }
             Kind::Tombstone { reason } => (KIND_TOMBSTONE, reason),
         };
         bytes[..16].copy_from_slice(&self.key.0.to_le_bytes());
@@ -265,9 +280,11 @@ impl Stamp {
             return StampRead::Damaged;
         }
         let checksum = u32::from_le_bytes(array(&bytes[40..44]));
-        let kind = match u64::from_le_bytes(array(&bytes[32..40])) {
-            KIND_RECORD => Kind::Record { checksum },
-            KIND_TOMBSTONE => Kind::Tombstone { reason: checksum },
+        let kind = u64::from_le_bytes(array(&bytes[32..40]));
+        let short = NonZeroU64::new(kind >> KIND_BITS);
+        let kind = match (kind % (1 << KIND_BITS), short) {
+            (KIND_RECORD, short) => Kind::Record { checksum, short },
+            (KIND_TOMBSTONE, None) => Kind::Tombstone { reason: checksum },
             _ => return StampRead::Damaged,
         };
         let sequence = u64::from_le_bytes(array(&bytes[16..24]));

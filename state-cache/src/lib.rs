@@ -23,9 +23,10 @@
 //! ```text
 //! header                                        stamp
 //!  0  magic         8 B   "AerieRec"             0  key         u128
-//!  8  format        u32   1                     16  sequence    u64  counts writes to the file
+//!  8  format        u32   2                     16  sequence    u64  counts writes to the file
 //! 12  records_max   u32                         24  written_at  u64
-//! 16  record_bytes  u64                         32  kind        u64  1 record, 2 tombstone
+//! 16  record_bytes  u64                         32  kind        u16  1 record, 2 tombstone
+//!                                               34  length      u48  of a short record, else 0
 //! 24  fingerprint  32 B                         40  checksum    u32  of the record
 //! 56  checksum      u32   of bytes 0..56        44  checksum    u32  of bytes 0..44
 //! 60  zero, to the end of the page              48  used_at     u64
@@ -38,6 +39,10 @@
 //! time of the removal where its last use is. [`StateCache::gone`] tells them until the slab is used
 //! again; reason 0 says nothing. [`StateCache::touch`] rewrites only bytes 48..60; if that is torn, `written_at` stands
 //! in and nothing else is lost.
+//!
+//! A record may be *short*, less than `record_bytes`: its checksum is of what was written, its stamp tells how
+//! much that was, and what lies behind it is whatever a longer one has left there, or a hole. Format 1 knows
+//! none. Its files are read and written as they are, and short records are refused there.
 //!
 //! CRC-32 finds every flip of up to two bits and every burst of up to 32, and misses other damage
 //! once in 2^32. It is there to find accidents, not forgeries; and it is blind to records that carry a CRC-32 of their own

@@ -35,7 +35,7 @@ pub enum OpenError {
         "header field `magic` is {found:02x?}, {expected:02x?} is expected: another kind of file"
     )]
     Magic { found: [u8; 8], expected: [u8; 8] },
-    #[error("header field `format` is {found}; this build reads {expected}")]
+    #[error("header field `format` is {found}; this build reads up to {expected}")]
     Format { found: u32, expected: u32 },
     #[error("header field `checksum` is {found:08x}, but the header has {expected:08x}")]
     Checksum { found: u32, expected: u32 },
@@ -105,8 +105,8 @@ struct Found {
 }
 
 /// Makes sure that `storage` is a cache of the shape and owner that `layout` says; an empty one
-/// becomes that.
-pub(crate) fn admit(storage: &mut impl Storage, layout: &Layout) -> Result<(), OpenError> {
+/// becomes that. Tells whether it may have short records.
+pub(crate) fn admit(storage: &mut impl Storage, layout: &Layout) -> Result<bool, OpenError> {
     if storage.size()? == 0 {
         storage.grow(layout.file_bytes())?;
     }
@@ -118,13 +118,14 @@ pub(crate) fn admit(storage: &mut impl Storage, layout: &Layout) -> Result<(), O
     // A file of another shape has another size, and the shape is the better explanation.
     let found_bytes = storage.size()?;
     let expected_bytes = layout.file_bytes();
+    let mut has_short = false;
     if HEADER_BYTES as u64 <= found_bytes {
-        Config::expect(*layout.config(), storage.read(0, HEADER_BYTES as u64)?)?;
+        has_short = Config::expect(*layout.config(), storage.read(0, HEADER_BYTES as u64)?)?;
     }
     if found_bytes != expected_bytes {
         return Err(OpenError::Size { found_bytes, expected_bytes });
     }
-    Ok(())
+    Ok(has_short)
 }
 
 /// Whether the file has its size and at most part of its header: making it was cut short.
@@ -230,8 +231,8 @@ impl<S: Storage> Scan<'_, S> {
         for (stamp, place) in whole.into_iter().rev().flatten() {
             self.sequence = self.sequence.max(stamp.sequence);
             let is_whole = match stamp.kind {
-                Kind::Record { checksum } => {
-                    verify == Verify::OnRead || self.stamps.is_whole(place, checksum)?
+                Kind::Record { checksum, short } => {
+                    verify == Verify::OnRead || self.stamps.is_whole(place, checksum, short)?
                 }
                 Kind::Tombstone { .. } => true,
             };

@@ -1,6 +1,6 @@
 //! Reads stamps of a file, and tells whether they and their records are whole. Changes nothing.
 
-use std::io;
+use std::{io, num::NonZeroU64};
 
 use crate::{
     cache::Key,
@@ -62,15 +62,26 @@ impl<'a, S: Storage> Stamps<'a, S> {
     /// The stamp of the record of `key` at `place`, if there is one and it is whole.
     pub(crate) fn whole(&self, key: Key, place: Place) -> io::Result<Option<Stamp>> {
         let StampRead::Whole(stamp) = self.read(place)? else { return Ok(None) };
-        let Kind::Record { checksum } = stamp.kind else { return Ok(None) };
-        let is_whole = stamp.key == key && self.is_whole(place, checksum)?;
+        let Kind::Record { checksum, short } = stamp.kind else { return Ok(None) };
+        let is_whole = stamp.key == key && self.is_whole(place, checksum, short)?;
         Ok(is_whole.then_some(stamp))
     }
 
-    /// Whether the bytes of the record at `place` have this checksum.
-    pub(crate) fn is_whole(&self, place: Place, checksum: u32) -> io::Result<bool> {
-        let n_bytes = self.layout.config().record_bytes;
-        let bytes = self.storage.read(self.layout.record(place), n_bytes)?;
-        Ok(crc32fast::hash(bytes) == checksum)
+    /// Whether the bytes of the record at `place`, which may be a short one, have this checksum.
+    pub(crate) fn is_whole(
+        &self,
+        place: Place,
+        checksum: u32,
+        short: Option<NonZeroU64>,
+    ) -> io::Result<bool> {
+        // Only a forged stamp tells of more than there is room for.
+        let is_possible = short.is_none_or(|it| it.get() <= self.layout.config().record_bytes);
+        Ok(is_possible && crc32fast::hash(self.record(place, short)?) == checksum)
+    }
+
+    /// The bytes of a record that is whole.
+    pub(crate) fn record(&self, place: Place, short: Option<NonZeroU64>) -> io::Result<&'a [u8]> {
+        let n_bytes = short.map_or_else(|| self.layout.config().record_bytes, NonZeroU64::get);
+        self.storage.read(self.layout.record(place), n_bytes)
     }
 }

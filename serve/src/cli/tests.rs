@@ -7,6 +7,7 @@ use super::Args;
 use crate::{
     auth::{Auth, TenantId, Tokens},
     config::Config,
+    sessions::Windows,
 };
 
 #[test]
@@ -28,6 +29,9 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
     assert_eq!(config.admission.retry_after_ms, 8);
     assert_eq!(config.devices[0].to_string(), "cpu:1-2");
     assert_eq!(config.pipe, Config::default().pipe);
+    assert_eq!(config.sessions.parked_windows, Windows::Exact);
+    let config = parse(&["--parked-windows", "q8"]).unwrap();
+    assert_eq!(config.sessions.parked_windows, Windows::Q8);
 }
 
 #[test]

@@ -69,11 +69,13 @@ impl Device for FakeDevice {
         Ok(&self.logits)
     }
 
-    fn read_lane(&self, lane: Lane, record: &mut [u8]) {
-        record.copy_from_slice(&self.lanes[lane.0 as usize].to_le_bytes());
+    fn read_part(&self, lane: Lane, at: usize, part: &mut [u8]) {
+        assert_eq!(at, 0, "its states have one part");
+        part.copy_from_slice(&self.lanes[lane.0 as usize].to_le_bytes());
     }
 
-    fn write_lane(&mut self, lane: Lane, record: &[u8]) {
-        self.lanes[lane.0 as usize] = u64::from_le_bytes(record.try_into().unwrap());
+    fn write_part(&mut self, lane: Lane, at: usize, part: &[u8]) {
+        assert_eq!(at, 0, "its states have one part");
+        self.lanes[lane.0 as usize] = u64::from_le_bytes(part.try_into().unwrap());
     }
 }

@@ -14,6 +14,7 @@ use std::{
     ffi::{CString, c_void},
     fmt,
     hint::black_box,
+    ops::Range,
     path::PathBuf,
     ptr::NonNull,
     sync::{Arc, Mutex, PoisonError},
@@ -204,29 +205,40 @@ impl Device for OrtDevice {
         Ok(&self.logits.buffer.as_slice()[..n_segments * self.dims.vocab as usize])
     }
 
-    fn read_lane(&self, lane: Lane, record: &mut [u8]) {
-        assert_eq!(record.len() as u64, self.dims.state_bytes, "a record is one state");
-        let mut rest = record;
+    fn read_part(&self, lane: Lane, at: usize, part: &mut [u8]) {
+        let (mut skip, mut rest) = (at, part);
         for state in &self.states {
+            let values = skipped(state.row(lane), &mut skip, rest.len());
             let field;
-            (field, rest) = rest.split_at_mut(state.elements * size_of::<f32>());
-            for (bytes, value) in field.chunks_exact_mut(4).zip(state.row(lane)) {
+            (field, rest) = rest.split_at_mut(values.len() * size_of::<f32>());
+            for (bytes, value) in field.chunks_exact_mut(4).zip(&state.row(lane)[values]) {
                 bytes.copy_from_slice(&value.to_le_bytes());
             }
         }
+        assert!(skip == 0 && rest.is_empty(), "a part is of one state");
     }
 
-    fn write_lane(&mut self, lane: Lane, record: &[u8]) {
-        assert_eq!(record.len() as u64, self.dims.state_bytes, "a record is one state");
-        let mut rest = record;
+    fn write_part(&mut self, lane: Lane, at: usize, part: &[u8]) {
+        let (mut skip, mut rest) = (at, part);
         for state in &mut self.states {
+            let values = skipped(state.row(lane), &mut skip, rest.len());
             let field;
-            (field, rest) = rest.split_at(state.elements * size_of::<f32>());
-            for (value, bytes) in state.row_mut(lane).iter_mut().zip(field.chunks_exact(4)) {
+            (field, rest) = rest.split_at(values.len() * size_of::<f32>());
+            let row = &mut state.row_mut(lane)[values];
+            for (value, bytes) in row.iter_mut().zip(field.chunks_exact(4)) {
                 *value = f32::from_le_bytes(bytes.try_into().expect("chunks of four"));
             }
         }
+        assert!(skip == 0 && rest.is_empty(), "a part is of one state");
     }
+}
+
+/// Which elements of `row`, a field of a state, are among the `n_bytes` that come after `skip` from its beginning on; takes
+/// what it has of them off `skip`.
+fn skipped(row: &[f32], skip: &mut usize, n_bytes: usize) -> Range<usize> {
+    let first = (*skip / size_of::<f32>()).min(row.len());
+    *skip -= first * size_of::<f32>();
+    first..(first + n_bytes / size_of::<f32>()).min(row.len())
 }
 
 impl fmt::Debug for OrtDevice {

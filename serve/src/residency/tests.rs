@@ -5,7 +5,7 @@ use crate::{
     device::fake::FakeDevice,
     scheduler,
     sessions::{Durability, Word, row},
-    store::{Files, state_record_bytes},
+    store::{Files, Packing, state_record_bytes},
 };
 
 /// A device with lanes and a store, and the sessions that share them.
@@ -113,10 +113,12 @@ impl Fixture {
             let config = Config { record_bytes, records_max: 8, fingerprint };
             StateCache::open_on(FaultyStorage::default(), config).unwrap()
         };
+        let packing = Packing::opaque(device.dims().state_bytes);
         let tape = TapeConfig { tapes_max: 8, cells_max: 64, fingerprint };
         let files = Files {
             rows: cache(row::BYTES as u64),
-            states: cache(state_record_bytes(device.dims().state_bytes)),
+            states: cache(state_record_bytes(&packing)),
+            packing,
             tapes: Tapes::open_on(FaultyStorage::default(), tape).unwrap(),
         };
         let (store, sessions) = Store::recover(files, Durability::Fast, 4);

@@ -22,7 +22,7 @@ use crate::{
     planted::{Bug, planted},
     service::Hex,
     sessions::{self, SessionId, Sessions},
-    store::{self, Files, Sizes, Store, state_record_bytes},
+    store::{self, Files, Packing, Sizes, Store, state_record_bytes},
 };
 
 type Open = (Store<MappedFile>, Sessions);
@@ -44,11 +44,11 @@ impl Owner {
     ) -> Self {
         let Draft { manifest, fingerprint, .. } = model;
         let folder = format!("{}-{}", manifest.name, Hex(&fingerprint[..6]));
-        let state_bytes = manifest.layout().bytes();
+        let packing = Packing::new(&manifest.layout(), config.parked_windows);
         // One for whoever is in a lane and one for whoever comes in its stead is the least; more than all sessions
         // may have are of no use.
         let useful = config.sessions_max.saturating_mul(config.states_max);
-        let states = config.states_bytes_max / state_record_bytes(state_bytes);
+        let states = config.states_bytes_max / state_record_bytes(&packing);
         let states = u32::try_from(states).unwrap_or(u32::MAX);
         Self {
             dir: data_dir.join("sessions").join(folder),
@@ -56,7 +56,7 @@ impl Owner {
                 sessions: config.sessions_max,
                 states: states.min(useful).max(lanes_max.saturating_add(1)),
                 log_tokens: config.log_tokens_max,
-                state_bytes,
+                packing,
                 fingerprint: *fingerprint,
             },
             config: *config,

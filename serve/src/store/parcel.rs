@@ -29,9 +29,10 @@ impl<S: Storage> Store<S> {
     pub fn pack(&mut self, sessions: &mut Sessions, id: SessionId) -> Result<Parcel, StoreError> {
         let session = sessions.expect(id);
         let (position, mut state) = (session.record.position, Vec::new());
-        let found = self.find_state(session, position, |bytes| {
-            state.clear();
-            state.extend_from_slice(bytes);
+        let state_bytes = self.packing.state_bytes();
+        let found = self.find_state(session, position, |at, bytes| {
+            state.resize(state_bytes, 0);
+            state[at..][..bytes.len()].copy_from_slice(bytes);
         })?;
         let Session { record, used_at, .. } = session;
         let record = Record { tape: None, lineage: None, states: Vec::new(), ..record.clone() };

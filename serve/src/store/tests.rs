@@ -236,10 +236,12 @@ impl Fixture {
             let config = CacheConfig { record_bytes, records_max, fingerprint: MARK };
             StateCache::open_on(storage, config).unwrap()
         };
+        let packing = Packing::opaque(STATE_BYTES);
         let tape = TapeConfig { tapes_max: 8, cells_max: 32, fingerprint: MARK };
         let files = Files {
             rows: cache(rows, row::BYTES as u64, 8),
-            states: cache(states, state_record_bytes(STATE_BYTES), 4),
+            states: cache(states, state_record_bytes(&packing), 4),
+            packing,
             tapes: Tapes::open_on(tapes, tape).unwrap(),
         };
         let (store, sessions) = Store::recover(files, Durability::Fast, 4);
@@ -289,7 +291,7 @@ impl Fixture {
         let mut bytes = Vec::new();
         self.awake(id);
         let session = self.sessions.expect(id);
-        let found = self.store.find_state(session, max, |it| bytes = it.to_vec()).unwrap()?;
+        let found = self.store.find_state(session, max, |_, it| bytes = it.to_vec()).unwrap()?;
         Some((found, bytes))
     }
 }

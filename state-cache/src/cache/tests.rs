@@ -2,6 +2,7 @@ mod gone;
 mod hostile;
 mod model;
 mod on_read;
+mod short;
 
 use std::mem;
 
@@ -185,8 +186,9 @@ fn sequence_goes_on_after_reopening() {
 #[test]
 fn process_may_die_at_every_byte_of_every_operation() {
     type Operation = fn(&mut StateCache<FaultyStorage>) -> bool;
-    let operations: [(&str, Operation); 5] = [
+    let operations: [(&str, Operation); 6] = [
         ("overwrite", |cache| cache.write(Key(1), &[&[9; 10], &[9; 30]], 9).is_ok()),
+        ("shorten", |cache| cache.write_short(Key(1), &[&[9; 10], &[9; 7]], 9).is_ok()),
         ("add", |cache| cache.write(Key(3), &[&[9; 10], &[9; 30]], 9).is_ok()),
         ("evict", |cache| cache.lease(Key(4)).is_ok() && cache.lease(Key(5)).is_ok()),
         ("remove", |cache| cache.remove(Key(1)).is_ok()),
@@ -269,7 +271,8 @@ fn every_flipped_bit_is_noticed_at_the_next_read() {
     let mut start = cache(2);
     start.write(Key(1), &[&value(1)], 1).unwrap();
     start.write(Key(1), &[&value(2)], 2).unwrap();
-    start.write(Key(2), &[&value(3)], 3).unwrap();
+    // Behind a short record, there is nothing to notice.
+    start.write_short(Key(2), &[&value(3)[..9]], 3).unwrap();
     let layout = start.layout;
     let one = next(&start, Key(1));
     let two = next(&start, Key(2));
@@ -287,7 +290,9 @@ fn every_flipped_bit_is_noticed_at_the_next_read() {
                     assert_eq!(place, one.other(), "damage to its latest copy");
                 }
                 match cache.read(Key(2)) {
-                    Ok(record) => assert_eq!(record.bytes, value(3), "bit {bit} of {place:?}"),
+                    Ok(record) => {
+                        assert_eq!(record.bytes, &value(3)[..9], "bit {bit} of {place:?}")
+                    }
                     Err(_) => assert_eq!(place, two.other(), "the only copy of key 2"),
                 }
             }

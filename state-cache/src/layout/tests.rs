@@ -1,3 +1,5 @@
+use std::num::NonZeroU64;
+
 use super::{
     Config, Fingerprint, Kind, Layout, PAGE_BYTES, Place, Plane, STAMP_BYTES, SlabId, Stamp,
     StampRead,
@@ -44,7 +46,7 @@ fn impossible_sizes_are_refused() {
     };
     assert_eq!(refused(0, 1), "config field `record_bytes` is 0");
     assert_eq!(refused(1, 0), "config field `records_max` is 0");
-    for (record_bytes, records_max) in [(u64::MAX, 1), (1 << 62, 1), (1 << 40, u32::MAX)] {
+    for (record_bytes, records_max) in [(u64::MAX, 1), (1 << 48, 1), (1 << 40, u32::MAX)] {
         let message = refused(record_bytes, records_max);
         assert!(message.contains("more than a file can hold"), "{message}");
     }
@@ -52,7 +54,8 @@ fn impossible_sizes_are_refused() {
 
 #[test]
 fn stamps_read_as_they_were_written() {
-    for kind in [Kind::Record { checksum: 0xdead_beef }, Kind::Tombstone { reason: 9 }] {
+    let record = |short| Kind::Record { checksum: 0xdead_beef, short: NonZeroU64::new(short) };
+    for kind in [record(0), record(1), record((1 << 48) - 1), Kind::Tombstone { reason: 9 }] {
         let stamp = Stamp { kind, ..STAMP };
         assert_eq!(Stamp::from_bytes(&stamp.to_bytes()), StampRead::Whole(stamp));
     }
@@ -106,7 +109,7 @@ const STAMP: Stamp = Stamp {
     key: Key(0x0123_4567_89ab_cdef),
     sequence: 42,
     used_at: 1_700_000_000_000,
-    kind: Kind::Record { checksum: 0xdead_beef },
+    kind: Kind::Record { checksum: 0xdead_beef, short: NonZeroU64::new(0x1234) },
 };
 
 fn config(record_bytes: u64, records_max: u32) -> Config {

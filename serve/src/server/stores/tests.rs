@@ -1,7 +1,9 @@
+use aerie_models::{BlockCarry, Carry, Dtype, TensorSpec};
+
 use super::*;
 use crate::{
     auth::TenantId,
-    sessions::{Record, Session, SessionId, Word},
+    sessions::{Record, Session, SessionId, Windows, Word},
     store::{Parcel, ROWS},
 };
 
@@ -99,12 +101,43 @@ fn sessions_of_another_model_are_refused_by_field() {
     assert!(error.contains(&format!("cpu.{ROWS}")) && error.contains("fingerprint"), "{error}");
 }
 
+/// Goal: states of one packing are never read as those of another, and whoever changes it loses no session.
+/// Method: a session, then the files opened under other packings and sizes of the same model, forth and back.
+#[test]
+fn states_of_another_packing_or_size_are_forgotten_and_sessions_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut owner = owner(dir.path(), 2);
+    let spec =
+        |width| TensorSpec { path: String::new(), dtype: Dtype::F32, shape: vec![25, width] };
+    let layout = Carry { blocks: vec![BlockCarry::Attention { keys: spec(2), values: spec(1) }] };
+    assert_eq!(layout.bytes(), STATE_BYTES as u64);
+    let packings = [Windows::Exact, Windows::Q8].map(|it| Packing::new(&layout, it));
+    let find = |opened: &mut [Open]| {
+        let (store, sessions) = &mut opened[0];
+        assert!(store.wake(sessions, SessionId(1)));
+        store.find_state(sessions.expect(SessionId(1)), 100, |_, _| ()).unwrap()
+    };
+    owner.sizes.packing = packings[0].clone();
+    put(&mut open_all(&owner, &devices(&["cpu"])).unwrap()[0], 1);
+    assert_eq!(find(&mut open_all(&owner, &devices(&["cpu"])).unwrap()), Some(5), "as it was");
+
+    for (packing, states) in [(1, 16), (0, 16), (0, 12), (1, 12)] {
+        owner.sizes.packing = packings[packing].clone();
+        owner.sizes.states = states;
+        let mut opened = open_all(&owner, &devices(&["cpu"])).unwrap();
+        assert_eq!(find(&mut opened), None, "{packing}, {states}");
+        let (store, sessions) = &mut opened[0];
+        store.keep_state(sessions.expect(SessionId(1)), 6, &parcel(1).state.unwrap().1).unwrap();
+        assert_eq!(find(&mut opened), Some(6), "{packing}, {states}");
+    }
+}
+
 fn owner(dir: &Path, sessions_max: u32) -> Owner {
     let sizes = Sizes {
         sessions: sessions_max,
         states: 16,
         log_tokens: 64,
-        state_bytes: STATE_BYTES as u64,
+        packing: Packing::opaque(STATE_BYTES as u64),
         fingerprint: [7; 32],
     };
     let config = sessions::Config { sessions_max, ..sessions::Config::default() };

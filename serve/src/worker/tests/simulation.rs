@@ -30,7 +30,7 @@ use crate::{
     sampler::{Penalties, Sampling},
     scheduler,
     sessions::{Durability, row},
-    store::{Files, state_record_bytes},
+    store::{Files, Packing, state_record_bytes},
     telemetry::metrics::Metrics,
     text::{Tokenizer, Vocabulary},
 };
@@ -493,12 +493,13 @@ pub(super) fn files(disks: Disks, fuse: &Fuse) -> Files<Dying> {
         let config = CacheConfig { record_bytes, records_max, fingerprint: FINGERPRINT };
         StateCache::open_on(storage, config).unwrap()
     };
-    let state_bytes = state_record_bytes(FakeDevice::new(SCHEDULER).dims().state_bytes);
+    let packing = Packing::opaque(FakeDevice::new(SCHEDULER).dims().state_bytes);
     let tape = TapeConfig { tapes_max: 32, cells_max: 4096, fingerprint: FINGERPRINT };
     Files {
         rows: cache(rows, row::BYTES as u64, 32),
         // So few that they give way all the time.
-        states: cache(states, state_bytes, 9),
+        states: cache(states, state_record_bytes(&packing), 9),
+        packing,
         tapes: Tapes::open_on(tapes, tape).unwrap(),
     }
 }

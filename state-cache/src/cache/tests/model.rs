@@ -1,7 +1,8 @@
 //! Random operations on a cache and on a map side by side, with faults and crashes in between.
 //!
 //! A value names its key and version and fills the rest of the record with bytes that follow from
-//! the two, so that a mixture of two values, or a value under another key, is neither.
+//! the two, so that a mixture of two values, or a value under another key, is neither. Odd versions are short,
+//! by as much as follows from the two as well.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +14,7 @@ use super::{RECORD_BYTES, n_slabs, reopen_with};
 use crate::{
     cache::{Key, Lease, LeaseError, RecordInfo, StateCache, WriteError, Written},
     index::Content,
-    layout::Gone,
+    layout::{Gone, STAMP_BYTES},
     recovery::Verify,
     storage::faulty::{Fault, FaultyStorage},
 };
@@ -165,10 +166,12 @@ impl World {
     }
 
     fn write(&mut self, key: Key) {
-        self.version += 1;
+        // Under a lease, records are as long as they can be.
+        let is_short = self.keys[&key].lease.is_none() && self.random.below(2) == 0;
+        self.version = (self.version / 2 + 1) * 2 + u64::from(is_short);
         let (version, now) = (self.version, self.time());
         let value = value(key, version);
-        let cut = usize::try_from(self.random.below(RECORD_BYTES as u64)).unwrap();
+        let cut = usize::try_from(self.random.below(value.len() as u64)).unwrap();
         let (head, tail) = value.split_at(cut);
         let victim = self.expected_victim(key);
         let written = match self.keys[&key].lease {
@@ -176,6 +179,7 @@ impl World {
                 .cache
                 .write_leased(lease, &[head, tail], now)
                 .map(|sequence| Written { sequence, evicted: None }),
+            None if is_short => self.cache.write_short(key, &[head, tail], now),
             None => self.cache.write(key, &[head, tail], now),
         };
         self.settle_eviction(victim);
@@ -450,11 +454,15 @@ impl Random {
 }
 
 /// Which bytes of a write survive: all, none, or some from either end.
+///
+/// A stamp lies in a sector, which the disk writes whole or not at all: there are tombstones that would
+/// mend what is left of half a stamp of the same key.
 fn survivor(random: &mut Random, n_bytes: usize) -> Range<usize> {
     let cut = usize::try_from(random.next()).unwrap() % (n_bytes + 1);
     match random.below(4) {
         0 => 0..n_bytes,
         1 => 0..0,
+        2 | 3 if n_bytes == STAMP_BYTES => 0..n_bytes * (cut % 2),
         2 => 0..cut,
         _ => cut..n_bytes,
     }
@@ -463,8 +471,12 @@ fn survivor(random: &mut Random, n_bytes: usize) -> Range<usize> {
 /// The only bytes that are version `version` of `key`.
 fn value(key: Key, version: u64) -> Vec<u8> {
     let mut random = Random(version.wrapping_mul(KEYS) + u64::try_from(key.0).unwrap());
+    let n_bytes = match version % 2 {
+        0 => RECORD_BYTES,
+        _ => 8 + usize::try_from(random.below(RECORD_BYTES as u64 - 8)).unwrap(),
+    };
     let filler = iter::repeat_with(|| random.next().to_le_bytes()).flatten();
-    version.to_le_bytes().into_iter().chain(filler).take(RECORD_BYTES).collect()
+    version.to_le_bytes().into_iter().chain(filler).take(n_bytes).collect()
 }
 
 /// The version of `key` that `bytes` are; panics if they are none.
