@@ -390,7 +390,8 @@ impl Fixture {
         });
         let (events, _) = bounded(1);
         let (_, notices) = bounded(1);
-        let router = Router::new(vec![WorkerHandle::new(0, "cpu".to_owned(), events, notices)]);
+        let router =
+            Router::new(vec![WorkerHandle::new(0, "cpu".to_owned(), LANES, events, notices)]);
         let config = admission::Config { requests_max: 160, retry_after_ms: 1 };
         let admission = Admission::new(config);
         Process { worker, admission, router, clock, metrics, events_max }
