@@ -22,6 +22,16 @@ pub(crate) enum Bug {
     LongPrefix,
     /// A fork goes on with the log of its origin after that has gone on otherwise.
     ShareForever,
+    /// A session that was changed is let to sleep before its row tells of it.
+    SleepEarly,
+    /// Nobody looks whose a session is.
+    SkipTenant,
+    /// Sessions with names give way as all others.
+    EvictNamed,
+    /// Nobody is told of a session that gives way.
+    EvictSilently,
+    /// The state of a session that is carried away is said to have seen a token more.
+    MoveState,
 }
 
 #[cfg(test)]

@@ -30,6 +30,11 @@ impl FakeDevice {
         mixed ^ (mixed >> 29)
     }
 
+    /// The state that has seen `log`.
+    pub(crate) fn absorb_all(log: &[u32]) -> u64 {
+        log.iter().fold(0, |state, &token| Self::absorb(state, token.into()))
+    }
+
     /// The greedy token of a state; never the one that ends a document.
     pub(crate) fn next(state: u64) -> u32 {
         1 + u32::try_from(state % u64::from(Self::VOCAB - 1)).unwrap()

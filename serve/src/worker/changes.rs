@@ -335,7 +335,10 @@ impl<S: Storage, D: Device> Worker<S, D> {
         self.reserve(id)?;
         let session = self.sessions.expect(id);
         change(session);
-        let written = self.parts.store.write(id, session);
+        let written = match planted(Bug::SleepEarly) {
+            true => Ok(()),
+            false => self.parts.store.write(id, session),
+        };
         if !was_leased {
             self.parts.store.release(session);
         }

@@ -273,7 +273,9 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let Some((id, session)) = evicted else { return };
         self.parts.residency.forgotten(&mut self.parts.device, &session);
         self.parts.metrics.sessions_evicted.inc();
-        self.tell_gone(id, Some(&session), Gone::Evicted);
+        if !planted(Bug::EvictSilently) {
+            self.tell_gone(id, Some(&session), Gone::Evicted);
+        }
     }
 
     /// Sets a generation going.

@@ -15,7 +15,8 @@ use super::{
     super::*,
     dying::{Dying, Fuse},
     peers::{Peer, Reader},
-    simulation::{Disks, files, start_with, vocabulary},
+    simulation::SHAPE,
+    world::{Disks, Shape, files, start_with, vocabulary},
 };
 use crate::{
     admission::Admission,
@@ -29,6 +30,8 @@ use crate::{
     text::Vocabulary,
 };
 
+/// Nobody has to give way.
+const ROOMY: Shape = Shape { sessions: 32, names_max: 4, ..SHAPE };
 const DEVICES: usize = 2;
 const PEERS: usize = 5;
 const REQUESTS_MAX: u32 = 64;
@@ -111,7 +114,8 @@ impl World {
 
     fn boot(&mut self, disks: Vec<Disks>) {
         self.fuse = Fuse::new();
-        let recover = |disks: Disks| Store::recover(files(disks, &self.fuse), Durability::Fast, 3);
+        let recover =
+            |disks: Disks| Store::recover(files(disks, &self.fuse, ROOMY), Durability::Fast, 3);
         let mut stores: Vec<_> = disks.into_iter().map(recover).collect();
         let [one, other] = &mut stores[..] else { unreachable!("there are two") };
         keep_later(one, other);
@@ -121,7 +125,7 @@ impl World {
             client.before = client.home;
             client.moving = None;
         }
-        let start = |store| start_with(store, &self.vocabulary, self.clock);
+        let start = |store| start_with(store, &self.vocabulary, self.clock, ROOMY).0;
         self.workers = stores.into_iter().map(start).collect();
         let mut handles = Vec::new();
         self.inboxes.clear();
@@ -198,6 +202,7 @@ impl World {
             client.hear(n_moved, context);
             if rng.random_bool(0.6) {
                 client.peer.read(rng, context);
+                assert_eq!(client.peer.refused, None, "{context}: {}", client.peer.id);
             }
         }
     }
@@ -305,7 +310,7 @@ impl World {
 impl Client {
     fn new(rng: &mut StdRng) -> Self {
         let home = rng.random_range(0..DEVICES);
-        let peer = Peer::new(SessionId(rng.random()));
+        let peer = Peer::new(SessionId(rng.random()), 0);
         Self { peer, home, before: home, moving: None }
     }
 

@@ -6,16 +6,25 @@ use rand::{Rng, rngs::StdRng};
 
 use super::solo::{Solo, solo};
 use crate::{
+    admission::Reject,
+    auth::{Principal, TenantId},
+    device::fake::FakeDevice,
     pipe::{FinishReason, PipeEvent, PipeReader},
     request::Request,
-    sessions::SessionId,
+    sessions::{Name, SessionId},
+    store::Parcel,
     text::Vocabulary,
 };
+
+/// Whose sessions there are.
+pub(super) const TENANTS: [&str; 2] = ["ants", "bees"];
 
 /// A session as its client knows it.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) id: SessionId,
+    pub(super) who: Principal,
+    pub(super) name: Option<Name>,
     /// Its tokens, as far as the client was told of them, and which of them came with prompts.
     pub(super) log: Vec<u32>,
     pub(super) prompts: Vec<Range<usize>>,
@@ -27,6 +36,15 @@ pub(super) struct Peer {
     /// The last turn, to be sent again.
     pub(super) last: Option<Turn>,
     pub(super) observers: Vec<Reader>,
+    /// What somebody who reads was refused with, until the client sees to it.
+    pub(super) refused: Option<Reject>,
+}
+
+/// A session as a file, and what its client knew of it then.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) parcel: Parcel,
+    pub(super) peer: Peer,
 }
 
 /// A request that was sent, and what is owed for it.
@@ -35,6 +53,8 @@ pub(super) struct Turn {
     pub(super) request: Request,
     /// Position before the prompt.
     pub(super) base: usize,
+    /// Of the draws.
+    seed: u64,
     pub(super) owed: Solo,
     /// Tokens that some reader has been shown.
     pub(super) shown: usize,
@@ -58,7 +78,7 @@ pub(super) struct Reader {
 #[derive(Debug, PartialEq)]
 pub(super) enum End {
     Finished(FinishReason, u64),
-    Refused(String),
+    Refused(Reject),
 }
 
 impl Reader {
@@ -84,7 +104,7 @@ impl Reader {
                 }
                 PipeEvent::Text(text) => self.text.push_str(text.as_str()),
                 PipeEvent::Finished(it) => return Some(End::Finished(it.reason, it.position)),
-                PipeEvent::Failed(reject) => return Some(End::Refused(reject.reason())),
+                PipeEvent::Failed(reject) => return Some(End::Refused(reject)),
             }
         }
         None
@@ -92,19 +112,52 @@ impl Reader {
 }
 
 impl Peer {
-    pub(super) fn new(id: SessionId) -> Self {
+    pub(super) fn new(id: SessionId, tenant: usize) -> Self {
         Self {
             id,
+            who: Self::tenant(tenant),
+            name: None,
             log: Vec::new(),
             prompts: Vec::new(),
             is_known: false,
             is_fork: false,
-            #[expect(clippy::cast_possible_truncation, reason = "as the worker chooses it")]
-            seed: id.0 as u64,
+            seed: seed_of(id),
             turn: None,
             last: None,
             observers: Vec::new(),
+            refused: None,
         }
+    }
+
+    /// One of two.
+    pub(super) fn tenant(number: usize) -> Principal {
+        let tenant = TenantId::named(TENANTS[number]);
+        Principal { tenant, is_admin: false }
+    }
+
+    /// Somebody of the other tenant.
+    pub(super) fn stranger(&self) -> Principal {
+        let ants = Self::tenant(0);
+        if self.who == ants { Self::tenant(1) } else { ants }
+    }
+
+    /// What a client knows of a copy of its session, which is idle.
+    pub(super) fn copied(&self, id: SessionId, who: Principal) -> Self {
+        Self {
+            log: self.log.clone(),
+            prompts: self.prompts.clone(),
+            is_known: true,
+            is_fork: self.is_fork,
+            seed: self.seed,
+            // A copy knows the request as well.
+            last: self.last.as_ref().map(|turn| turn.copied(who)),
+            who,
+            ..Self::new(id, 0)
+        }
+    }
+
+    pub(super) fn has_readers(&self) -> bool {
+        !self.observers.is_empty() || self.turn.as_ref().is_some_and(|it| !it.readers.is_empty())
     }
 
     /// Notes that a request is sent.
@@ -118,6 +171,7 @@ impl Peer {
         self.turn = Some(Turn {
             request,
             base,
+            seed,
             owed,
             shown: 0,
             is_cancelled: false,
@@ -139,6 +193,17 @@ impl Peer {
         self.prompts.iter_mut().for_each(|prompt| prompt.end = prompt.end.min(position));
     }
 
+    /// The state after the first `n` tokens of the log as it will be.
+    pub(super) fn owed_state(&self, n: usize) -> u64 {
+        let turn = self.turn.as_ref();
+        let asked = turn.into_iter().flat_map(|it| it.request.prompt.iter().chain(&it.owed.tokens));
+        let mut left = n;
+        let log = self.log.iter().chain(asked).take(n).inspect(|_| left -= 1);
+        let state = log.fold(0, |state, &token| FakeDevice::absorb(state, token.into()));
+        assert_eq!(left, 0, "it has seen more than there is");
+        state
+    }
+
     /// The log as it will be, if nobody interferes.
     pub(super) fn owed_log(&self) -> Vec<u32> {
         let mut log = self.log.clone();
@@ -153,8 +218,14 @@ impl Peer {
     pub(super) fn read(&mut self, rng: &mut StdRng, context: &str) {
         let context = &format!("{context}, {}", self.id);
         let log = self.owed_log();
-        self.observers
-            .retain_mut(|observer| observer.read(&log, rng.random_range(1..12), context).is_none());
+        let refused = &mut self.refused;
+        self.observers.retain_mut(|observer| {
+            let end = observer.read(&log, rng.random_range(1..12), context);
+            if let Some(End::Refused(reject)) = &end {
+                *refused = Some(reject.clone());
+            }
+            end.is_none()
+        });
         let Some(turn) = &mut self.turn else { return };
         let drawn_from = turn.base + turn.request.prompt.len();
         let mut ends = VecDeque::new();
@@ -207,9 +278,10 @@ impl Peer {
                 self.last = Some(turn);
             }
             // Others may be running; it is asked again.
-            End::Refused(reason)
-                if ["UNAVAILABLE", "QUEUE_FULL", "INTERNAL"].contains(&&*reason) => {}
-            End::Refused(reason) => panic!("{context}: refused, {reason}"),
+            End::Refused(
+                Reject::Unavailable { .. } | Reject::QueueFull { .. } | Reject::Internal { .. },
+            ) => {}
+            End::Refused(reject) => self.refused = Some(reject),
         }
     }
 
@@ -220,4 +292,27 @@ impl Peer {
             turn.readers.clear();
         }
     }
+}
+
+impl Turn {
+    /// Whether a session that is not there is made for it, and it then gives what it is to give.
+    pub(super) fn is_made_anew(&self, id: SessionId) -> bool {
+        self.base == 0 && (self.request.seed.is_some() || self.seed == seed_of(id))
+    }
+
+    /// The same request of somebody else, who has not sent it yet.
+    fn copied(&self, who: Principal) -> Self {
+        Self {
+            request: Request { who, ..self.request.clone() },
+            owed: self.owed.clone(),
+            readers: Vec::new(),
+            ..*self
+        }
+    }
+}
+
+/// With which a session draws that is told nothing else.
+#[expect(clippy::cast_possible_truncation, reason = "as the worker chooses it")]
+fn seed_of(id: SessionId) -> u64 {
+    id.0 as u64
 }

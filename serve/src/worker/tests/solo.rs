@@ -32,7 +32,7 @@ pub(super) fn solo(
             tail.push(vocabulary.bytes(token), &mut ignored);
         }
     }
-    let mut state = log.iter().fold(0, |state, &token| FakeDevice::absorb(state, token.into()));
+    let mut state = FakeDevice::absorb_all(log);
     let mut stop = StopMatcher::new(request.stop.clone());
     let mut solo = Solo::default();
     if request.prompt_only {
