@@ -56,7 +56,8 @@ pub struct Store<S> {
     /// States kept of one session.
     states_max: usize,
     free_tapes: FreeTapes,
-    /// The key of the next state; greater than any that a row may know.
+    /// The key of the next state: a random number of this process, then one that counts. One that only counted
+    /// would begin again where nothing is known of an earlier one; and a loss of power brings back what that was.
     next_state: u64,
     /// How many sessions beside the first refer to a state, of those that several do.
     shared: HashMap<u64, u32>,
@@ -179,7 +180,7 @@ impl<S: Storage> Store<S> {
             states_max: (states_max as usize).clamp(1, STATES_MAX),
             free_tapes: FreeTapes::default(),
             tapes,
-            next_state: 0,
+            next_state: u64::from(rand::random::<u32>()) << 32,
             shared: HashMap::new(),
             forks: HashMap::new(),
             tenants: HashMap::new(),

@@ -6,7 +6,7 @@ use aerie_state_cache::{Key, ReadError, Storage, Tape};
 use thiserror::Error;
 use tracing::{info, warn};
 
-use super::{FreeTapes, Store, state_key, tape_of};
+use super::{FreeTapes, Store, tape_of};
 use crate::{
     pipe::FinishReason,
     router::Gone,
@@ -98,7 +98,6 @@ impl<S: Storage> Store<S> {
             self.forks.entry(lineage.of).or_default().push(id, lineage.until);
         }
         for state in &record.states {
-            self.next_state = self.next_state.max(state.key.saturating_add(1));
             if !census.referred.insert(state.key)
                 && self.states.record(Key(state.key.into())).is_some()
             {
@@ -196,7 +195,6 @@ impl<S: Storage> Store<S> {
             if known.is_some_and(|known| referred.contains(&known)) {
                 continue;
             }
-            self.next_state = self.next_state.max(state_key(key.0).saturating_add(1));
             if let Err(error) = self.states.remove(key) {
                 warn!(state = %key, %error, "a state without a session could not be removed");
             }
