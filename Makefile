@@ -1,7 +1,7 @@
 # Aerie from a fresh machine: Rust, Python 3 with pip, make and a C++ compiler are all it takes.
 # Everything else comes from package registries, into .deps/ and target/.
 
-.PHONY: help demo build test fuzz lint bench python parity aarch64 clean-deps
+.PHONY: help demo build test soak fuzz lint bench python parity aarch64 clean-deps
 
 help: ## what you are reading
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -15,6 +15,9 @@ build: .deps/onnxruntime ## the server and the client, optimised
 test: .deps/onnxruntime .deps/libtorch python ## every test there is
 	cargo build --workspace
 	cargo test --workspace
+
+soak: build ## hundreds of sessions on few lanes, the server killed again and again, for AERIE_SOAK_SECONDS
+	cargo run --release -p aerie-tests --example soak
 
 fuzz: export AERIE_FUZZ_SECONDS ?= 180
 fuzz: .deps/onnxruntime .deps/libtorch ## every reader of bytes from outside, for AERIE_FUZZ_SECONDS each

@@ -520,7 +520,13 @@ impl Service {
     ) -> Result<T, Reject> {
         let (reply, answer) = oneshot::channel();
         self.send(worker, event(reply))?;
-        answer.await.map_err(|_| Reject::Internal { what: "its worker has ended" })
+        answer.await.map_err(|_| self.worker_ended())
+    }
+
+    /// What becomes of a request that reached a worker which ended before it answered: with the server, as a rule. It
+    /// may be sent again, and finds the server that comes next.
+    fn worker_ended(&self) -> Reject {
+        self.parts().admission.unavailable()
     }
 
     fn send(&self, worker: WorkerId, event: Event) -> Result<(), Reject> {
@@ -697,7 +703,7 @@ impl TokenStream {
                 let next = VecDeque::from([event]);
                 Ok(Self { reader, next, model, service, is_over: false })
             }
-            None => Err(Reject::Internal { what: "its worker has ended" }),
+            None => Err(service.worker_ended()),
         }
     }
 
@@ -747,9 +753,7 @@ impl Stream for TokenStream {
                 (Poll::Ready(None), Some(delta)) => {
                     return Poll::Ready(Some(TokenEvent::Delta(delta)));
                 }
-                (Poll::Ready(None), None) => {
-                    PipeEvent::Failed(Reject::Internal { what: "its worker has ended" })
-                }
+                (Poll::Ready(None), None) => PipeEvent::Failed(this.service.worker_ended()),
             };
             this.is_over = !matches!(event, PipeEvent::Accepted(_) | PipeEvent::Attached(_));
             if let PipeEvent::Failed(reject) = &event {

@@ -70,7 +70,17 @@ impl Server {
 
     /// The certificate that the server generated.
     pub fn certificate(&self) -> PathBuf {
-        self.folder.path().join("data/tls/certificate.pem")
+        self.data_dir().join("tls/certificate.pem")
+    }
+
+    /// The folder of its sessions, its key and its certificate.
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// The system's name of the process.
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Resident memory of the process in bytes.

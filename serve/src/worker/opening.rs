@@ -439,7 +439,9 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let tail = self.utf8_tail(id, from);
         let mut transcript = Transcript::of_log(from, tail, words, vocabulary);
         let turn = self.sessions.get(id).and_then(|it| it.record.turn);
-        if let Some(turn) = turn.filter(|turn| turn.end.is_some() && turn.drawn_from < until) {
+        // Of a turn that was cut off, nobody wrote down how much of its text was shown: it is all of it.
+        let is_told = |turn: &Turn| !matches!(turn.end, None | Some(FinishReason::Interrupted));
+        if let Some(turn) = turn.filter(|turn| is_told(turn) && turn.drawn_from < until) {
             transcript.cut_last(turn.drawn_from, turn.text_bytes);
         }
         Ok(Some(transcript))

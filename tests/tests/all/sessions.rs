@@ -82,6 +82,33 @@ async fn a_lost_stream_is_found_again() {
     }
 }
 
+/// Goal: what a turn had said when the server was killed can be read, tokens and text, also if nobody asks for it again.
+/// The soak found readers that were shown the tokens of such a turn and none of its text.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_turn_that_was_cut_off_can_be_read() {
+    let (_folder, bundle) = bundle();
+    let mut server = Server::start(&bundle, &[]);
+    for (wire, number) in Wire::BOTH.into_iter().zip([1, 11]) {
+        let client = server.client(wire).await;
+        let alone = run(&client, request(number + 1, 0, PROMPT, 3000)).await.unwrap();
+        let mut cut = client.generate(request(number, 0, PROMPT, 3000)).await.unwrap();
+        let mut n_heard = 0;
+        while n_heard < 20 {
+            if let Event::Delta(delta) = cut.next().await.unwrap().unwrap() {
+                n_heard += delta.ids.len();
+            }
+        }
+        tokio::task::block_in_place(|| server.kill_and_restart());
+        let client = server.client(wire).await;
+        let mut read = Turn::default();
+        let from = u64::from(alone.accepted.prompt_tokens);
+        follow(client.attach(&id(number), from).await.unwrap(), &mut read, from).await.unwrap();
+        assert!(n_heard <= read.ids.len(), "{wire:?}");
+        assert_eq!(read.ids, alone.ids[..read.ids.len()], "{wire:?}");
+        assert!(!read.text.is_empty() && alone.text.starts_with(&read.text), "{wire:?}");
+    }
+}
+
 /// Goal: wherever a session is taken back to or forked, it goes on as if it had never been further.
 #[tokio::test]
 async fn forks_and_rewinds_are_exact() {
