@@ -70,6 +70,7 @@ pub struct Store<S> {
     owes_rows: bool,
     /// Whose rows were written since: of a row that is written twice, a loss of power may leave nothing.
     written: HashSet<SessionId>,
+    evicted: Vec<(SessionId, Session)>,
     // Kept from token to token, so that none allocates.
     words: Vec<u32>,
 }
@@ -187,6 +188,7 @@ impl<S: Storage> Store<S> {
             owes_logs: false,
             owes_rows: false,
             written: HashSet::new(),
+            evicted: Vec::new(),
             words: Vec::new(),
         };
         let sessions = store.recover_sessions();
@@ -282,29 +284,30 @@ impl<S: Storage> Store<S> {
         }
     }
 
-    /// Makes sure that session `id` has a row to write to: takes a lease on it. Returns the session whose row gave way, which
-    /// is forgotten but for its lane.
+    /// Makes sure that session `id` has a row to write to: takes a lease on it. A session whose row gives way is forgotten; see
+    /// [`Store::take_evicted`].
     ///
     /// # Errors
     /// If every row belongs to a session with a generation or a name, or the disk fails.
-    pub fn reserve(
-        &mut self,
-        sessions: &mut Sessions,
-        id: SessionId,
-    ) -> Result<Option<(SessionId, Session)>, StoreError> {
+    pub fn reserve(&mut self, sessions: &mut Sessions, id: SessionId) -> Result<(), StoreError> {
         if sessions.expect(id).lease.is_some() {
-            return Ok(None);
+            return Ok(());
         }
-        let mut evicted = None;
         if self.rows.is_full() && self.rows.record(Key(id.0)).is_none() {
             let records_max = self.rows.config().records_max;
             let oldest = self.oldest_but_origin(sessions.expect(id));
             let oldest = oldest.ok_or(LeaseError::Full { records_max })?;
-            let session = self.forget(sessions, oldest, Some(Gone::Evicted));
-            evicted = session.map(|session| (oldest, session));
+            if let Some(session) = self.forget(sessions, oldest, Some(Gone::Evicted)) {
+                self.evicted.push((oldest, session));
+            }
         }
         sessions.expect(id).lease = Some(self.rows.lease(Key(id.0))?.lease);
-        Ok(evicted)
+        Ok(())
+    }
+
+    /// The sessions that have given way since it was asked last, whatever became of those for whom. Their lanes are still theirs.
+    pub fn take_evicted(&mut self) -> Vec<(SessionId, Session)> {
+        mem::take(&mut self.evicted)
     }
 
     /// The session that is to give way to `session`: not the one whose log that begins with, as there may be no tape for a

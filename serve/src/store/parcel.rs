@@ -55,7 +55,7 @@ impl<S: Storage> Store<S> {
         })
     }
 
-    /// Makes a session of a copy. Returns the session whose row gave way, as [`Store::reserve`] does.
+    /// Makes a session of a copy; another may give way, as for [`Store::reserve`].
     ///
     /// # Errors
     /// If the disk fails; the session is not there then.
@@ -67,13 +67,11 @@ impl<S: Storage> Store<S> {
         sessions: &mut Sessions,
         id: SessionId,
         parcel: &Parcel,
-    ) -> Result<Option<(SessionId, Session)>, StoreError> {
+    ) -> Result<(), StoreError> {
         let mut record = Record { position: parcel.log_from, ..parcel.record.clone() };
         record.tape = None;
         sessions.insert(id, Session::parked(record, parcel.used_at));
-        let unpacked = self
-            .reserve(sessions, id)
-            .and_then(|evicted| self.fill(sessions, id, parcel).map(|()| evicted));
+        let unpacked = self.reserve(sessions, id).and_then(|()| self.fill(sessions, id, parcel));
         if unpacked.is_err() {
             self.forget(sessions, id, Some(Gone::Ended));
         }

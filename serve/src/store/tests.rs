@@ -167,8 +167,9 @@ fn the_least_recently_used_session_gives_its_row_to_a_new_one() {
     }
     assert!(it.sessions.is_empty());
     it.sessions.insert(A, Session::new(A, true, 200));
-    let evicted = it.store.reserve(&mut it.sessions, A).unwrap().unwrap();
-    assert_eq!(evicted.0, SessionId(8));
+    it.store.reserve(&mut it.sessions, A).unwrap();
+    let evicted: Vec<_> = it.store.take_evicted().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(evicted, [SessionId(8)]);
     assert!(!it.store.wake(&mut it.sessions, SessionId(8)));
 }
 
@@ -215,8 +216,27 @@ fn who_has_a_name_stays() {
     let mut it = it.killed();
     assert_eq!(it.sessions.len(), 2, "who has a name is awake");
     it.sessions.insert(A, Session::new(A, true, 200));
-    let evicted = it.store.reserve(&mut it.sessions, A).unwrap().unwrap();
-    assert_eq!(evicted.0, SessionId(3));
+    it.store.reserve(&mut it.sessions, A).unwrap();
+    let evicted: Vec<_> = it.store.take_evicted().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(evicted, [SessionId(3)]);
+}
+
+/// Goal: who gave way is told, also if nothing came of that for which it did.
+#[test]
+fn an_eviction_in_vain_is_told() {
+    let mut it = Fixture::new();
+    for id in 1..=8 {
+        it.write(SessionId(id), 1);
+        it.row(SessionId(id));
+        it.store.release(it.sessions.expect(SessionId(id)));
+    }
+    let parcel = it.store.pack(&mut it.sessions, SessionId(8)).unwrap();
+    let write = it.store.tapes.storage_mut().n_writes() + 1;
+    it.store.tapes.storage_mut().set_fault(Some(Fault { write, torn_at: 0, is_last: false }));
+    assert!(it.store.unpack(&mut it.sessions, A, &parcel).is_err());
+    let evicted: Vec<_> = it.store.take_evicted().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(evicted, [SessionId(1)]);
+    assert!(!it.store.has(A) && it.store.len() == 7);
 }
 
 /// Goal: why a session has gone is told after a restart too.
@@ -243,7 +263,7 @@ fn a_parcel_is_the_session() {
     let parcel = it.store.pack(&mut it.sessions, A).unwrap();
     assert_eq!((parcel.log_from, parcel.log.len()), (18, 32), "the tape has no more");
     let mut other = Fixture::new();
-    assert!(other.store.unpack(&mut other.sessions, A, &parcel).unwrap().is_none());
+    other.store.unpack(&mut other.sessions, A, &parcel).unwrap();
     assert_eq!(other.store.pack(&mut other.sessions, A).unwrap(), parcel);
     assert_eq!(other.state(A, 50), Some((48, state(48))));
     assert_eq!(other.store.position_min(other.sessions.expect(A)), 48);

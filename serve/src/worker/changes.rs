@@ -138,13 +138,14 @@ impl<S: Storage, D: Device> Worker<S, D> {
             return Err(Reject::SessionExists { id, position });
         }
         self.parts.quotas.take_session(who.tenant)?;
-        let evicted = self.parts.store.unpack(&mut self.sessions, id, parcel).map_err(|error| {
+        let unpacked = self.parts.store.unpack(&mut self.sessions, id, parcel);
+        self.tell_evicted();
+        unpacked.map_err(|error| {
             warn!(session = %id, %error, "a session could not be made of a copy");
             self.parts.quotas.give_back_session(who.tenant);
             Reject::Internal { what: "it could not be written" }
         })?;
         self.notify(Notice::Made { id });
-        self.tell_evicted(evicted);
         Ok(self.stands(id))
     }
 
@@ -213,6 +214,8 @@ impl<S: Storage, D: Device> Worker<S, D> {
         if let What::Rewind(rewind) = what
             && self.was_moved_by(id, rewind.digest)
         {
+            // The first time it may have been done in memory alone.
+            self.write_changed(id, |_| {})?;
             return Ok(self.stands(id));
         }
         match self.expect_idle_at(id, expected_position) {

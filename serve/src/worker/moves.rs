@@ -238,8 +238,9 @@ impl<S: Storage, D: Device> Worker<S, D> {
             warn!(session = %id, %error, "a session could not be taken in");
             Reject::Internal { what: "it could not be written" }
         };
-        let evicted = self.parts.store.unpack(&mut self.sessions, id, &parcel).map_err(failed)?;
-        self.tell_evicted(evicted);
+        let unpacked = self.parts.store.unpack(&mut self.sessions, id, &parcel);
+        self.tell_evicted();
+        unpacked.map_err(failed)?;
         let kept = match running {
             true => self.reserve(id),
             false => Ok(()),

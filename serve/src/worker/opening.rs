@@ -257,24 +257,25 @@ impl<S: Storage, D: Device> Worker<S, D> {
 
     /// A row to write to.
     pub(super) fn reserve(&mut self, id: SessionId) -> Result<(), Reject> {
-        let evicted = self.parts.store.reserve(&mut self.sessions, id).map_err(|error| {
+        let reserved = self.parts.store.reserve(&mut self.sessions, id);
+        self.tell_evicted();
+        reserved.map_err(|error| {
             warn!(session = %id, %error, "no record can be reserved");
             Reject::QueueFull {
                 requests_max: self.parts.limits.requests_max,
                 retry_after: self.parts.limits.retry_after,
             }
-        })?;
-        self.tell_evicted(evicted);
-        Ok(())
+        })
     }
 
-    /// Says that a session has given way, and frees its lane.
-    pub(super) fn tell_evicted(&mut self, evicted: Option<(SessionId, Session)>) {
-        let Some((id, session)) = evicted else { return };
-        self.parts.residency.forgotten(&mut self.parts.device, &session);
-        self.parts.metrics.sessions_evicted.inc();
-        if !planted(Bug::EvictSilently) {
-            self.tell_gone(id, Some(&session), Gone::Evicted);
+    /// Says which sessions have given way, and frees their lanes.
+    pub(super) fn tell_evicted(&mut self) {
+        for (id, session) in self.parts.store.take_evicted() {
+            self.parts.residency.forgotten(&mut self.parts.device, &session);
+            self.parts.metrics.sessions_evicted.inc();
+            if !planted(Bug::EvictSilently) {
+                self.tell_gone(id, Some(&session), Gone::Evicted);
+            }
         }
     }
 

@@ -149,7 +149,8 @@ fn devices(names: &[&str]) -> Vec<DeviceSpec> {
 }
 
 fn put((store, sessions): &mut Open, id: u128) {
-    assert!(store.unpack(sessions, SessionId(id), &parcel(id)).unwrap().is_none());
+    store.unpack(sessions, SessionId(id), &parcel(id)).unwrap();
+    assert!(store.take_evicted().is_empty());
 }
 
 /// A session that nothing else is like.
