@@ -71,6 +71,9 @@ pub struct Store<S> {
     /// Whose rows were written since: of a row that is written twice, a loss of power may leave nothing.
     written: HashSet<SessionId>,
     evicted: Vec<(SessionId, Session)>,
+    /// Tapes that are free once the disk knows that whoever had them is gone: it might come back, and read what another has
+    /// written by then.
+    freeing: Vec<u32>,
     // Kept from token to token, so that none allocates.
     words: Vec<u32>,
 }
@@ -189,6 +192,7 @@ impl<S: Storage> Store<S> {
             owes_rows: false,
             written: HashSet::new(),
             evicted: Vec::new(),
+            freeing: Vec::new(),
             words: Vec::new(),
         };
         let sessions = store.recover_sessions();
@@ -590,7 +594,7 @@ impl<S: Storage> Store<S> {
         }
         if mem::take(&mut self.owes_rows) {
             self.rows.flush()?;
-            self.written.clear();
+            self.rows_are_flushed();
         }
         Ok(())
     }
@@ -604,7 +608,7 @@ impl<S: Storage> Store<S> {
         self.rows.flush()?;
         self.owes_logs = false;
         self.owes_rows = false;
-        self.written.clear();
+        self.rows_are_flushed();
         Ok(())
     }
 
@@ -638,11 +642,18 @@ impl<S: Storage> Store<S> {
     /// # Errors
     /// If the disk fails.
     pub fn own_tape(&mut self, sessions: &mut Sessions, id: SessionId) -> Result<(), StoreError> {
-        let Session { record, origin, .. } = sessions.expect(id);
+        let Session { record, .. } = sessions.expect(id);
         if record.tape.is_some() {
             return Ok(());
         }
-        let number = self.free_tapes.pop().ok_or(StoreError::NoTape)?;
+        let number = match self.free_tapes.pop() {
+            Some(number) => number,
+            None => {
+                self.commit()?;
+                self.free_tapes.pop().ok_or(StoreError::NoTape)?
+            }
+        };
+        let Session { record, origin, .. } = sessions.expect(id);
         let own = Tape { number, owner: id.0 };
         if let Some(from) = *origin
             && let Err(error) = self.tapes.copy(from, own, record.branch, 0..record.position)
@@ -730,11 +741,25 @@ impl<S: Storage> Store<S> {
     }
 
     fn free_tape(&mut self, number: u32) {
+        match self.durability {
+            Durability::Durable => self.freeing.push(number),
+            Durability::Fast => self.clear_tape(number),
+        }
+    }
+
+    fn clear_tape(&mut self, number: u32) {
         if let Err(error) = self.tapes.clear(number) {
             // Its cells are another owner's to whoever gets it next.
             warn!(tape = number, %error, "a tape could not be cleared");
         }
         self.free_tapes.push(number);
+    }
+
+    fn rows_are_flushed(&mut self) {
+        self.written.clear();
+        for number in mem::take(&mut self.freeing) {
+            self.clear_tape(number);
+        }
     }
 
     fn give_back(&mut self, session: &mut Session) {

@@ -49,7 +49,7 @@ async fn a_worker_that_dies_fails_its_streams() {
         tokio::join!(service.generate(Principal::ANONYMOUS, start("abc")), accept(&events));
     drop(submission);
     let last = stream.unwrap().collect::<Vec<_>>().await.pop();
-    assert!(matches!(last, Some(TokenEvent::Failed(Reject::Internal { .. }))), "{last:?}");
+    assert!(matches!(last, Some(TokenEvent::Failed(Reject::Unavailable { .. }))), "{last:?}");
 }
 
 #[tokio::test]

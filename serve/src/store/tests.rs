@@ -141,6 +141,30 @@ fn a_state_that_comes_back_is_nobodys() {
     assert_eq!(it.state(B, 10), None, "its own is lost");
 }
 
+/// Goal: in durable mode a session is there as a whole or not at all.
+/// Method: one is forgotten, and another begins at once; then the power fails, which takes back that the first is gone. Had
+/// the other been given its tape, it would come back without its beginning.
+#[test]
+fn a_session_that_comes_back_has_its_log() {
+    let mut it = Fixture::new();
+    it.store.durability = Durability::Durable;
+    it.write(A, 10);
+    it.row(A);
+    it.store.commit().unwrap();
+    it.store.forget(&mut it.sessions, A, Some(Gone::Evicted));
+    it.write(B, 3);
+    it.row(B);
+    let mut it = Fixture::on(it.store.storages_mut().map(|disk| disk.powerless(|_| 0..0)));
+    assert_eq!(it.log(A), (0..10).map(word).collect::<Vec<_>>());
+
+    it.store.durability = Durability::Durable;
+    it.store.forget(&mut it.sessions, A, Some(Gone::Evicted));
+    for id in 1..=8 {
+        it.write(SessionId(id), 1);
+    }
+    assert_eq!(it.store.free_tapes.len(), 0, "what it had is used once the disk knows");
+}
+
 #[test]
 fn a_full_disk_leaves_a_session_where_it_stood() {
     let mut it = Fixture::new();

@@ -541,9 +541,9 @@ impl World {
 /// What a client is told; none if nobody answers.
 type Answer = Option<Result<Standing, Reject>>;
 
-/// Tokens to append: half of the time they begin as others do.
+/// Tokens to append: half of the time they begin as others do, and part from them where others did.
 fn prompt(n: usize, rng: &mut StdRng) -> Vec<u32> {
-    let alike = if rng.random_bool(0.5) { rng.random_range(0..=n) } else { 0 };
+    let alike = if rng.random_bool(0.5) { rng.random_range(3..7).min(n) } else { 0 };
     let common = [3, 17, 29, 5, 41, 2, 8, 33, 12, 7, 21];
     let rest = (alike..n).map(|_| rng.random_range(1..50));
     common.into_iter().take(alike).chain(rest).collect()
