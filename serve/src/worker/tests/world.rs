@@ -368,7 +368,10 @@ impl World {
         self.router.adopt(WorkerId(0), recalled);
         (self.worker, self.notices) = (worker, notices);
         for peer in &self.peers {
-            let Some(name) = peer.name else { continue };
+            // The process may have died when it had just deleted it.
+            let Some(name) = peer.name.filter(|_| self.worker.parts.store.has(peer.id)) else {
+                continue;
+            };
             let found = self.router.named(peer.who.tenant, name);
             assert_eq!(found, Some(peer.id), "{}: {peer:?}", self.context);
         }
