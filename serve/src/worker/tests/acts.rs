@@ -12,9 +12,10 @@ use crate::{
     auth::Principal,
     device::fake::FakeDevice,
     pipe::pipe,
-    request::Origin,
+    request::{Origin, Request},
     router::WorkerId,
     sampler::{Penalties, Sampling},
+    sessions::Name,
     store::Parcel,
 };
 

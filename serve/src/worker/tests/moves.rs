@@ -20,9 +20,11 @@ use super::{
 };
 use crate::{
     admission::Admission,
+    auth::TenantId,
     device::fake::FakeDevice,
     pipe::pipe,
     planted::{Bug, PLANTED},
+    request::{Origin, Request},
     router::{Router, WorkerHandle, WorkerId},
     sampler::Sampling,
     server::stores::keep_later,

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     admission::Admission,
-    auth::{Auth, Tokens},
+    auth::{Auth, TenantId, Tokens},
     device::{Lane, fake::FakeDevice},
     quotas::Quotas,
     router::{Router, WorkerHandle, WorkerId},
