@@ -268,8 +268,10 @@ impl Service {
     ) -> Result<v1::Session, Reject> {
         let (id, from) = self.find(who, "session_id", &request.session_id)?;
         let invalid = |problem: String| Reject::Invalid { field: "device", problem };
-        let device: DeviceSpec =
-            request.device.parse().map_err(|error: DeviceSpecError| invalid(error.to_string()))?;
+        let device: DeviceSpec = request
+            .device
+            .parse()
+            .map_err(|error: DeviceSpecError| invalid(format!("is refused: {error}")))?;
         let to = self.parts().router.beside(from, &device.to_string());
         let to = to.ok_or_else(|| invalid(format!("{device} does not run the session's model")))?;
         let standing = self.bring(who, id, [from, to], request.expected_position, false).await?;
