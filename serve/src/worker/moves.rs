@@ -119,7 +119,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
     /// Gives an event back that is to be handled here and now. One for a session that is about to leave waits; one for a
     /// session that has left goes where that is.
     pub(super) fn here(&mut self, event: Event) -> Option<Event> {
-        let Moves { leaving, left, outbound, .. } = &mut self.moves;
+        let Moves { leaving, left, .. } = &mut self.moves;
         for id in event.sessions().into_iter().flatten() {
             if let Some(leaving) = leaving.get_mut(&id) {
                 leaving.held.push(event);
@@ -128,11 +128,24 @@ impl<S: Storage, D: Device> Worker<S, D> {
             if let Some(to) = left.get(&id)
                 && !self.parts.store.has(id)
             {
-                outbound.push_back((to.clone(), event));
+                let to = to.clone();
+                self.send_on(to, event);
                 return None;
             }
         }
         Some(event)
+    }
+
+    /// Sends an event on to where its session is now. Not so one that was to bring it from here to there or elsewhere: whoever
+    /// wants that looks again where it is.
+    fn send_on(&mut self, to: Sender<Event>, event: Event) {
+        match event {
+            Event::Move(departure) => {
+                let retry_after = self.parts.limits.retry_after;
+                departure.reply.send(Err(Reject::Unavailable { retry_after })).ok();
+            }
+            event => self.moves.outbound.push_back((to, event)),
+        }
     }
 
     /// Sends a session on its way.
@@ -276,7 +289,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
                 self.notify(Notice::Moved { id, to: to.worker });
                 self.parts.metrics.session_move.observe((now - began).as_secs_f64());
                 self.moves.remember(id, to.events.clone());
-                self.moves.outbound.extend(held.into_iter().map(|it| (to.events.clone(), it)));
+                held.into_iter().for_each(|event| self.send_on(to.events.clone(), event));
                 reply.send(Ok(standing)).ok();
                 self.send_outbound(now);
             }

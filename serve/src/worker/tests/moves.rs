@@ -61,7 +61,8 @@ struct Client {
     /// Where its session is, as far as it was told, and where it was before.
     home: usize,
     before: usize,
-    moving: Option<(usize, oneshot::Receiver<Result<Standing, Reject>>)>,
+    /// Where it is being brought, maybe by several at a time.
+    moving: Vec<(usize, oneshot::Receiver<Result<Standing, Reject>>)>,
 }
 
 #[test]
@@ -74,7 +75,7 @@ fn a_session_that_moves_is_the_same() {
         world.run(300);
         moved += world.n_moved;
     }
-    assert!(5 * seeds < moved, "{moved} moves in {seeds} seeds");
+    assert!(3 * seeds < moved, "{moved} moves in {seeds} seeds");
 }
 
 /// Goal: of two rows of a session the right one is taken.
@@ -125,7 +126,7 @@ impl World {
             let home = stores.iter().position(|(store, _)| store.has(client.peer.id));
             client.home = home.unwrap_or(client.home);
             client.before = client.home;
-            client.moving = None;
+            client.moving.clear();
         }
         let start = |store| start_with(store, &self.vocabulary, self.clock, ROOMY).0;
         self.workers = stores.into_iter().map(start).collect();
@@ -164,7 +165,7 @@ impl World {
         self.fuse.light(u64::MAX);
         self.is_late = [false; DEVICES];
         for _ in 0..1000 {
-            if self.peers.iter().all(|it| it.peer.turn.is_none() && it.moving.is_none()) {
+            if self.peers.iter().all(|it| it.peer.turn.is_none() && it.moving.is_empty()) {
                 return self.one_home_each();
             }
             for i in 0..self.peers.len() {
@@ -278,8 +279,9 @@ impl World {
     fn move_one(&mut self) {
         let i = self.rng.random_range(0..PEERS);
         let client = &mut self.peers[i];
-        let (from, to) = (client.home, 1 - client.home);
-        if client.moving.is_some() || !client.peer.is_known {
+        let from = if self.rng.random_bool(0.2) { client.before } else { client.home };
+        let to = self.rng.random_range(0..DEVICES);
+        if 2 <= client.moving.len() || !client.peer.is_known {
             return;
         }
         let (reply, answer) = oneshot::channel();
@@ -294,7 +296,7 @@ impl World {
             reply,
         };
         if self.router.send(WorkerId(from), Event::Move(Box::new(departure))).is_ok() {
-            client.moving = Some((to, answer));
+            client.moving.push((to, answer));
         }
     }
 
@@ -313,29 +315,35 @@ impl Client {
     fn new(rng: &mut StdRng) -> Self {
         let home = rng.random_range(0..DEVICES);
         let peer = Peer::new(SessionId(rng.random()), 0);
-        Self { peer, home, before: home, moving: None }
+        Self { peer, home, before: home, moving: Vec::new() }
     }
 
     /// Takes in what came of a move.
     fn hear(&mut self, n_moved: &mut u64, context: &str) {
-        let Some((to, answer)) = &mut self.moving else { return };
-        match answer.try_recv() {
-            Ok(Ok(standing)) => {
-                assert_eq!(standing.id, self.peer.id, "{context}");
-                self.before = self.home;
-                self.home = *to;
-                *n_moved += 1;
+        let Self { peer, home, before, moving } = self;
+        moving.retain_mut(|(to, answer)| {
+            match answer.try_recv() {
+                Ok(Ok(standing)) => {
+                    assert_eq!(standing.id, peer.id, "{context}");
+                    if home != to {
+                        (*before, *home) = (*home, *to);
+                        *n_moved += 1;
+                    }
+                }
+                Ok(Err(reject)) => {
+                    let expected = matches!(
+                        reject,
+                        Reject::SessionBusy { .. }
+                            | Reject::Internal { .. }
+                            | Reject::QueueFull { .. }
+                            | Reject::Unavailable { .. }
+                    );
+                    assert!(expected, "{context}: {reject}");
+                }
+                Err(oneshot::error::TryRecvError::Empty) => return true,
+                Err(oneshot::error::TryRecvError::Closed) => panic!("{context}: nobody answers"),
             }
-            Ok(Err(reject)) => {
-                let expected = matches!(
-                    reject,
-                    Reject::SessionBusy { .. } | Reject::Internal { .. } | Reject::QueueFull { .. }
-                );
-                assert!(expected, "{context}: {reject}");
-            }
-            Err(oneshot::error::TryRecvError::Empty) => return,
-            Err(oneshot::error::TryRecvError::Closed) => panic!("{context}: nobody answers"),
-        }
-        self.moving = None;
+            false
+        });
     }
 }
