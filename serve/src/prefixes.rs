@@ -74,6 +74,9 @@ pub enum Miss {
     Evicted,
 }
 
+/// Tokens that there is room for, for each node: prompts that part all the time take no more memory than this allows.
+const TOKENS_PER_NODE: usize = 8;
+
 type NodeId = usize;
 
 #[derive(Debug, Default)]
@@ -301,15 +304,18 @@ impl Prefixes {
     /// Forgets what was said longest ago, until there is room for an eighth again.
     fn forget_oldest(&mut self) {
         let tokens_max = self.limits.tokens_max as usize;
-        if self.n_tokens <= tokens_max {
+        if self.n_tokens <= tokens_max && self.n_nodes() <= tokens_max / TOKENS_PER_NODE {
             return;
         }
+        let tokens_left = tokens_max - tokens_max / 8;
         let mut by_use: Vec<(u64, NodeId)> =
             self.nodes.iter().enumerate().map(|(i, node)| (node.used, i)).collect();
         // A node was used whenever one below it was: of two that were used at once, the deeper goes first.
         by_use.sort_unstable_by_key(|&(used, i)| (used, usize::MAX - self.nodes[i].depth));
         for (used, at) in by_use {
-            if self.n_tokens <= tokens_max - tokens_max / 8 || used == self.now {
+            let has_room =
+                self.n_tokens <= tokens_left && self.n_nodes() <= tokens_left / TOKENS_PER_NODE;
+            if has_room || used == self.now {
                 break;
             }
             let Some(parent) = self.nodes[at].parent else { continue };
@@ -322,6 +328,10 @@ impl Prefixes {
             self.nodes[parent].children.remove(&node.edge[0]);
             self.free.push(at);
         }
+    }
+
+    fn n_nodes(&self) -> usize {
+        self.nodes.len() - self.free.len()
     }
 
     fn push(&mut self, node: Node) -> NodeId {

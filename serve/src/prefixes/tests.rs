@@ -130,6 +130,8 @@ fn answers_are_those_of_a_list() {
             said.push(prompt);
             assert_eq!(it.n_states() as usize, kept.len(), "seed {seed}");
             assert!(it.n_tokens <= tokens_max as usize + 14, "seed {seed}");
+            // Those of what was said just now stay: at most one for each of its tokens, and the root.
+            assert!(it.n_nodes() <= tokens_max as usize / TOKENS_PER_NODE + 15, "seed {seed}");
             consistent(&it, seed);
         }
     }
