@@ -272,6 +272,8 @@ pub struct ParameterSpec {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     Zeros,
+    /// This value everywhere.
+    Constant(f64),
     /// Zero-mean normal with this standard deviation.
     Normal {
         std: f64,

@@ -275,6 +275,7 @@ fn draw(init: Init, rng: &mut ChaCha8Rng) -> f32 {
     let logit = |rho: f64| (rho.recip() - 1.0).ln();
     let drawn = match init {
         Init::Zeros => 0.0,
+        Init::Constant(value) => value,
         Init::Normal { std } => {
             // Box and Muller's transform; `1 - u` keeps the logarithm off 0.
             let radius = (-2.0 * (1.0 - uniform(0.0, 1.0)).ln()).sqrt();

@@ -130,6 +130,7 @@ fn draw(spec: &ParameterSpec, rng: &mut ChaCha8Rng) -> Vec<f64> {
     let elements = spec.shape.iter().product::<u64>();
     let mut draw = || match spec.init {
         Init::Zeros => 0.0,
+        Init::Constant(value) => value,
         Init::Normal { std } => std * normal(rng),
         Init::RgLruCode { rho_min, rho_max } => {
             let squared = uniform(rng, rho_min.powi(2) + 1e-8, rho_max.powi(2) + 1e-8);

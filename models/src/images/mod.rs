@@ -1,0 +1,23 @@
+//! Image classifiers: residual networks without normalisation, and what they are compared with.
+//!
+//! | letter | meaning | in code |
+//! |---|---|---|
+//! | `B` | images of a batch | |
+//! | `C` | channels | `width`, `middle` |
+//! | `H`, `W` | height and width of a map | |
+//! | `K` | classes | `classes` |
+
+pub mod activation;
+pub mod backend;
+pub mod census;
+pub mod config;
+mod layers;
+pub mod network;
+pub mod nf_regnet;
+pub mod nf_resnet;
+pub mod nfnet;
+pub mod presets;
+pub mod wrn;
+
+pub use backend::{Conv, ImageBackend, Observed};
+pub use config::{ImageConfig, ImageConfigError, ImageFamily};

@@ -1,0 +1,9 @@
+use super::{names, preset};
+
+#[test]
+fn every_preset_is_sound() {
+    for name in names() {
+        let config = preset(name).expect("a preset");
+        assert_eq!(config.clone().checked(), Ok(config), "{name}");
+    }
+}
