@@ -25,6 +25,7 @@ pub mod config;
 pub mod decoder;
 pub mod griffin;
 pub mod hawk;
+pub mod images;
 pub mod layers;
 pub mod mqa;
 pub mod path;
