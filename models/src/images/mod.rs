@@ -16,6 +16,7 @@ pub mod network;
 pub mod nf_regnet;
 pub mod nf_resnet;
 pub mod nfnet;
+pub mod preprocessing;
 pub mod presets;
 pub mod wrn;
 
