@@ -32,6 +32,9 @@ const DOORS: &[(&str, &[&str])] = &[
             "tests/src/readings/portable.rs",
         ],
     ),
+    ("parquet", &["export/src/data/images/dataset.rs", "export/src/data/images/dataset/"]),
+    ("png", &["models/src/images/preprocessing/picture.rs"]),
+    ("zune_jpeg", &["models/src/images/preprocessing/picture.rs"]),
     ("memmap2", &["serve/src/device/files.rs", "state-cache/src/storage.rs"]),
     (
         "quinn",
