@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
 };
 
@@ -37,13 +38,20 @@ struct Rows {
 pub(super) fn read(files: &[PathBuf]) -> Result<Dataset, DatasetError> {
     let mut rows = Rows::default();
     for path in files {
-        rows.read(path)?;
+        // Where a file is damaged the library has assertions beside its errors.
+        let read = panic::catch_unwind(AssertUnwindSafe(|| rows.read(path)));
+        read.unwrap_or_else(|_| Err(damaged(path)))?;
         rows.places.files.push((path.clone(), rows.ends.len()));
     }
     let classes = rows.classes();
     let Rows { bytes, ends, labels, places, .. } = rows;
     let pictures = Pictures::Encoded { bytes, ends, places };
     Dataset { pictures, labels, classes }.pack()
+}
+
+fn damaged(path: &Path) -> DatasetError {
+    let source = ParquetError::General("the file is damaged".to_owned());
+    DatasetError::Parquet { path: path.to_owned(), source }
 }
 
 /// Leaf columns of a file.
@@ -67,6 +75,9 @@ impl Rows {
             return Err(DatasetError::TooLarge { path: path.to_owned(), found_bytes, bytes_max });
         }
         let reader = SerializedFileReader::new(file).map_err(parquet_error)?;
+        if !lie_within(&reader, found_bytes) {
+            return Err(damaged(path));
+        }
         let columns = columns(path, &reader)?;
         let metadata = reader.metadata().file_metadata().key_value_metadata();
         let names = metadata.into_iter().flatten().find(|it| it.key == "huggingface");
@@ -98,6 +109,8 @@ impl Rows {
         let labels = integers(group, columns.label).map_err(parquet_error)?;
         let paths = columns.path.map(|it| byte_arrays(group, it));
         let paths = paths.transpose().map_err(parquet_error)?.unwrap_or_default();
+        let named = self.names.as_ref().and_then(|it| u32::try_from(it.len()).ok());
+        let classes = named.unwrap_or(CLASSES_MAX).min(CLASSES_MAX);
         let count = pictures.len();
         if labels.len() != count || PICTURES_MAX < self.ends.len() + count {
             let error = ParquetError::General("columns of a row group differ in length".to_owned());
@@ -108,9 +121,9 @@ impl Rows {
                 let column = format!("{}.bytes", columns.picture_name);
                 return Err(refused(row, &column, "a JPEG or PNG".to_owned(), "null".to_owned()));
             };
-            let class = label.and_then(|it| u32::try_from(it).ok()).filter(|it| *it < CLASSES_MAX);
+            let class = label.and_then(|it| u32::try_from(it).ok()).filter(|it| *it < classes);
             let Some(class) = class else {
-                let expected = format!("a number from 0 to {}", CLASSES_MAX - 1);
+                let expected = format!("a number below {classes}");
                 let found = label.map_or_else(|| "null".to_owned(), |it| it.to_string());
                 return Err(refused(row, &columns.label_name, expected, found));
             };
@@ -152,6 +165,17 @@ impl Rows {
             .filter(differ)
             .unwrap_or_else(|| numbered(u32::try_from(needed).unwrap_or_default()))
     }
+}
+
+/// Whether all columns lie where the file has bytes, before memory is taken for them.
+fn lie_within(reader: &impl FileReader, file_bytes: u64) -> bool {
+    let groups = reader.metadata().row_groups().iter();
+    groups.flat_map(|it| it.columns()).all(|it| {
+        let start = it.dictionary_page_offset().unwrap_or_else(|| it.data_page_offset());
+        let bounds = [start, it.data_page_offset(), it.compressed_size()].map(u64::try_from);
+        let [Ok(start), Ok(_), Ok(bytes)] = bounds else { return false };
+        start.checked_add(bytes).is_some_and(|end| end <= file_bytes)
+    })
 }
 
 fn columns(path: &Path, reader: &impl FileReader) -> Result<Columns, DatasetError> {

@@ -53,20 +53,20 @@ fn pictures_of_several_sizes_stay_encoded() {
 #[test]
 fn cell_that_is_wrong_is_named() {
     let good = (Some(png(2)), "", Some(0));
-    let check = |row: Row, message: &str| {
-        let error = open("a.parquet", &parquet_of(&[good.clone(), row], None)).unwrap_err();
+    let check_with = |names, row: Row, message: &str| {
+        let error = open("a.parquet", &parquet_of(&[good.clone(), row], names)).unwrap_err();
         let error = error.to_string();
         assert!(error.contains("a.parquet, row 1, column ") && error.contains(message), "{error}");
     };
+    let check = |row, message| check_with(None, row, message);
     check((None, "", Some(0)), "image.bytes: a JPEG or PNG is expected, but found null");
     check((Some(b"GIF8".to_vec()), "", Some(0)), "the bytes are neither JPEG nor PNG");
-    check(
-        (Some(png(1)), "", Some(-1)),
-        "label: a number from 0 to 1048575 is expected, but found -1",
-    );
-    check(
-        (Some(png(1)), "", None),
-        "label: a number from 0 to 1048575 is expected, but found null",
+    check((Some(png(1)), "", Some(-1)), "label: a number below 1048576 is expected, but found -1");
+    check((Some(png(1)), "", None), "label: a number below 1048576 is expected, but found null");
+    check_with(
+        Some(NAMES),
+        (Some(png(1)), "", Some(3)),
+        "a number below 3 is expected, but found 3",
     );
 }
 
@@ -167,6 +167,24 @@ fn cifar_10_has_a_tenth_of_each_class() {
     for class in 0..10 {
         assert_eq!(dataset.labels().iter().filter(|it| **it == class).count(), 1000);
     }
+}
+
+/// The library asserted that offsets are not negative and that dictionaries come first, which in
+/// damaged files they were not: the program ended where a data set should have been refused.
+#[test]
+fn damaged_columns_are_refused() {
+    let mut refused = 0;
+    let bytes = parquet_of(&[(Some(png(2)), "", Some(0))], None);
+    let offsets = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"label"));
+    // What follows a column's name in the footer: its codec, sizes and offsets.
+    for at in offsets.flat_map(|at| at + 5..at + 25).filter(|at| *at < bytes.len() - 8) {
+        for value in [1, 3, 0x7f, 0xff] {
+            let mut spoilt = bytes.clone();
+            spoilt[at] = value;
+            refused += u32::from(open("a.parquet", &spoilt).is_err());
+        }
+    }
+    assert!(0 < refused);
 }
 
 #[test]
