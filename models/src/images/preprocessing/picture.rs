@@ -76,6 +76,11 @@ impl Default for PictureLimits {
 ///
 /// Grey becomes three equal channels, transparency is dropped, and of 16 bits the upper 8 are kept.
 ///
+/// # Numerics
+/// PNG is exact. JPEG leaves the last bits to decoders: the bytes of 2 000 pictures of CIFAR-10, with
+/// chroma of half the width and height, differ from Pillow's (libjpeg-turbo 3.1) by 0.30 on average
+/// and by 4 at most.
+///
 /// # Errors
 /// [`PictureError`]. The header is held to `limits` before memory is taken for the pixels.
 pub fn decode(bytes: &[u8], limits: &PictureLimits) -> Result<Picture, PictureError> {
