@@ -264,8 +264,18 @@ pub fn gated_rg_lru_in_parts<B: Backend + ?Sized>(
 pub struct ParameterSpec {
     pub shape: Vec<u64>,
     pub init: Init,
-    /// Whether weight decay applies: matrices yes; recurrence, norms and biases no.
-    pub decay: bool,
+    pub role: Role,
+}
+
+/// What training does with a parameter.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Role {
+    /// Learns it, and weight decay applies.
+    Matrix,
+    /// Learns it, and weight decay does not apply: recurrence, norms, gains and biases.
+    Steering,
+    /// Keeps a running average in it, which evaluation needs.
+    Average,
 }
 
 /// How a parameter begins.

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! <name>/manifest.toml      what this file describes; read first, verified against all others
-//! <name>/model.onnx         the step graph; large weights beside it in model.onnx.data
-//! <name>/tokenizer.json     Hugging Face tokenizers format
+//! <name>/model.onnx         the step graph, or the classifier's; large weights beside it in model.onnx.data
+//! <name>/tokenizer.json     Hugging Face tokenizers format; of language models
 //! ```
 
 mod hash;
@@ -12,16 +12,18 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fmt, fs, io,
     path::{Path as FilePath, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
 use crate::{
     carry::{Carry, TensorSpec},
     config::ModelConfig,
+    images::{ImageConfig, preprocessing::Preprocessing},
+    model::Parametric,
 };
 
 /// The bundle format that this code reads and writes.
@@ -37,26 +39,23 @@ pub const NAME_BYTES_MAX: usize = 64;
 /// A manifest is a few kilobytes; what is larger is not one.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 
-/// What a bundle says of itself.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Manifest {
+/// What a bundle says of itself, `M` being what it holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Manifest<M: Bundled = ModelConfig> {
     /// Version of this structure: [`FORMAT`].
     pub format: u32,
     /// What clients call the model.
     pub name: String,
-    pub kind: Kind,
     /// How matrices are stored.
     pub precision: Precision,
     /// Operators of the domain `aerie` that the graph uses, with the version of each.
     pub ops: BTreeMap<String, u32>,
     /// BLAKE3 of every other file of the bundle, in hexadecimal.
     pub files: BTreeMap<String, String>,
-    pub model: ModelConfig,
+    pub model: M,
     pub provenance: Provenance,
-    /// Fields of a session record in their order; repeats what `model` implies, so that a reader
-    /// that derives another layout notices.
-    pub carry: Vec<TensorSpec>,
+    /// What has to be known to talk to the model.
+    pub interface: M::Interface,
 }
 
 /// What the step function maps to what.
@@ -65,6 +64,17 @@ pub struct Manifest {
 pub enum Kind {
     /// Tokens to the logits of the next one.
     LanguageModel,
+    /// Pixels to the logits of classes.
+    ImageClassifier,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LanguageModel => "language-model",
+            Self::ImageClassifier => "image-classifier",
+        })
+    }
 }
 
 /// How matrices are stored. Norms, biases, the convolution and the recurrence are f32 always.
@@ -111,9 +121,21 @@ pub struct Provenance {
     /// Tokens seen in training; none if nobody here knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
+    /// Images seen in training; none if nobody here knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<u64>,
     /// Text by which the scales of weights were chosen, in words; none if by the weights alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<String>,
+}
+
+/// What a classifier takes and says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pictures {
+    /// What is done to a picture before the graph.
+    pub input: Preprocessing,
+    /// Names of the classes.
+    pub labels: Vec<String>,
 }
 
 /// Why a bundle is refused.
@@ -125,6 +147,14 @@ pub enum BundleError {
     TooLarge { path: PathBuf, found_bytes: u64, max_bytes: u64 },
     #[error("{}: {source}", path.display())]
     Parse { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("manifest field `kind` is {found}; {expected} is expected")]
+    Kind { found: Kind, expected: Kind },
+    #[error("manifest field `{field}` is missing; a bundle of kind {kind} has it")]
+    Missing { field: &'static str, kind: Kind },
+    #[error("manifest field `{field}` is none of a bundle of kind {kind}")]
+    Surplus { field: &'static str, kind: Kind },
+    #[error("manifest field `labels` has {found} names, but the model has {expected} classes")]
+    Labels { found: usize, expected: u32 },
     #[error("manifest field `format` is {found}; this build reads {FORMAT}")]
     Format { found: u32 },
     #[error(
@@ -148,7 +178,210 @@ pub enum BundleError {
     UnknownOp { op: String },
 }
 
-impl Manifest {
+/// What a bundle can hold.
+pub trait Bundled: Parametric + Serialize + DeserializeOwned {
+    const KIND: Kind;
+    /// Files that the bundle has, besides the manifest.
+    const FILES: &'static [&'static str];
+    /// What has to be known to talk to it, besides itself.
+    type Interface: Clone + std::fmt::Debug + PartialEq;
+
+    /// Takes what is its own of a manifest.
+    ///
+    /// # Errors
+    /// [`BundleError`], naming the field.
+    fn interface(&self, parts: Parts) -> Result<Self::Interface, BundleError>;
+
+    /// Gives what is its own to a manifest.
+    fn parts(&self, interface: &Self::Interface) -> Parts;
+}
+
+/// Fields of a manifest that only some kinds have.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parts {
+    /// Names of the classes.
+    pub labels: Option<Vec<String>>,
+    pub input: Option<Preprocessing>,
+    /// Fields of a session record in their order; repeats what `model` implies, so that a reader
+    /// that derives another layout notices.
+    pub carry: Option<Vec<TensorSpec>>,
+}
+
+impl Bundled for ModelConfig {
+    const KIND: Kind = Kind::LanguageModel;
+    const FILES: &'static [&'static str] = &[MODEL_FILE, TOKENIZER_FILE];
+    type Interface = ();
+
+    fn interface(&self, parts: Parts) -> Result<(), BundleError> {
+        let kind = Self::KIND;
+        if parts.labels.is_some() {
+            return Err(BundleError::Surplus { field: "labels", kind });
+        }
+        if parts.input.is_some() {
+            return Err(BundleError::Surplus { field: "input", kind });
+        }
+        let layout = Carry::layout(self);
+        let carry = parts.carry.ok_or(BundleError::Missing { field: "carry", kind })?;
+        let mut expected = layout.fields();
+        let mut found = carry.iter();
+        loop {
+            match (expected.next(), found.next()) {
+                (None, None) => return Ok(()),
+                (a, b) if a == b => {}
+                (a, b) => {
+                    let path = a.or(b).map(|spec| spec.path.clone()).unwrap_or_default();
+                    return Err(BundleError::Carry { path });
+                }
+            }
+        }
+    }
+
+    fn parts(&self, (): &()) -> Parts {
+        let carry = Carry::layout(self).fields().cloned().collect();
+        Parts { carry: Some(carry), ..Parts::default() }
+    }
+}
+
+impl Bundled for ImageConfig {
+    const KIND: Kind = Kind::ImageClassifier;
+    const FILES: &'static [&'static str] = &[MODEL_FILE];
+    type Interface = Pictures;
+
+    fn interface(&self, parts: Parts) -> Result<Pictures, BundleError> {
+        let kind = Self::KIND;
+        if parts.carry.is_some() {
+            return Err(BundleError::Surplus { field: "carry", kind });
+        }
+        let labels = parts.labels.ok_or(BundleError::Missing { field: "labels", kind })?;
+        let input = parts.input.ok_or(BundleError::Missing { field: "input", kind })?;
+        if labels.len() != self.classes as usize {
+            return Err(BundleError::Labels { found: labels.len(), expected: self.classes });
+        }
+        Ok(Pictures { input, labels })
+    }
+
+    fn parts(&self, Pictures { input, labels }: &Pictures) -> Parts {
+        Parts { labels: Some(labels.clone()), input: Some(input.clone()), carry: None }
+    }
+}
+
+/// A manifest of any kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AnyManifest {
+    Language(Manifest),
+    Images(Manifest<ImageConfig>),
+}
+
+impl AnyManifest {
+    /// [`Manifest::read`], whatever the bundle holds.
+    ///
+    /// # Errors
+    /// See [`BundleError`]; each names the field that does not hold.
+    pub fn read(
+        dir: &FilePath,
+        op_version: impl Fn(&str) -> Option<u32>,
+    ) -> Result<Self, BundleError> {
+        let text = read_text(dir)?;
+        Ok(match Fields::parse(&text).map_err(|it| it.at(dir))?.kind {
+            Kind::LanguageModel => Self::Language(Manifest::read(dir, op_version)?),
+            Kind::ImageClassifier => Self::Images(Manifest::read(dir, op_version)?),
+        })
+    }
+
+    /// [`Manifest::open`], whatever the bundle holds.
+    ///
+    /// # Errors
+    /// See [`BundleError`]; each names the field that does not hold.
+    pub fn open(
+        dir: &FilePath,
+        op_version: impl Fn(&str) -> Option<u32>,
+    ) -> Result<Self, BundleError> {
+        let manifest = Self::read(dir, op_version)?;
+        verify_files(dir, manifest.files())?;
+        Ok(manifest)
+    }
+
+    /// See [`Manifest::files`].
+    pub fn files(&self) -> &BTreeMap<String, String> {
+        match self {
+            Self::Language(it) => &it.files,
+            Self::Images(it) => &it.files,
+        }
+    }
+}
+
+/// A manifest as it is read: of any kind.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    format: u32,
+    name: String,
+    kind: Kind,
+    precision: Precision,
+    #[serde(default)]
+    labels: Option<Vec<String>>,
+    ops: BTreeMap<String, u32>,
+    files: BTreeMap<String, String>,
+    model: toml::Table,
+    provenance: Provenance,
+    #[serde(default)]
+    input: Option<Preprocessing>,
+    #[serde(default)]
+    carry: Option<Vec<TensorSpec>>,
+}
+
+impl Fields {
+    fn parse(text: &str) -> Result<Self, BundleError> {
+        toml::from_str(text).map_err(parse_error)
+    }
+}
+
+/// A manifest as it is written. The order of fields is part of the format: a fingerprint is taken of it.
+#[derive(Debug, Serialize)]
+struct Written<'a, M> {
+    format: u32,
+    name: &'a str,
+    kind: Kind,
+    precision: Precision,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<Vec<String>>,
+    ops: &'a BTreeMap<String, u32>,
+    files: &'a BTreeMap<String, String>,
+    model: &'a M,
+    provenance: &'a Provenance,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<Preprocessing>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    carry: Option<Vec<TensorSpec>>,
+}
+
+fn parse_error(source: toml::de::Error) -> BundleError {
+    BundleError::Parse { path: MANIFEST_FILE.into(), source: Box::new(source) }
+}
+
+impl BundleError {
+    /// The same, of the manifest in `dir`.
+    fn at(self, dir: &FilePath) -> Self {
+        match self {
+            Self::Parse { source, .. } => Self::Parse { path: dir.join(MANIFEST_FILE), source },
+            other => other,
+        }
+    }
+}
+
+/// The manifest's text.
+fn read_text(dir: &FilePath) -> Result<String, BundleError> {
+    let path = dir.join(MANIFEST_FILE);
+    let io_error = |source| BundleError::Io { path: path.clone(), source };
+    let found_bytes = fs::metadata(&path).map_err(io_error)?.len();
+    if MANIFEST_BYTES_MAX < found_bytes {
+        let max_bytes = MANIFEST_BYTES_MAX;
+        return Err(BundleError::TooLarge { path, found_bytes, max_bytes });
+    }
+    fs::read_to_string(&path).map_err(io_error)
+}
+
+impl<M: Bundled> Manifest<M> {
     /// Reads the manifest of the bundle in `dir` and verifies every file against it.
     ///
     /// `op_version` tells the version of an operator that the reader has.
@@ -160,9 +393,7 @@ impl Manifest {
         op_version: impl Fn(&str) -> Option<u32>,
     ) -> Result<Self, BundleError> {
         let manifest = Self::read(dir, op_version)?;
-        for (file, expected) in &manifest.files {
-            compare(file, hash_file(&dir.join(file))?, expected)?;
-        }
+        verify_files(dir, &manifest.files)?;
         Ok(manifest)
     }
 
@@ -175,18 +406,7 @@ impl Manifest {
         dir: &FilePath,
         op_version: impl Fn(&str) -> Option<u32>,
     ) -> Result<Self, BundleError> {
-        let path = dir.join(MANIFEST_FILE);
-        let io_error = |source| BundleError::Io { path: path.clone(), source };
-        let found_bytes = fs::metadata(&path).map_err(io_error)?.len();
-        if MANIFEST_BYTES_MAX < found_bytes {
-            let max_bytes = MANIFEST_BYTES_MAX;
-            return Err(BundleError::TooLarge { path, found_bytes, max_bytes });
-        }
-        let text = fs::read_to_string(&path).map_err(io_error)?;
-        let manifest = Self::parse(&text).map_err(|error| match error {
-            BundleError::Parse { source, .. } => BundleError::Parse { path, source },
-            other => other,
-        })?;
+        let manifest = Self::parse(&read_text(dir)?).map_err(|it| it.at(dir))?;
         for (op, &found) in &manifest.ops {
             match op_version(op) {
                 None => return Err(BundleError::UnknownOp { op: op.clone() }),
@@ -204,54 +424,66 @@ impl Manifest {
     /// # Errors
     /// See [`BundleError`]; files are not looked at.
     pub fn parse(text: &str) -> Result<Self, BundleError> {
-        let manifest: Self = toml::from_str(text).map_err(|source| BundleError::Parse {
-            path: MANIFEST_FILE.into(),
-            source: Box::new(source),
-        })?;
-        if manifest.format != FORMAT {
-            return Err(BundleError::Format { found: manifest.format });
+        let it = Fields::parse(text)?;
+        if it.format != FORMAT {
+            return Err(BundleError::Format { found: it.format });
         }
-        if !is_name(&manifest.name) {
-            return Err(BundleError::Name { found: manifest.name });
+        if it.kind != M::KIND {
+            return Err(BundleError::Kind { found: it.kind, expected: M::KIND });
         }
-        let layout = Carry::layout(&manifest.model);
-        let mut expected = layout.fields();
-        let mut found = manifest.carry.iter();
-        loop {
-            match (expected.next(), found.next()) {
-                (None, None) => break,
-                (a, b) if a == b => {}
-                (a, b) => {
-                    let path = a.or(b).map(|spec| spec.path.clone()).unwrap_or_default();
-                    return Err(BundleError::Carry { path });
-                }
-            }
+        if !is_name(&it.name) {
+            return Err(BundleError::Name { found: it.name });
         }
-        if let Some(file) = manifest.files.keys().find(|file| !is_plain(file)) {
+        let model = M::deserialize(it.model).map_err(parse_error)?;
+        let interface =
+            model.interface(Parts { labels: it.labels, input: it.input, carry: it.carry })?;
+        if let Some(file) = it.files.keys().find(|file| !is_plain(file)) {
             return Err(BundleError::FileName { file: file.clone() });
         }
-        for file in [MODEL_FILE, TOKENIZER_FILE] {
-            if !manifest.files.contains_key(file) {
-                return Err(BundleError::MissingFile { file });
-            }
+        if let Some(&file) = M::FILES.iter().find(|file| !it.files.contains_key(**file)) {
+            return Err(BundleError::MissingFile { file });
         }
-        Ok(manifest)
+        let Fields { format, name, precision, ops, files, provenance, .. } = it;
+        Ok(Self { format, name, precision, ops, files, model, provenance, interface })
     }
 
     /// The manifest as TOML, in the one form that [`Manifest::fingerprint`] is taken of.
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("every field has a TOML form")
+        let Parts { labels, input, carry } = self.model.parts(&self.interface);
+        let written = Written {
+            format: self.format,
+            name: &self.name,
+            kind: M::KIND,
+            precision: self.precision,
+            labels,
+            ops: &self.ops,
+            files: &self.files,
+            model: &self.model,
+            provenance: &self.provenance,
+            input,
+            carry,
+        };
+        toml::to_string(&written).expect("every field has a TOML form")
     }
 
     /// Identifies the model: equal only if weights, graph, tokenizer and layout are.
     pub fn fingerprint(&self) -> [u8; 32] {
         *blake3::hash(self.to_toml().as_bytes()).as_bytes()
     }
+}
 
+impl Manifest {
     /// The layout of a session record.
     pub fn layout(&self) -> Carry<TensorSpec> {
         Carry::layout(&self.model)
     }
+}
+
+fn verify_files(dir: &FilePath, files: &BTreeMap<String, String>) -> Result<(), BundleError> {
+    for (file, expected) in files {
+        compare(file, hash_file(&dir.join(file))?, expected)?;
+    }
+    Ok(())
 }
 
 /// BLAKE3 of a file, in hexadecimal.

@@ -27,12 +27,15 @@ pub mod griffin;
 pub mod hawk;
 pub mod images;
 pub mod layers;
+pub mod model;
 pub mod mqa;
 pub mod path;
 pub mod presets;
 
-pub use backend::{AttentionDims, Backend, Init, ParameterSpec};
-pub use bundle::{BundleError, Manifest, Precision, Provenance};
+pub use backend::{AttentionDims, Backend, Init, ParameterSpec, Role};
+pub use bundle::{AnyManifest, BundleError, Bundled, Manifest, Pictures, Precision, Provenance};
 pub use carry::{BlockCarry, Carry, Dtype, TensorSpec};
 pub use config::{AInit, BlockKind, ConfigError, Family, ModelConfig};
+pub use images::ImageConfig;
+pub use model::{Model, Parametric};
 pub use path::Path;

@@ -2,13 +2,23 @@ use std::{collections::BTreeMap, fs};
 
 use aerie_fuzz::{Format, Fuzz};
 
-use super::{BundleError, FORMAT, Kind, Manifest, Precision, Provenance, hash_file};
-use crate::{carry::Carry, census, presets::preset};
+use super::{
+    AnyManifest, BundleError, FORMAT, Manifest, Pictures, Precision, Provenance, hash_file,
+};
+use crate::{
+    census,
+    config::ModelConfig,
+    images::{
+        self, ImageConfig,
+        preprocessing::{Interpolation, Preprocessing, Resize},
+    },
+    presets::preset,
+};
 
 #[test]
 fn manifest_survives_a_round_trip() {
     let manifest = manifest();
-    assert_eq!(Manifest::parse(&manifest.to_toml()).unwrap(), manifest);
+    assert_eq!(Manifest::<ModelConfig>::parse(&manifest.to_toml()).unwrap(), manifest);
 }
 
 /// Sessions are kept under the fingerprint of their model, which is taken of the manifest's text: what
@@ -20,9 +30,9 @@ fn steps_and_tokens_are_written_only_where_known() {
     manifest.provenance = Provenance { steps: Some(0), tokens: Some(640), ..Provenance::default() };
     let text = manifest.to_toml();
     assert!(text.contains(&format!("[provenance]\ntool = \"\"\ndata = \"\"{counts}")), "{text}");
-    assert_eq!(Manifest::parse(&text).unwrap(), manifest);
+    assert_eq!(Manifest::<ModelConfig>::parse(&text).unwrap(), manifest);
 
-    let unknown = Manifest::parse(&text.replace(counts, "\n")).unwrap();
+    let unknown = Manifest::<ModelConfig>::parse(&text.replace(counts, "\n")).unwrap();
     assert_eq!((unknown.provenance.steps, unknown.provenance.tokens), (None, None));
     assert_eq!(unknown.to_toml(), text.replace(counts, "\n"));
 }
@@ -41,11 +51,25 @@ fn refusals_name_the_field() {
     // A server makes a folder of it.
     check(|m| m.name = "../../evil".to_owned(), "`name` is \"../../evil\"; 1 to 64 letters");
     check(|m| m.name = String::new(), "`name` is \"\"");
-    check(
-        |m| m.carry[3].shape[0] += 1,
+    check_text(
+        |text| {
+            text.replacen(
+                "path = \"layers.1.rg_lru\"\nshape = [",
+                "path = \"layers.1.rg_lru\"\nshape = [9, ",
+                1,
+            )
+        },
         "`carry` differs from what `model` implies at layers.1.rg_lru",
     );
-    check(|m| m.carry.truncate(2), "`carry` differs from what `model` implies at layers.1.conv");
+    let two = |text: &str| {
+        let third = text.match_indices("[[carry]]").nth(2).unwrap().0;
+        text[..third].to_owned()
+    };
+    check_text(two, "`carry` differs from what `model` implies at layers.1.conv");
+    let none = |text: &str| text[..text.find("[[carry]]").unwrap()].to_owned();
+    check_text(none, "`carry` is missing; a bundle of kind language-model has it");
+    let labels = |text: &str| text.replacen("[ops]", "labels = [\"cat\"]\n[ops]", 1);
+    check_text(labels, "`labels` is none of a bundle of kind language-model");
     check(|m| drop(m.files.remove("model.onnx")), "`files` lacks model.onnx");
     check(|m| drop(m.files.insert("../evil".to_owned(), String::new())), "plain file names");
 }
@@ -61,13 +85,13 @@ fn bundle_with_a_changed_file_or_op_is_refused() {
     fs::write(dir.path().join("manifest.toml"), manifest.to_toml()).unwrap();
 
     assert_eq!(Manifest::open(dir.path(), |_| Some(1)).unwrap(), manifest);
-    let error = Manifest::open(dir.path(), |_| Some(2)).unwrap_err();
+    let error = Manifest::<ModelConfig>::open(dir.path(), |_| Some(2)).unwrap_err();
     assert!(matches!(error, BundleError::OpVersion { found: 1, expected: 2, .. }), "{error}");
-    let error = Manifest::open(dir.path(), |_| None).unwrap_err();
+    let error = Manifest::<ModelConfig>::open(dir.path(), |_| None).unwrap_err();
     assert!(matches!(error, BundleError::UnknownOp { .. }), "{error}");
 
     fs::write(dir.path().join("model.onnx"), "other").unwrap();
-    let error = Manifest::open(dir.path(), |_| Some(1)).unwrap_err();
+    let error = Manifest::<ModelConfig>::open(dir.path(), |_| Some(1)).unwrap_err();
     assert!(matches!(&error, BundleError::Hash { file, .. } if file == "model.onnx"), "{error}");
 }
 
@@ -93,8 +117,8 @@ fn fuzzed_manifests_are_sound_or_refused() {
     };
     fuzz.run(|bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return false };
-        let Ok(manifest) = Manifest::parse(text) else { return false };
-        assert_eq!(Manifest::parse(&manifest.to_toml()).unwrap(), manifest);
+        let Ok(manifest) = Manifest::<ModelConfig>::parse(text) else { return false };
+        assert_eq!(Manifest::<ModelConfig>::parse(&manifest.to_toml()).unwrap(), manifest);
         let ranges = manifest.layout().byte_ranges();
         assert_eq!(ranges.fields().last().unwrap().end, manifest.layout().bytes());
         assert!(0 < census::parameter_total(&manifest.model));
@@ -106,8 +130,60 @@ fn fuzzed_manifests_are_sound_or_refused() {
 fn check(spoil: impl Fn(&mut Manifest), expected: &str) {
     let mut manifest = manifest();
     spoil(&mut manifest);
-    let error = Manifest::parse(&manifest.to_toml()).unwrap_err().to_string();
+    let error = Manifest::<ModelConfig>::parse(&manifest.to_toml()).unwrap_err().to_string();
     assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+}
+
+#[track_caller]
+fn check_text(spoil: impl Fn(&str) -> String, expected: &str) {
+    let text = manifest().to_toml();
+    let spoilt = spoil(&text);
+    assert_ne!(text, spoilt);
+    let error = Manifest::<ModelConfig>::parse(&spoilt).unwrap_err().to_string();
+    assert!(error.contains(expected), "{error:?} lacks {expected:?}");
+}
+
+/// A bundle of one kind is told from one of another before anything else is made of it.
+#[test]
+fn classifiers_have_a_manifest_of_their_own() {
+    let classifier = classifier();
+    let text = classifier.to_toml();
+    assert_eq!(Manifest::<ImageConfig>::parse(&text).unwrap(), classifier);
+    let error = Manifest::<ModelConfig>::parse(&text).unwrap_err().to_string();
+    assert_eq!(error, "manifest field `kind` is image-classifier; language-model is expected");
+    let mut fewer = classifier;
+    fewer.interface.labels.pop();
+    let error = Manifest::<ImageConfig>::parse(&fewer.to_toml()).unwrap_err().to_string();
+    assert!(error.contains("`labels` has 9 names, but the model has 10 classes"), "{error}");
+
+    let dir = tempfile::tempdir().unwrap();
+    for (text, is_language) in [(text, false), (manifest().to_toml(), true)] {
+        fs::write(dir.path().join("manifest.toml"), text).unwrap();
+        let any = AnyManifest::read(dir.path(), |_| Some(1)).unwrap();
+        assert_eq!(matches!(any, AnyManifest::Language(_)), is_language);
+    }
+}
+
+fn classifier() -> Manifest<ImageConfig> {
+    let input = Preprocessing {
+        height: 32,
+        width: 32,
+        resize: Resize::Squash,
+        crop_share: 1.0,
+        interpolation: Interpolation::Bicubic,
+        mean: [0.5; 3],
+        std: [0.25; 3],
+    };
+    Manifest {
+        format: FORMAT,
+        name: "pictures".to_owned(),
+        precision: Precision::F32,
+        ops: BTreeMap::new(),
+        files: BTreeMap::from([("model.onnx".to_owned(), "0".repeat(64))]),
+        model: images::presets::preset("nf-wrn-10-1").unwrap(),
+        provenance: Provenance::default(),
+        interface: Pictures { input, labels: (0..10).map(|it| format!("class {it}")).collect() },
+    }
 }
 
 fn manifest() -> Manifest {
@@ -116,12 +192,11 @@ fn manifest() -> Manifest {
     Manifest {
         format: FORMAT,
         name: "tiny".to_owned(),
-        kind: Kind::LanguageModel,
         precision: Precision::F16,
         ops: BTreeMap::from([("RgLru".to_owned(), 1)]),
         files: ["model.onnx", "tokenizer.json"].map(|it| (it.to_owned(), hash(it))).into(),
-        carry: Carry::layout(&model).fields().cloned().collect(),
         model,
         provenance: Provenance::default(),
+        interface: (),
     }
 }

@@ -99,11 +99,11 @@ pub trait ImageBackend {
         x.clone()
     }
 
-    /// What a residual branch ends with, on its way to the sum: `factor · skip · attention(conv(x))`.
+    /// A convolution with its channels weighed and, at the end of a branch, all that scales it there.
     ///
     /// An operation of its own because all of its factors can be had for nothing in a graph.
-    fn branch_end(&self, x: &Self::Tensor, end: &BranchEnding<'_, Self::Tensor>) -> Self::Tensor {
-        branch_end_in_parts(self, x, end)
+    fn weighed_conv(&self, x: &Self::Tensor, it: &WeighedConv<'_, Self::Tensor>) -> Self::Tensor {
+        weighed_conv_in_parts(self, x, it)
     }
 
     /// Is shown what some readings look at.
@@ -120,23 +120,32 @@ pub struct Conv {
     pub groups: u32,
 }
 
-/// The end of a residual branch.
-#[derive(Clone, Copy, Debug)]
-pub struct BranchEnding<'a, T> {
+/// A convolution and what follows it.
+#[derive(Debug)]
+pub struct WeighedConv<'a, T> {
     pub weight: &'a T,
     pub bias: Option<&'a T>,
     pub conv: Conv,
     pub attention: ChannelWeights<'a, T>,
+    /// What comes next where a branch ends; none where it goes on.
+    pub end: Option<BranchScale<'a, T>>,
+}
+
+/// What scales a residual branch on its way to the sum.
+#[derive(Debug)]
+pub struct BranchScale<'a, T> {
     /// The number that is learnt, if there is one.
     pub skip: Option<&'a T>,
     /// `α`.
     pub factor: f64,
-    /// Share of images without this branch in training, and whether the others grow.
-    pub drop: (f64, bool),
+    /// Share of images without this branch in training.
+    pub drop_share: f64,
+    /// Whether the others grow.
+    pub rescale: bool,
 }
 
 /// How channels are weighed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum ChannelWeights<'a, T> {
     Off,
     /// Weights `[h, C, 1, 1]`, `[C, h, 1, 1]` with their biases.
@@ -148,18 +157,18 @@ pub enum ChannelWeights<'a, T> {
     Eca(&'a T),
 }
 
-/// [`ImageBackend::branch_end`] in other operations.
-pub fn branch_end_in_parts<B: ImageBackend + ?Sized>(
+/// [`ImageBackend::weighed_conv`] in other operations.
+pub fn weighed_conv_in_parts<B: ImageBackend + ?Sized>(
     backend: &B,
     x: &B::Tensor,
-    end: &BranchEnding<'_, B::Tensor>,
+    it: &WeighedConv<'_, B::Tensor>,
 ) -> B::Tensor {
-    let x = backend.conv2d(x, end.weight, end.bias, end.conv);
-    let mut x = weigh_channels(backend, &x, &end.attention);
+    let x = backend.conv2d(x, it.weight, it.bias, it.conv);
+    let mut x = weigh_channels(backend, &x, &it.attention);
+    let Some(end) = &it.end else { return x };
     backend.observe(Observed::Branch, &x);
-    let (share, rescale) = end.drop;
-    if 0.0 < share {
-        x = backend.drop_branch(&x, share, rescale);
+    if 0.0 < end.drop_share {
+        x = backend.drop_branch(&x, end.drop_share, end.rescale);
     }
     if let Some(skip) = end.skip {
         x = backend.gate(&x, skip);
@@ -168,7 +177,7 @@ pub fn branch_end_in_parts<B: ImageBackend + ?Sized>(
 }
 
 /// `2σ(…)` of each channel's mean, times the channel: at the beginning, twice a half.
-pub fn weigh_channels<B: ImageBackend + ?Sized>(
+fn weigh_channels<B: ImageBackend + ?Sized>(
     backend: &B,
     x: &B::Tensor,
     weights: &ChannelWeights<'_, B::Tensor>,

@@ -9,12 +9,11 @@ use std::{
 };
 
 use crate::{
-    backend::ParameterSpec,
+    backend::{ParameterSpec, Role},
     images::{
         activation::Activation,
         backend::{Conv, ImageBackend},
         config::{ImageConfig, Padding, Standardise},
-        layers::is_running,
         network,
     },
     path::Path,
@@ -27,8 +26,9 @@ pub fn parameters(config: &ImageConfig) -> BTreeMap<Path, ParameterSpec> {
 
 /// Numbers that `config` learns.
 pub fn parameter_total(config: &ImageConfig) -> u64 {
-    let learnt = parameters(config).into_iter().filter(|(path, _)| !is_running(path));
-    learnt.map(|(_, spec)| spec.shape.iter().product::<u64>()).sum()
+    let specs = parameters(config);
+    let learnt = specs.values().filter(|it| it.role != Role::Average);
+    learnt.map(|it| it.shape.iter().product::<u64>()).sum()
 }
 
 /// Multiplications with weights, for one image of `height · width` pixels.

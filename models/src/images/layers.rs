@@ -1,7 +1,7 @@
 //! Convolutions with standardised weights, norms, and what weighs channels.
 
 use crate::{
-    backend::{Init, ParameterSpec},
+    backend::{Init, ParameterSpec, Role},
     images::{
         backend::{ChannelWeights, Conv, ImageBackend},
         config::{Attention, GainPlace, ImageConfig, NORM_GROUPS, Norm, Standardise},
@@ -39,7 +39,7 @@ impl ConvLayer {
             ParameterSpec {
                 shape: shape.map(u64::from).to_vec(),
                 init: Init::Normal { std },
-                decay: true,
+                role: Role::Matrix,
             },
         );
         let bias = (config.norm == Norm::Off)
@@ -50,7 +50,7 @@ impl ConvLayer {
         let gain = ParameterSpec {
             shape: vec![self.outputs.into(), 1, 1, 1],
             init: Init::Constant(self.gain),
-            decay: false,
+            role: Role::Steering,
         };
         let gain = backend.parameter(&path.child("gain"), gain);
         let factor = if config.gain_place == GainPlace::Weight { config.gain() } else { 1.0 };
@@ -93,11 +93,15 @@ fn normed<B: ImageBackend>(
     width: u32,
 ) -> B::Tensor {
     let of = |name: &str, start| backend.parameter(&path.child(name), vector(width, start));
+    let average = |name: &str, start| {
+        let spec = ParameterSpec { role: Role::Average, ..vector(width, start) };
+        backend.parameter(&path.child(name), spec)
+    };
     match config.norm {
         Norm::Off => x.clone(),
         Norm::Batch => {
             let [weight, bias] = [of("weight", 1.0), of("bias", 0.0)];
-            let [mean, variance] = [of(RUNNING_MEAN, 0.0), of(RUNNING_VARIANCE, 1.0)];
+            let [mean, variance] = [average("running_mean", 0.0), average("running_var", 1.0)];
             backend.batch_norm(x, [&weight, &bias, &mean, &variance])
         }
         Norm::Group => {
@@ -105,14 +109,6 @@ fn normed<B: ImageBackend>(
             backend.group_norm(x, [&weight, &bias], NORM_GROUPS)
         }
     }
-}
-
-const RUNNING_MEAN: &str = "running_mean";
-const RUNNING_VARIANCE: &str = "running_var";
-
-/// Whether the tensor at `path` is an average that training keeps, not a parameter that it learns.
-pub(crate) fn is_running(path: &Path) -> bool {
-    [RUNNING_MEAN, RUNNING_VARIANCE].iter().any(|it| path.as_str().ends_with(it))
 }
 
 /// Parameters of what weighs `width` channels.
@@ -139,7 +135,8 @@ impl<T> AttentionLayer<T> {
                     let path = path.child(name);
                     let std = f64::from(inputs).sqrt().recip();
                     let shape = [outputs, inputs, 1, 1].map(u64::from).to_vec();
-                    let spec = ParameterSpec { shape, init: Init::Normal { std }, decay: true };
+                    let spec =
+                        ParameterSpec { shape, init: Init::Normal { std }, role: Role::Matrix };
                     let weight = backend.parameter(&path.child("weight"), spec);
                     [weight, backend.parameter(&path.child("bias"), vector(outputs, 0.0))]
                 };
@@ -149,7 +146,7 @@ impl<T> AttentionLayer<T> {
                 let kernel = eca_kernel(width);
                 let std = f64::from(kernel).sqrt().recip();
                 let shape = vec![1, 1, u64::from(kernel)];
-                let spec = ParameterSpec { shape, init: Init::Normal { std }, decay: true };
+                let spec = ParameterSpec { shape, init: Init::Normal { std }, role: Role::Matrix };
                 Self::Eca(backend.parameter(&path.child("conv").child("weight"), spec))
             }
         }
@@ -188,5 +185,5 @@ fn eca_kernel(width: u32) -> u32 {
 
 /// A vector that begins at `start` and does not decay.
 fn vector(extent: u32, start: f64) -> ParameterSpec {
-    ParameterSpec { shape: vec![extent.into()], init: Init::Constant(start), decay: false }
+    ParameterSpec { shape: vec![extent.into()], init: Init::Constant(start), role: Role::Steering }
 }

@@ -20,5 +20,7 @@ pub mod preprocessing;
 pub mod presets;
 pub mod wrn;
 
-pub use backend::{Conv, ImageBackend, Observed};
+pub use backend::{
+    BranchScale, ChannelWeights, Conv, ImageBackend, Observed, WeighedConv, weighed_conv_in_parts,
+};
 pub use config::{ImageConfig, ImageConfigError, ImageFamily};

@@ -1,9 +1,9 @@
 //! The network that all configurations describe: a stem, residual blocks with pre-activation, a head.
 
 use crate::{
-    backend::{Init, ParameterSpec},
+    backend::{Init, ParameterSpec, Role},
     images::{
-        backend::{BranchEnding, Conv, ImageBackend, Observed, weigh_channels},
+        backend::{BranchScale, ChannelWeights, Conv, ImageBackend, Observed, WeighedConv},
         config::{
             Attention, AttentionPlace, BlockForm, BranchEnd, HeadInit, ImageConfig, Shortcut,
             Stage, Stem,
@@ -16,10 +16,8 @@ use crate::{
 /// Logits `[B, K]` of `pixels` `[B, 3, H, W]`, which are normalised.
 pub fn logits<B: ImageBackend>(config: &ImageConfig, backend: &B, pixels: &B::Tensor) -> B::Tensor {
     let root = Path::root();
-    let mut x = stem(config, backend, &root.child("stem"), pixels);
-    backend.observe(Observed::Stem, &x);
-    let x_width = blocks(config, backend, &root, &mut x);
-    head(config, backend, &root, &x, x_width)
+    let x = stem(config, backend, &root.child("stem"), pixels);
+    head(config, backend, &root, &blocks(config, backend, x))
 }
 
 /// Colours of a pixel.
@@ -60,26 +58,23 @@ fn stem<B: ImageBackend>(
     }
 }
 
-/// Runs all blocks on `x`; says how many channels it has then.
-fn blocks<B: ImageBackend>(
-    config: &ImageConfig,
-    backend: &B,
-    root: &Path,
-    x: &mut B::Tensor,
-) -> u32 {
+/// Runs all blocks on `x` `[B, C, H, W]`, with the channels that the stem gives.
+pub fn blocks<B: ImageBackend>(config: &ImageConfig, backend: &B, x: B::Tensor) -> B::Tensor {
+    backend.observe(Observed::Stem, &x);
+    let mut x = x;
     let mut inputs = config.stem_width;
     let mut scalars = config.betas().into_iter().zip(config.drop_rates());
     for (number, stage) in config.stages.iter().enumerate() {
-        let path = root.child("stages").child(number);
+        let path = Path::root().child("stages").child(number);
         for index in 0..stage.depth {
             let (beta, drop_rate) = scalars.next().expect("every block has its numbers");
             let block = Block { config, stage, inputs, is_first: index == 0, beta, drop_rate };
-            *x = block.apply(backend, &path.child(index), x);
-            backend.observe(Observed::Block, x);
+            x = block.apply(backend, &path.child(index), &x);
+            backend.observe(Observed::Block, &x);
             inputs = stage.width;
         }
     }
-    inputs
+    x
 }
 
 /// One residual block: `x + α · f(x/β)`, or, where the shape changes, `shortcut(z) + α · f(z)` with
@@ -127,37 +122,37 @@ impl Block<'_> {
 
     /// `α · f(z)`.
     fn branch<B: ImageBackend>(&self, backend: &B, path: &Path, z: B::Tensor) -> B::Tensor {
-        let config = self.config;
         let (layers, names) = self.layers();
         let last = layers.len() - 1;
-        let mut h = z;
-        for (index, (layer, name)) in layers[..last].iter().zip(names).enumerate() {
-            if 0 < index {
-                let norm = path.child(format!("norm{}", &name["conv".len()..]));
-                h = activation(config, backend, &norm, &h, layer.inputs);
-            }
-            h = layer.apply(config, backend, &path.child(name), &h);
-        }
-        let (layer, name) = (layers[last], names[last]);
-        let (middle, end) = self.attention(backend, path);
-        h = weigh_channels(backend, &h, &middle.weights());
-        let norm = path.child(format!("norm{}", &name["conv".len()..]));
-        h = activation(config, backend, &norm, &h, layer.inputs);
-        let (weight, bias) = layer.parameters(config, backend, &path.child(name));
-        let skip = (config.branch_end == BranchEnd::SkipInit).then(|| {
-            let spec = ParameterSpec { shape: vec![], init: Init::Zeros, decay: false };
+        let [middle, end] = self.attention(backend, path);
+        let skip = (self.config.branch_end == BranchEnd::SkipInit).then(|| {
+            let spec = ParameterSpec { shape: vec![], init: Init::Zeros, role: Role::Steering };
             backend.parameter(&path.child("skipinit_gain"), spec)
         });
-        let ending = BranchEnding {
-            weight: &weight,
-            bias: bias.as_ref(),
-            conv: layer.conv,
-            attention: end.weights(),
+        let scale = || BranchScale {
             skip: skip.as_ref(),
-            factor: config.alpha,
-            drop: (self.drop_rate, config.stochastic_depth.rescale),
+            factor: self.config.alpha,
+            drop_share: self.drop_rate,
+            rescale: self.config.stochastic_depth.rescale,
         };
-        backend.branch_end(&h, &ending)
+        let mut h = z;
+        for (index, (layer, name)) in layers.iter().zip(names).enumerate() {
+            if 0 < index {
+                let norm = path.child(format!("norm{}", &name["conv".len()..]));
+                h = activation(self.config, backend, &norm, &h, layer.inputs);
+            }
+            let (weight, bias) = layer.parameters(self.config, backend, &path.child(name));
+            let attention = match index {
+                it if it == last => end.weights(),
+                it if it + 1 == last => middle.weights(),
+                _ => ChannelWeights::Off,
+            };
+            let (weight, bias) = (&weight, bias.as_ref());
+            let end = (index == last).then(scale);
+            let conv = WeighedConv { weight, bias, conv: layer.conv, attention, end };
+            h = backend.weighed_conv(&h, &conv);
+        }
+        h
     }
 
     /// What weighs the channels before the last convolution, and after it; at most one of the two.
@@ -165,22 +160,22 @@ impl Block<'_> {
         &self,
         backend: &B,
         path: &Path,
-    ) -> (AttentionLayer<B::Tensor>, AttentionLayer<B::Tensor>) {
+    ) -> [AttentionLayer<B::Tensor>; 2] {
         let attention = self.config.attention;
         let place = match attention {
-            Attention::Off => return (AttentionLayer::Off, AttentionLayer::Off),
+            Attention::Off => return [AttentionLayer::Off, AttentionLayer::Off],
             Attention::SqueezeExcite { place, .. } | Attention::Eca { place } => place,
         };
         match place {
             AttentionPlace::Middle => {
                 let path = path.child("attn");
                 let layer = AttentionLayer::new(attention, backend, &path, self.middle());
-                (layer, AttentionLayer::Off)
+                [layer, AttentionLayer::Off]
             }
             AttentionPlace::Last => {
                 let path = path.child("attn_last");
                 let layer = AttentionLayer::new(attention, backend, &path, self.stage.width);
-                (AttentionLayer::Off, layer)
+                [AttentionLayer::Off, layer]
             }
         }
     }
@@ -195,9 +190,7 @@ impl Block<'_> {
         let stride = self.stride();
         let grouped = |stride| {
             let mut layer = self.layer(middle, middle, 3, stride);
-            if 0 < self.stage.group_width {
-                layer.conv.groups = middle / self.stage.group_width;
-            }
+            layer.conv.groups = middle.checked_div(self.stage.group_width).unwrap_or(1);
             layer
         };
         let mut layers = match self.config.block {
@@ -238,8 +231,8 @@ fn head<B: ImageBackend>(
     backend: &B,
     root: &Path,
     x: &B::Tensor,
-    width: u32,
 ) -> B::Tensor {
+    let width = config.stages.last().map_or(config.stem_width, |it| it.width);
     let (x, width) = match config.head_width {
         None => (x.clone(), width),
         Some(outputs) => {
@@ -258,9 +251,9 @@ fn head<B: ImageBackend>(
     };
     let shape = [config.classes, width].map(u64::from).to_vec();
     let weight =
-        backend.parameter(&path.child("weight"), ParameterSpec { shape, init, decay: true });
+        backend.parameter(&path.child("weight"), ParameterSpec { shape, init, role: Role::Matrix });
     let shape = vec![config.classes.into()];
-    let spec = ParameterSpec { shape, init: Init::Zeros, decay: false };
+    let spec = ParameterSpec { shape, init: Init::Zeros, role: Role::Steering };
     let bias = backend.parameter(&path.child("bias"), spec);
     backend.classify(&x, &weight, &bias)
 }

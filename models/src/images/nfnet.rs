@@ -149,3 +149,29 @@ pub(crate) fn timm_test_nfnet() -> ImageConfig {
         ..timm_nfnet_light(0, false)
     }
 }
+
+/// A small one for pictures of 32 pixels, of blocks with two 3×3 convolutions.
+pub(crate) fn nfnet_small() -> ImageConfig {
+    let stage = |(index, (depth, width)): (usize, (u32, u32))| Stage {
+        depth,
+        width,
+        stride: if index == 0 { 1 } else { 2 },
+        first_middle: width,
+        middle: width,
+        group_width: 0,
+    };
+    let stages = [(1, 32), (2, 64), (2, 128), (1, 256)];
+    ImageConfig {
+        classes: 10,
+        gains: Gains::Exact,
+        block: BlockForm::Basic,
+        stem: Stem::Small,
+        stem_width: 32,
+        head_width: Some(512),
+        attention: squeeze_excite(0.25, 8),
+        dropout: 0.0,
+        stochastic_depth: StochasticDepth { rate: 0.0, rescale: false },
+        stages: stages.into_iter().enumerate().map(stage).collect(),
+        ..base(0)
+    }
+}

@@ -1,7 +1,7 @@
 //! The gates' projection: one dense matrix for each block of channels.
 
 use crate::{
-    backend::{Backend, Init, ParameterSpec},
+    backend::{Backend, Init, ParameterSpec, Role},
     config::ModelConfig,
     layers::linear::{fan_in_std, vector},
     path::Path,
@@ -25,7 +25,7 @@ pub fn block_diagonal<B: Backend>(
         ParameterSpec {
             shape: vec![u64::from(config.gate_blocks), block, block],
             init: Init::Normal { std: fan_in_std(config.recurrence_width) },
-            decay: false,
+            role: Role::Steering,
         },
     );
     let bias = backend

@@ -1,7 +1,7 @@
 //! The short depthwise convolution before the recurrence.
 
 use crate::{
-    backend::{Backend, Init, ParameterSpec},
+    backend::{Backend, Init, ParameterSpec, Role},
     config::ModelConfig,
     layers::linear::vector,
     path::Path,
@@ -23,7 +23,7 @@ pub fn conv1d<B: Backend>(
         ParameterSpec {
             shape: vec![u64::from(CONV_WIDTH), u64::from(config.recurrence_width)],
             init: Init::Normal { std: (0.01 / f64::from(CONV_WIDTH)).sqrt() },
-            decay: true,
+            role: Role::Matrix,
         },
     );
     let bias = backend.parameter(&path.child("bias"), vector(config.recurrence_width));

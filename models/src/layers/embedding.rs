@@ -1,7 +1,7 @@
 //! The token table, read on the way in and on the way out.
 
 use crate::{
-    backend::{Backend, Init, ParameterSpec, Then},
+    backend::{Backend, Init, ParameterSpec, Role, Then},
     config::ModelConfig,
     layers::linear::fan_in_std,
     path::Path,
@@ -42,7 +42,7 @@ fn table<B: Backend>(config: &ModelConfig, backend: &B, path: &Path) -> B::Tenso
         ParameterSpec {
             shape: vec![u64::from(config.vocab), u64::from(config.width)],
             init: Init::Normal { std: fan_in_std(config.width) },
-            decay: true,
+            role: Role::Matrix,
         },
     )
 }

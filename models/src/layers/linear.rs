@@ -1,7 +1,7 @@
 //! A dense projection.
 
 use crate::{
-    backend::{Backend, Init, ParameterSpec},
+    backend::{Backend, Init, ParameterSpec, Role},
     path::Path,
 };
 
@@ -31,7 +31,7 @@ impl Linear {
         let spec = ParameterSpec {
             shape: vec![u64::from(self.outputs), u64::from(self.inputs)],
             init: Init::Normal { std: self.std },
-            decay: true,
+            role: Role::Matrix,
         };
         backend.parameter(&path.child("weight"), spec)
     }
@@ -43,7 +43,7 @@ impl Linear {
 
 /// A vector that begins at zero and does not decay: a bias or a norm's weight.
 pub(crate) fn vector(extent: u32) -> ParameterSpec {
-    ParameterSpec { shape: vec![u64::from(extent)], init: Init::Zeros, decay: false }
+    ParameterSpec { shape: vec![u64::from(extent)], init: Init::Zeros, role: Role::Steering }
 }
 
 /// `1/√fan_in`.

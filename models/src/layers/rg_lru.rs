@@ -1,7 +1,7 @@
 //! The Real-Gated Linear Recurrent Unit with the projections of its gates.
 
 use crate::{
-    backend::{Backend, Init, ParameterSpec},
+    backend::{Backend, Init, ParameterSpec, Role},
     config::{AInit, ModelConfig},
     layers::block_diagonal::block_diagonal,
     path::Path,
@@ -25,7 +25,11 @@ pub fn rg_lru<B: Backend>(
     };
     let p = backend.parameter(
         &path.child("recurrent_param"),
-        ParameterSpec { shape: vec![u64::from(config.recurrence_width)], init, decay: false },
+        ParameterSpec {
+            shape: vec![u64::from(config.recurrence_width)],
+            init,
+            role: Role::Steering,
+        },
     );
     let gates = [gate_a.each_ref(), gate_x.each_ref()];
     backend.gated_rg_lru(x, gates, &p, times, state) // eq. 3 and 4

@@ -1,5 +1,5 @@
 use super::{macs, parameter_total, parameters};
-use crate::images::presets::preset;
+use crate::{backend::Role, images::presets::preset};
 
 /// Parameters, exactly, and billions of multiplications at the sizes for testing and training.
 #[track_caller]
@@ -81,11 +81,8 @@ fn wide_networks_have_their_sizes() {
 fn only_weights_decay() {
     for name in ["nfnet-f0", "nf-regnet-b0", "wrn-16-4", "timm/eca_nfnet_l0"] {
         for (path, spec) in parameters(&preset(name).expect("a preset")) {
-            assert_eq!(
-                spec.decay,
-                path.as_str().ends_with(".weight") && 1 < spec.shape.len(),
-                "{path}"
-            );
+            let is_matrix = path.as_str().ends_with(".weight") && 1 < spec.shape.len();
+            assert_eq!(spec.role == Role::Matrix, is_matrix, "{path}");
         }
     }
 }
