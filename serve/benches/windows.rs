@@ -72,7 +72,7 @@ fn main() {
     let bundled = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/bundles/tales");
     let bundle = PathBuf::from(args.get(1).map_or(bundled, String::as_str));
     let version = |op: &str| aerie_ops::schema::schema(op).map(|schema| schema.version);
-    let manifest = Manifest::read(&bundle, version).unwrap();
+    let manifest: Manifest = Manifest::read(&bundle, version).unwrap();
     let files = Arc::new(BundleFiles::open(&bundle, &manifest).unwrap());
     let tokenizer = Tokenizer::parse(files.bytes(TOKENIZER_FILE)).unwrap();
     let text = fs::read_to_string(text).unwrap();

@@ -172,10 +172,11 @@ pub fn bytes_max(manifest: &Manifest, log_tokens_max: u32) -> u64 {
 
 impl Header {
     fn new(manifest: &Manifest, id: SessionId) -> Self {
+        let layout = manifest.layout();
         Self {
             session_id: id.to_string(),
             model: manifest.name.clone(),
-            layout: manifest.carry.iter().map(|it| format!("{} {:?}", it.path, it.shape)).collect(),
+            layout: layout.fields().map(|it| format!("{} {:?}", it.path, it.shape)).collect(),
             ops: manifest.ops.clone(),
             fingerprint: Hex(&manifest.fingerprint()).to_string(),
         }

@@ -2,11 +2,7 @@
 
 use std::sync::Arc;
 
-use aerie_models::{
-    Carry, Manifest, Precision, Provenance,
-    bundle::{FORMAT, Kind},
-    presets::preset,
-};
+use aerie_models::{Manifest, Precision, Provenance, bundle::FORMAT, presets::preset};
 
 use crate::{service::Hosted, text::Tokenizer};
 
@@ -21,13 +17,12 @@ pub(crate) fn hosted() -> Hosted {
     let manifest = Manifest {
         format: FORMAT,
         name: "tiny".to_owned(),
-        kind: Kind::LanguageModel,
         precision: Precision::F32,
         ops: Default::default(),
         files: Default::default(),
-        carry: Carry::layout(&model).fields().cloned().collect(),
         model,
         provenance: Provenance::default(),
+        interface: (),
     };
     let (name, fingerprint) = (manifest.name.clone(), manifest.fingerprint());
     Hosted { name, manifest, fingerprint, parameters: 0, tokenizer, vocabulary }

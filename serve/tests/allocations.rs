@@ -201,7 +201,7 @@ fn request(session: u32) -> Request {
 fn worker(sessions: &Path) -> Worker<MappedFile, onnx::OrtDevice> {
     let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/bundles/tales");
     let version = |op: &str| aerie_ops::schema::schema(op).map(|schema| schema.version);
-    let manifest = Manifest::read(&bundle, version).unwrap();
+    let manifest: Manifest = Manifest::read(&bundle, version).unwrap();
     let files = Arc::new(BundleFiles::open(&bundle, &manifest).unwrap());
     let tokenizer = Tokenizer::parse(files.bytes(TOKENIZER_FILE)).unwrap();
     let vocabulary = Arc::new(tokenizer.vocabulary(manifest.model.vocab).unwrap());

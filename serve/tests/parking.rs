@@ -78,7 +78,7 @@ impl Fixture {
     fn new(windows: Windows) -> Self {
         let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/bundles/tales");
         let version = |op: &str| aerie_ops::schema::schema(op).map(|schema| schema.version);
-        let manifest = Manifest::read(&bundle, version).unwrap();
+        let manifest: Manifest = Manifest::read(&bundle, version).unwrap();
         assert_eq!(manifest.model.window, 256);
         let files = Arc::new(BundleFiles::open(&bundle, &manifest).unwrap());
         let config = scheduler::Config { lanes_max: 2, step_tokens_max: 4 };

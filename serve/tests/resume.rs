@@ -260,7 +260,7 @@ impl Fixture {
     fn load() -> Self {
         let bundle = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/bundles/tales");
         let version = |op: &str| aerie_ops::schema::schema(op).map(|schema| schema.version);
-        let manifest = Manifest::read(&bundle, version).unwrap();
+        let manifest: Manifest = Manifest::read(&bundle, version).unwrap();
         let files = Arc::new(BundleFiles::open(&bundle, &manifest).unwrap());
         let spec = DeviceSpec { cores: Some((0, 0)) };
         let config = scheduler::Config { lanes_max: LANES, step_tokens_max: STEP_TOKENS };

@@ -46,8 +46,8 @@ fn what_differs_is_named() {
         }
     };
     assert_eq!(refused(&|_| {}), "ops.rg_lru");
-    assert_eq!(refused(&|it| it.carry[1].shape[0] += 1), "layout.1");
-    assert_eq!(refused(&|it| _ = it.carry.pop()), "layout");
+    assert_eq!(refused(&|it| it.model.recurrence_width *= 2), "layout.0");
+    assert_eq!(refused(&|it| it.model.layers -= 1), "layout");
     let other_weights = |it: &mut Manifest| {
         it.ops.clear();
         it.files.insert("model.onnx".to_owned(), "other".to_owned());
