@@ -2,13 +2,15 @@
 //! no tensor library: tensors are shapes and f32 values.
 //!
 //! ```text
-//! <run>/run.toml             [model] and [train]: everything that fixes the run
-//! <run>/tokenizer.json       Hugging Face tokenizers format
+//! <run>/run.toml             everything that fixes the run: see [`crate::run`]
+//! <run>/tokenizer.json       Hugging Face tokenizers format; of runs on text
+//! <run>/labels.txt           names of the classes; of runs on images
 //! <run>/log.csv              one line each time the loss was looked at
 //! <run>/loss.svg             the same as a picture
 //! <run>/step-<n>/            a checkpoint
 //!       model.safetensors        parameters, f32, by path
-//!       optimizer.safetensors    first and second moments, by `<path>.m` and `<path>.v`
+//!       average.safetensors      the same averaged over steps, where the run asks for it
+//!       optimizer.safetensors    what the optimiser remembers, by `<path>.<letter>`
 //!       progress.toml            where the run stands
 //! <run>/latest               name of the newest complete checkpoint
 //! ```
@@ -26,15 +28,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aerie_models::ModelConfig;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
+
+use crate::run::Run;
 
 /// Model and training options of a run.
 pub const RUN_FILE: &str = "run.toml";
 /// The run's tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// Names of the classes that a classifier is trained on, one a line.
+pub const LABELS_FILE: &str = "labels.txt";
 /// The run's log.
 pub const LOG_FILE: &str = "log.csv";
 /// The log as a picture.
@@ -43,81 +48,12 @@ pub const PLOT_FILE: &str = "loss.svg";
 const LATEST_FILE: &str = "latest";
 /// Parameters of a checkpoint.
 const MODEL_FILE: &str = "model.safetensors";
-/// Moments of a checkpoint.
+/// Averaged parameters of a checkpoint.
+const AVERAGE_FILE: &str = "average.safetensors";
+/// What the optimiser remembers at a checkpoint.
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 /// Where the run stood at a checkpoint.
 const PROGRESS_FILE: &str = "progress.toml";
-
-/// Everything that fixes a run, as `run.toml` holds it.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Run {
-    pub model: ModelConfig,
-    pub train: TrainConfig,
-}
-
-/// Options of a training.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct TrainConfig {
-    /// Text to train on: a file, or a folder of `.txt` files.
-    pub text: PathBuf,
-    /// Text to validate on; none if `holdout` cuts it from `text`, or if there is no validation.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub valid: Option<PathBuf>,
-    /// Share of `text`, taken from its end, that is validated on instead of trained on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub holdout: Option<f64>,
-    pub documents: Documents,
-    /// Rows of a batch.
-    pub rows: u32,
-    /// Tokens of a row.
-    pub time: u32,
-    /// Batches whose gradients are added up before one optimiser step.
-    pub accumulate: u32,
-    /// Optimiser steps of the whole run.
-    pub steps: u64,
-    pub learning_rate: f64,
-    /// Learning rate at the end of the cosine, as a share of `learning_rate`.
-    pub final_share: f64,
-    /// Steps over which the learning rate rises from zero.
-    pub warmup: u64,
-    pub beta1: f64,
-    pub beta2: f64,
-    /// Decoupled weight decay of matrices; recurrence, norms and biases never decay.
-    pub decay: f64,
-    /// Largest norm of all gradients together.
-    pub clip: f64,
-    pub seed: u64,
-    pub matmul: Matmul,
-    /// Steps between two checkpoints.
-    pub checkpoint_every: u64,
-    /// Steps between two validations.
-    pub valid_every: u64,
-    /// Steps between two lines of the log.
-    pub log_every: u64,
-}
-
-/// Where one document ends and the next begins, besides at `<|endoftext|>` and at the ends of files.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Documents {
-    /// Nowhere else.
-    #[default]
-    Files,
-    /// Before every heading: a paragraph of one line that is all capitals or begins with `CHAPTER`.
-    Headings,
-}
-
-/// Arithmetic of f32 matrix products.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Matmul {
-    #[default]
-    F32,
-    /// Operands rounded to bfloat16, sums in f32: several times faster where the CPU has AMX.
-    Bf16,
-}
 
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -125,16 +61,16 @@ pub enum Matmul {
 pub struct Progress {
     /// Optimiser steps taken.
     pub step: u64,
-    /// Tokens seen.
-    pub tokens: u64,
+    /// Tokens or images seen.
+    pub seen: u64,
     /// Time spent training, in seconds.
     pub seconds: f64,
     /// Passes over the data begun, from 0.
     pub epoch: u64,
-    /// Rows of this epoch already used. The order of rows is a function of the seed and the epoch,
+    /// Rows or images of this epoch already used. Their order is a function of the seed and the epoch,
     /// so this is all there is to the state of the shuffle.
     pub row: u64,
-    /// Lowest validation loss so far, in nats per token.
+    /// Lowest validation loss so far, in nats per token or image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_loss_best: Option<f64>,
 }
@@ -147,6 +83,17 @@ pub type Tensors = BTreeMap<String, Values>;
 pub struct Values {
     pub shape: Vec<usize>,
     pub values: Vec<f32>,
+}
+
+/// The tensors of a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Checkpoint {
+    /// Parameters, by path.
+    pub model: Tensors,
+    /// Their averages over steps, where the run keeps them.
+    pub average: Option<Tensors>,
+    /// What the optimiser remembers, by `<path>.<letter>`.
+    pub optimizer: Tensors,
 }
 
 /// Why a run directory cannot be read or written.
@@ -234,14 +181,16 @@ impl RunDir {
     pub fn save(
         &self,
         progress: &Progress,
-        model: &Tensors,
-        optimizer: &Tensors,
+        tensors: &Checkpoint,
     ) -> Result<StepDir, CheckpointError> {
         let before = self.latest()?;
         let step = self.step(progress.step);
         fs::create_dir_all(&step.path).map_err(io_error(&step.path))?;
-        write_tensors(&step.path.join(MODEL_FILE), model)?;
-        write_tensors(&step.path.join(OPTIMIZER_FILE), optimizer)?;
+        write_tensors(&step.path.join(MODEL_FILE), &tensors.model)?;
+        if let Some(average) = &tensors.average {
+            write_tensors(&step.path.join(AVERAGE_FILE), average)?;
+        }
+        write_tensors(&step.path.join(OPTIMIZER_FILE), &tensors.optimizer)?;
         let text = toml::to_string(progress).expect("every field has a TOML form");
         write_atomically(&step.path.join(PROGRESS_FILE), text.as_bytes())?;
         let name = format!("step-{}\n", progress.step);
@@ -272,20 +221,31 @@ impl StepDir {
         read_toml(&self.path.join(PROGRESS_FILE))
     }
 
-    /// The parameters, by path.
+    /// The file with the parameters to be used: averages, where there are some.
+    pub fn model_path(&self) -> PathBuf {
+        let average = self.path.join(AVERAGE_FILE);
+        if average.exists() { average } else { self.path.join(MODEL_FILE) }
+    }
+
+    /// The parameters to be used, by path.
     ///
     /// # Errors
     /// If the file cannot be read or parsed, or holds something other than f32.
     pub fn model(&self) -> Result<Tensors, CheckpointError> {
-        read_tensors(&self.path.join(MODEL_FILE))
+        read_tensors(&self.model_path())
     }
 
-    /// The optimiser's moments, by `<path>.m` and `<path>.v`.
+    /// Everything that training goes on from.
     ///
     /// # Errors
     /// As [`StepDir::model`].
-    pub fn optimizer(&self) -> Result<Tensors, CheckpointError> {
-        read_tensors(&self.path.join(OPTIMIZER_FILE))
+    pub fn tensors(&self) -> Result<Checkpoint, CheckpointError> {
+        let average = self.path.join(AVERAGE_FILE);
+        Ok(Checkpoint {
+            model: read_tensors(&self.path.join(MODEL_FILE))?,
+            average: average.exists().then(|| read_tensors(&average)).transpose()?,
+            optimizer: read_tensors(&self.path.join(OPTIMIZER_FILE))?,
+        })
     }
 }
 

@@ -24,7 +24,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::{
-    checkpoint::{CheckpointError, Documents, write_atomically},
+    checkpoint::{CheckpointError, write_atomically},
     compare::{
         report::{Report, Row},
         tally::{Expected, Tally},
@@ -38,6 +38,7 @@ use crate::{
         weights::{Drawn, read_model},
     },
     progress,
+    run::Documents,
     runtime::{self, Outputs, Runtime, RuntimeError, Segment, StepGraph},
 };
 

@@ -1,5 +1,6 @@
 //! Writes a bundle: the graph of a trained or of a random model, its tokenizer and its manifest.
 
+pub mod images;
 pub(crate) mod scratch;
 pub(crate) mod staging;
 mod tokenizer;
@@ -14,8 +15,9 @@ use std::{
 };
 
 use aerie_models::{
-    BundleError, Carry, Manifest, ModelConfig, Precision, Provenance,
-    bundle::{self, FORMAT, Kind, MANIFEST_FILE, MODEL_FILE, NAME_BYTES_MAX, TOKENIZER_FILE},
+    BundleError, Bundled, Manifest, ModelConfig, Precision, Provenance,
+    bundle::{self, FORMAT, MANIFEST_FILE, MODEL_FILE, NAME_BYTES_MAX, TOKENIZER_FILE},
+    images::presets as classifiers,
     presets,
 };
 #[cfg(test)]
@@ -27,9 +29,10 @@ use thiserror::Error;
 use crate::{
     checkpoint::{CheckpointError, RunDir},
     data,
+    emit::images::ImageSource,
     emit::staging::Staging,
     onnx::{
-        self, Limits, Target, Weights, WeightsError, WriteError,
+        self, Graph, Limits, Target, Weights, WeightsError, WriteError,
         weights::{Checkpoint, Drawn, Random},
     },
     progress::Counted,
@@ -42,7 +45,8 @@ Examples:
   aerie-export emit --run runs/tales --out models/bundles/tales --precision f16
   aerie-export emit --run runs/tales --step 2000 --out /tmp/tales-2000
   aerie-export emit --random griffin-100m --seed 7 --out /tmp/griffin-100m
-  aerie-export emit --random tiny --portable --out /tmp/tiny-portable")]
+  aerie-export emit --random tiny --portable --out /tmp/tiny-portable
+  aerie-export emit --random nfnet-f0 --out /tmp/nfnet-f0")]
 pub struct Args {
     /// Run directory of a training
     #[arg(long, value_name = "RUN", required_unless_present = "random")]
@@ -108,13 +112,18 @@ pub(crate) fn write(source: Source, options: &Options, staging: Staging) -> Resu
     let out = staging.out().to_owned();
     let weights = Box::new(Counted::new(source.weights, &source.config));
     let manifest = fill(&Source { weights, ..source }, options, staging)?;
+    say(&out, &manifest);
+    Ok(())
+}
+
+/// Says on standard error what there is now.
+fn say<M: Bundled>(out: &Path, manifest: &Manifest<M>) {
     eprintln!(
         "{}: {} files, fingerprint {}",
         out.display(),
         manifest.files.len() + 1,
         &blake3::Hash::from_bytes(manifest.fingerprint()).to_hex()[..16]
     );
-    Ok(())
 }
 
 /// Runs the command.
@@ -122,12 +131,19 @@ pub(crate) fn write(source: Source, options: &Options, staging: Staging) -> Resu
 /// # Errors
 /// See [`EmitError`].
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let source = match (&args.run, &args.random) {
-        (Some(run), _) => Source::run(run, args.step, args.data.as_deref())?,
-        (None, Some(preset)) => Source::random(preset, args.seed)?,
+    let data = args.data.as_deref();
+    match (&args.run, &args.random) {
+        (Some(run), _) if RunDir::new(run).run()?.images().is_some() => {
+            args.output.write_images(ImageSource::run(run, args.step, data)?)?;
+        }
+        (Some(run), _) => args.output.write(Source::run(run, args.step, data)?)?,
+        (None, Some(name)) => match ImageSource::random(name, args.seed) {
+            Some(source) => args.output.write_images(source)?,
+            None => args.output.write(Source::random(name, args.seed)?)?,
+        },
         (None, None) => unreachable!("clap asks for one of the two"),
-    };
-    Ok(args.output.write(source)?)
+    }
+    Ok(())
 }
 
 /// A model that can be emitted.
@@ -166,6 +182,10 @@ pub enum EmitError {
     Name { found: String },
     #[error("there is no preset {found:?}; the presets are {known}")]
     Preset { found: String, known: String },
+    #[error("--precision {found}: a classifier is stored in f32 or f16")]
+    ImagePrecision { found: &'static str },
+    #[error("{}: {found} labels, but the model has {expected} classes", path.display())]
+    Labels { path: PathBuf, found: usize, expected: u32 },
     #[error("--portable with --precision {found}: standard operators take f32 and f16 here")]
     PortablePrecision { found: &'static str },
     #[error(
@@ -178,6 +198,8 @@ pub enum EmitError {
          the domain `aerie` is expected", path.display()
     )]
     Portable { path: PathBuf },
+    #[error("{}: the run is not of a language model", path.display())]
+    NotLanguage { path: PathBuf },
     #[error("{}: the run has no checkpoint yet", path.display())]
     NoCheckpoint { path: PathBuf },
     #[error("{}: {message}", path.display())]
@@ -194,9 +216,6 @@ pub enum EmitError {
     Bundle(#[from] BundleError),
 }
 
-/// Name of the parameters within a checkpoint.
-const CHECKPOINT_FILE: &str = "model.safetensors";
-
 impl Source {
     /// The model of the training in `dir`, at `step` or at its newest checkpoint.
     ///
@@ -205,6 +224,9 @@ impl Source {
     pub fn run(dir: &Path, step: Option<u64>, data: Option<&str>) -> Result<Self, EmitError> {
         let run = RunDir::new(dir);
         let options = run.run()?;
+        let Some((model, text)) = options.language() else {
+            return Err(EmitError::NotLanguage { path: dir.to_owned() });
+        };
         let step = match step {
             Some(step) => run.step(step),
             None => {
@@ -212,26 +234,26 @@ impl Source {
             }
         };
         let progress = step.progress()?;
-        let weights = Checkpoint::open(&step.path().join(CHECKPOINT_FILE), &options.model)?;
+        let weights = Checkpoint::open(&step.model_path(), model)?;
         let path = dir.join(TOKENIZER_FILE);
         let tokenizer = fs::read(&path).map_err(io_error(&path))?;
         let found = parse_tokenizer(&tokenizer, &path)?.get_vocab_size(true);
-        let expected = options.model.vocab;
+        let expected = model.vocab;
         if expected as usize != found {
             return Err(EmitError::TokenizerVocab { path, found, expected });
         }
         // Not the whole path: a bundle says nothing of the machine that made it.
-        let text = options.train.text.file_name().map(|it| it.to_string_lossy().into_owned());
+        let text = text.text.file_name().map(|it| it.to_string_lossy().into_owned());
         Ok(Self {
-            config: options.model,
+            config: model.clone(),
             weights: Box::new(weights),
             tokenizer,
             provenance: Provenance {
                 tool: tool(),
                 data: data.map_or_else(|| text.unwrap_or_default(), str::to_owned),
                 steps: Some(progress.step),
-                tokens: Some(progress.tokens),
-                calibration: None,
+                tokens: Some(progress.seen),
+                ..Provenance::default()
             },
         })
     }
@@ -275,7 +297,7 @@ impl Source {
                 data: format!("none: preset {preset} with random weights of seed {seed}"),
                 steps: Some(0),
                 tokens: Some(0),
-                calibration: None,
+                ..Provenance::default()
             },
         })
     }
@@ -288,7 +310,7 @@ impl Source {
 pub(crate) fn preset(name: &str) -> Result<ModelConfig, EmitError> {
     presets::preset(name).ok_or_else(|| EmitError::Preset {
         found: name.to_owned(),
-        known: presets::names().collect::<Vec<_>>().join(", "),
+        known: presets::names().chain(classifiers::names()).collect::<Vec<_>>().join(", "),
     })
 }
 
@@ -319,29 +341,41 @@ impl Options {
 /// Fills the folder that was made for the bundle, and puts it in its place.
 fn fill(source: &Source, options: &Options, staging: Staging) -> Result<Manifest, EmitError> {
     let Source { config, weights, tokenizer, provenance } = source;
-    let name = &options.name;
     let graph = onnx::emit(config, options.target, options.precision);
-    let ops = graph.ops().iter().map(|(&op, &version)| (op.to_owned(), version)).collect();
-    let mut written =
-        onnx::write(graph, name, weights.as_ref(), Limits::default(), staging.path())?;
     staging.write(TOKENIZER_FILE, tokenizer)?;
-    written.push(TOKENIZER_FILE);
+    let content = Content { model: config.clone(), interface: (), extra: &[TOKENIZER_FILE] };
+    seal(graph, weights.as_ref(), content, provenance, options, staging)
+}
 
+/// What a bundle is to hold besides its graph.
+struct Content<M: Bundled> {
+    model: M,
+    interface: M::Interface,
+    /// Files that are there already.
+    extra: &'static [&'static str],
+}
+
+/// Writes graph and manifest, and puts the folder in its place.
+fn seal<M: Bundled>(
+    graph: Graph,
+    weights: &dyn Weights,
+    content: Content<M>,
+    provenance: &Provenance,
+    options: &Options,
+    staging: Staging,
+) -> Result<Manifest<M>, EmitError> {
+    let Content { model, interface, extra } = content;
+    let name = options.name.clone();
+    let ops = graph.ops().iter().map(|(&op, &version)| (op.to_owned(), version)).collect();
+    let mut written = onnx::write(graph, &name, weights, Limits::default(), staging.path())?;
+    written.extend(extra);
     let mut files = BTreeMap::new();
     for file in written {
         files.insert(file.to_owned(), bundle::hash_file(&staging.path().join(file))?);
     }
-    let manifest = Manifest {
-        format: FORMAT,
-        name: name.clone(),
-        kind: Kind::LanguageModel,
-        precision: options.precision,
-        ops,
-        files,
-        model: config.clone(),
-        provenance: provenance.clone(),
-        carry: Carry::layout(config).fields().cloned().collect(),
-    };
+    let (precision, provenance) = (options.precision, provenance.clone());
+    let manifest =
+        Manifest { format: FORMAT, name, precision, ops, files, model, provenance, interface };
     staging.write(MANIFEST_FILE, manifest.to_toml().as_bytes())?;
     staging.commit()?;
     Ok(manifest)

@@ -1,11 +1,12 @@
-//! Imports RecurrentGemma: reads a checkpoint in one of the layouts in which it is published, and
-//! writes it as a bundle.
+//! Imports RecurrentGemma, and classifiers of timm's: reads a checkpoint in one of the layouts in which it
+//! is published, and writes it as a bundle.
 //!
 //! Elements go from file to file one tensor at a time. What a checkpoint says is held against what
 //! the model needs before anything is written.
 
 mod google;
 mod hugging_face;
+pub mod images;
 mod pickle;
 mod sentencepiece;
 mod tensors;
@@ -20,7 +21,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aerie_models::{BlockKind, ConfigError, Family, Provenance};
+use aerie_models::{
+    BlockKind, ConfigError, Family, Provenance,
+    images::{ImageConfigError, preprocessing::PreprocessingError},
+};
 use thiserror::Error;
 
 pub use google::Given;
@@ -29,11 +33,11 @@ pub use sentencepiece::SentencePieceError;
 
 use crate::{
     emit::{self, EmitError, Source},
-    import::{hugging_face::CONFIG_FILE, tensors::Tensors},
+    import::{hugging_face::CONFIG_FILE, images::ImageRequest, tensors::Tensors},
     onnx::WeightsError,
 };
 
-/// Imports a RecurrentGemma checkpoint as a bundle that can be served
+/// Imports a RecurrentGemma checkpoint, or a classifier of timm's, as a bundle that can be served
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Reads Hugging Face's folders (config.json with model.safetensors or its shards) and what Google
@@ -41,11 +45,16 @@ released: PyTorch's .pt files, and safetensors files with the names of Google's 
 Only the latter lack a configuration; what their shapes do not tell is given by --heads, --window,
 --soft-cap and --no-embedding-scale, which default to RecurrentGemma's.
 
+Classifiers are NFNets, NF-ResNets and NF-RegNets as timm publishes them: model.safetensors with its
+config.json, or any safetensors file with the name of the model in --preset.
+
 Examples:
   aerie-export import --from recurrentgemma-2b --out models/bundles/recurrentgemma-2b
   aerie-export import --from 2b-it/2b-it.pt --tokenizer tokenizer.model --out /tmp/2b-it
   aerie-export import --from griffin.safetensors --window 1024 --soft-cap 0 --no-embedding-scale \\
-      --tokenizer tokenizer.json --out /tmp/griffin --precision f16")]
+      --tokenizer tokenizer.json --out /tmp/griffin --precision f16
+  aerie-export import --from dm_nfnet_f0.dm_in1k --labels imagenet.txt --out /tmp/nfnet-f0
+  aerie-export import --from weights.safetensors --preset timm/nf_resnet50 --out /tmp/nf-resnet50")]
 pub struct Args {
     /// Folder of the checkpoint, or its file where there are several
     #[arg(long, value_name = "PATH")]
@@ -65,6 +74,15 @@ pub struct Args {
     /// Take embeddings as they are, of a checkpoint of Google's
     #[arg(long)]
     no_embedding_scale: bool,
+    /// Classifier that the checkpoint is of, by its name [default: as its config.json says]
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// Classifier that the checkpoint is of, by a file in the presets' format
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Names of a classifier's classes, one a line [default: as its config.json says, or numbers]
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
     /// What the weights were trained on, in words [default: the name of the checkpoint]
     #[arg(long, value_name = "WORDS")]
     data: Option<String>,
@@ -77,6 +95,16 @@ pub struct Args {
 /// # Errors
 /// See [`ImportError`].
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    let classifier = images::import(&ImageRequest {
+        from: &args.from,
+        preset: args.preset.as_deref(),
+        model: args.model.as_deref(),
+        labels: args.labels.as_deref(),
+        data: args.data.as_deref(),
+    })?;
+    if let Some(source) = classifier {
+        return Ok(args.output.write_images(source)?);
+    }
     let imported = import(&Request {
         from: &args.from,
         tokenizer: args.tokenizer.as_deref(),
@@ -173,6 +201,16 @@ pub enum ImportError {
     NoTokenizer { path: PathBuf },
     #[error("{}: {source}", path.display())]
     SentencePiece { path: PathBuf, source: SentencePieceError },
+    #[error("{}: {found} is none of the classifiers; --preset names one", path.display())]
+    Architecture { path: PathBuf, found: String },
+    #[error("{}: {source}", path.display())]
+    ImageConfig { path: PathBuf, source: ImageConfigError },
+    #[error("{}: {source}", path.display())]
+    Model { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("{}: pretrained_cfg: {source}", path.display())]
+    Input { path: PathBuf, source: PreprocessingError },
+    #[error("{}: nothing says how pictures are prepared; --preset names a model that does", path.display())]
+    NoInput { path: PathBuf },
     #[error(transparent)]
     Weights(#[from] WeightsError),
     #[error(transparent)]

@@ -10,8 +10,9 @@ use std::{
 };
 
 use aerie_models::{
-    BundleError, Manifest,
+    AnyManifest, BundleError, Bundled, ImageConfig, Manifest,
     bundle::{MANIFEST_FILE, MODEL_FILE},
+    images,
 };
 use thiserror::Error;
 
@@ -52,7 +53,7 @@ pub enum InspectError {
 /// A bundle, read and verified against its manifest.
 #[derive(Debug)]
 struct Bundle {
-    manifest: Manifest,
+    manifest: AnyManifest,
     /// Bytes of every file.
     files: BTreeMap<String, u64>,
     graph: proto::Graph,
@@ -60,9 +61,9 @@ struct Bundle {
 
 impl Bundle {
     fn open(dir: &Path) -> Result<Self, InspectError> {
-        let manifest =
-            Manifest::open(dir, |op| aerie_ops::schema::schema(op).map(|it| it.version))?;
-        let names = manifest.files.keys().map(String::as_str);
+        let version = |op: &str| aerie_ops::schema::schema(op).map(|it| it.version);
+        let manifest = AnyManifest::open(dir, version)?;
+        let names = manifest.files().keys().map(String::as_str);
         let mut files = BTreeMap::new();
         for name in names.chain([MANIFEST_FILE]) {
             let path = dir.join(name);
@@ -101,47 +102,21 @@ impl Count {
 
 impl fmt::Display for Bundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.fmt_manifest(f)?;
+        match &self.manifest {
+            AnyManifest::Language(it) => fmt_language(f, it)?,
+            AnyManifest::Images(it) => fmt_images(f, it)?,
+        }
         self.fmt_files(f)?;
         self.fmt_parameters(f)?;
         self.fmt_graph(f)?;
-        self.fmt_state(f)
+        match &self.manifest {
+            AnyManifest::Language(it) => fmt_state(f, it),
+            AnyManifest::Images(_) => Ok(()),
+        }
     }
 }
 
 impl Bundle {
-    fn fmt_manifest(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Manifest { name, precision, model, provenance, ops, .. } = &self.manifest;
-        let word = |value: &dyn fmt::Debug| format!("{value:?}").to_lowercase();
-        let fingerprint = blake3::Hash::from_bytes(self.manifest.fingerprint()).to_hex();
-        writeln!(f, "{name}")?;
-        writeln!(f, "  family        {}, {} layers", word(&model.family), model.layers)?;
-        writeln!(
-            f,
-            "  width         {} (recurrence {}, mlp {})",
-            model.width, model.recurrence_width, model.mlp_width
-        )?;
-        writeln!(
-            f,
-            "  attention     {} heads of {}, window {}",
-            model.heads, model.head_dim, model.window
-        )?;
-        writeln!(f, "  vocab         {}", model.vocab)?;
-        writeln!(f, "  precision     {}", word(precision))?;
-        let target = if ops.is_empty() { "portable: standard operators only" } else { "ragged" };
-        writeln!(f, "  step          {target}")?;
-        writeln!(f, "  fingerprint   {fingerprint}")?;
-        writeln!(f, "  written by    {}", provenance.tool)?;
-        writeln!(f, "  trained on    {}", provenance.data)?;
-        let count = |it: Option<u64>| it.map_or_else(|| "unknown".to_owned(), grouped);
-        let (steps, tokens) = (count(provenance.steps), count(provenance.tokens));
-        writeln!(f, "  trained for   {steps} steps, {tokens} tokens")?;
-        match &provenance.calibration {
-            Some(text) => writeln!(f, "  calibrated by {text}"),
-            None => Ok(()),
-        }
-    }
-
     fn fmt_files(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\nfiles")?;
         for (name, &bytes) in &self.files {
@@ -165,8 +140,12 @@ impl Bundle {
                 }
             }
         }
-        let kinds: Vec<String> =
-            self.manifest.model.block_kinds().map(|it| format!("{it:?}").to_lowercase()).collect();
+        let kinds: Vec<String> = match &self.manifest {
+            AnyManifest::Language(it) => {
+                it.model.block_kinds().map(|it| format!("{it:?}").to_lowercase()).collect()
+            }
+            AnyManifest::Images(_) => Vec::new(),
+        };
         writeln!(f, "\nparameters")?;
         for (name, count) in groups {
             let layer = name.strip_prefix("layers.").and_then(|it| it.parse::<usize>().ok());
@@ -187,15 +166,77 @@ impl Bundle {
         }
         row(f, "total", "", &[grouped(self.graph.node.len() as u64)])
     }
+}
 
-    fn fmt_state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let layout = self.manifest.layout();
-        writeln!(f, "\nstate of a session")?;
-        for spec in layout.fields() {
-            row(f, &spec.path, &format!("{:?}", spec.shape), &[size(spec.bytes())])?;
-        }
-        row(f, "total", "", &[size(layout.bytes())])
+fn fmt_language(f: &mut fmt::Formatter<'_>, manifest: &Manifest) -> fmt::Result {
+    let Manifest { name, model, ops, provenance, .. } = manifest;
+    writeln!(f, "{name}")?;
+    writeln!(f, "  family        {}, {} layers", word(&model.family), model.layers)?;
+    writeln!(
+        f,
+        "  width         {} (recurrence {}, mlp {})",
+        model.width, model.recurrence_width, model.mlp_width
+    )?;
+    writeln!(
+        f,
+        "  attention     {} heads of {}, window {}",
+        model.heads, model.head_dim, model.window
+    )?;
+    writeln!(f, "  vocab         {}", model.vocab)?;
+    let target = if ops.is_empty() { "portable: standard operators only" } else { "ragged" };
+    writeln!(f, "  step          {target}")?;
+    fmt_origin(f, manifest, provenance.tokens, "tokens")
+}
+
+fn fmt_images(f: &mut fmt::Formatter<'_>, manifest: &Manifest<ImageConfig>) -> fmt::Result {
+    let Manifest { name, model, interface, provenance, .. } = manifest;
+    let input = &interface.input;
+    writeln!(f, "{name}")?;
+    let depths: Vec<String> = model.stages.iter().map(|it| it.depth.to_string()).collect();
+    let depths = depths.join(", ");
+    writeln!(f, "  family        {}, {depths} blocks", word(&model.family))?;
+    writeln!(f, "  classes       {}", model.classes)?;
+    writeln!(f, "  input         {} by {} pixels", input.height, input.width)?;
+    let [height, width] = [input.height, input.width];
+    let macs = images::census::macs(model, height, width);
+    writeln!(f, "  work          {} multiplications for an image", grouped(macs))?;
+    fmt_origin(f, manifest, provenance.images, "images")
+}
+
+/// What is said of every bundle.
+fn fmt_origin<M: Bundled>(
+    f: &mut fmt::Formatter<'_>,
+    manifest: &Manifest<M>,
+    seen: Option<u64>,
+    unit: &str,
+) -> fmt::Result {
+    let Manifest { precision, provenance, .. } = manifest;
+    let fingerprint = blake3::Hash::from_bytes(manifest.fingerprint()).to_hex();
+    writeln!(f, "  precision     {}", precision.name())?;
+    writeln!(f, "  fingerprint   {fingerprint}")?;
+    writeln!(f, "  written by    {}", provenance.tool)?;
+    writeln!(f, "  trained on    {}", provenance.data)?;
+    let count = |it: Option<u64>| it.map_or_else(|| "unknown".to_owned(), grouped);
+    let (steps, seen) = (count(provenance.steps), count(seen));
+    writeln!(f, "  trained for   {steps} steps, {seen} {unit}")?;
+    match &provenance.calibration {
+        Some(text) => writeln!(f, "  calibrated by {text}"),
+        None => Ok(()),
     }
+}
+
+fn fmt_state(f: &mut fmt::Formatter<'_>, manifest: &Manifest) -> fmt::Result {
+    let layout = manifest.layout();
+    writeln!(f, "\nstate of a session")?;
+    for spec in layout.fields() {
+        row(f, &spec.path, &format!("{:?}", spec.shape), &[size(spec.bytes())])?;
+    }
+    row(f, "total", "", &[size(layout.bytes())])
+}
+
+/// What a family is called.
+fn word(value: &dyn fmt::Debug) -> String {
+    format!("{value:?}").to_lowercase()
 }
 
 /// One line of a table.
@@ -207,9 +248,10 @@ fn row(f: &mut fmt::Formatter<'_>, name: &str, note: &str, cells: &[String]) -> 
     writeln!(f)
 }
 
-/// The layer that a parameter belongs to, or the place outside of the layers.
+/// The layer or stage that a parameter belongs to, or the place outside of them.
 fn group(name: &str) -> &str {
-    let parts = if name.starts_with("layers.") { 2 } else { 1 };
+    let is_numbered = ["layers.", "stages."].iter().any(|it| name.starts_with(it));
+    let parts = if is_numbered { 2 } else { 1 };
     name.match_indices('.').nth(parts - 1).map_or(name, |(end, _)| &name[..end])
 }
 

@@ -13,6 +13,7 @@ pub mod onnx;
 pub mod plot;
 mod progress;
 pub mod quantize;
+pub mod run;
 pub mod runtime;
 #[cfg(feature = "torch")]
 pub mod torch;

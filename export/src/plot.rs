@@ -29,7 +29,7 @@ pub struct Args {
     runs: Vec<PathBuf>,
     #[arg(long, value_name = "FILE", default_value = "curves.svg")]
     out: PathBuf,
-    /// What to draw over the tokens seen
+    /// What to draw over the tokens or images seen
     #[arg(long, value_enum, default_value_t)]
     axis: Axis,
 }
@@ -37,11 +37,13 @@ pub struct Args {
 /// What a picture shows.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
 pub enum Axis {
-    /// Training and validation loss, in nats per token
+    /// Training and validation loss, in nats
     Loss,
     /// Validation loss, in bits per byte of text
     #[default]
     BitsPerByte,
+    /// Share of the validation images that is classified right
+    Accuracy,
 }
 
 /// Runs the command.
@@ -52,7 +54,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     plot(&args.runs, &args.out, args.axis)
 }
 
-/// One line of the picture: `(millions of tokens, value)`.
+/// One line of the picture: `(millions seen, value)`.
 #[derive(Debug, PartialEq)]
 struct Curve {
     name: String,
@@ -72,9 +74,13 @@ impl Curve {
 /// As [`run`].
 pub fn plot(runs: &[PathBuf], out: &Path, axis: Axis) -> anyhow::Result<()> {
     let mut curves = Vec::new();
+    let mut seen = "tokens";
     for run in runs {
         let path = run.join(LOG_FILE);
         let log = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        if log.starts_with("step,images") {
+            seen = "images";
+        }
         let name = run.file_name().unwrap_or(run.as_os_str()).to_string_lossy();
         match axis {
             Axis::Loss => {
@@ -82,12 +88,13 @@ pub fn plot(runs: &[PathBuf], out: &Path, axis: Axis) -> anyhow::Result<()> {
                 curves.push(curve(&log, "valid_loss", format!("{name}, validation")));
             }
             Axis::BitsPerByte => curves.push(curve(&log, "bits_per_byte", name.into_owned())),
+            Axis::Accuracy => curves.push(curve(&log, "accuracy", name.into_owned())),
         }
     }
     curves.retain(|it| !it.points.is_empty());
     ensure!(!curves.is_empty(), "no log has anything to draw yet");
     let mut svg = String::new();
-    draw(&mut svg, &curves, axis).context("the picture cannot be drawn")?;
+    draw(&mut svg, &curves, axis, seen).context("the picture cannot be drawn")?;
     fs::write(out, svg).with_context(|| out.display().to_string())
 }
 
@@ -96,7 +103,7 @@ fn curve(log: &str, column: &str, name: String) -> Curve {
     let mut lines = log.lines().map(|line| line.split(',').collect::<Vec<_>>());
     let header = lines.next().unwrap_or_default();
     let find = |column| header.iter().position(|it| *it == column);
-    let points = match (find("tokens"), find(column)) {
+    let points = match (find("tokens").or_else(|| find("images")), find(column)) {
         (Some(x), Some(y)) => lines
             .filter_map(|it| Some((it.get(x)?.parse::<f64>().ok()?, it.get(y)?.parse().ok()?)))
             .map(|(x, y)| (x / 1e6, y))
@@ -106,10 +113,11 @@ fn curve(log: &str, column: &str, name: String) -> Curve {
     Curve { name, points }
 }
 
-fn draw(svg: &mut String, curves: &[Curve], axis: Axis) -> anyhow::Result<()> {
+fn draw(svg: &mut String, curves: &[Curve], axis: Axis, seen: &str) -> anyhow::Result<()> {
     let label = match axis {
-        Axis::Loss => "loss (nats per token)",
+        Axis::Loss => "loss (nats)",
         Axis::BitsPerByte => "validation loss (bits per byte)",
+        Axis::Accuracy => "validation images classified right (share)",
     };
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
@@ -120,7 +128,7 @@ fn draw(svg: &mut String, curves: &[Curve], axis: Axis) -> anyhow::Result<()> {
         .x_label_area_size(44)
         .y_label_area_size(60)
         .build_cartesian_2d(0.0..x.end, y.clone())?;
-    chart.configure_mesh().x_desc("tokens seen (millions)").y_desc(label).draw()?;
+    chart.configure_mesh().x_desc(format!("{seen} seen (millions)")).y_desc(label).draw()?;
     for (at, it) in curves.iter().enumerate() {
         let style = Palette99::pick(at).stroke_width(2);
         chart

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal};
 
-use aerie_models::{ModelConfig, ParameterSpec, census};
+use aerie_models::{ParameterSpec, Parametric};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::onnx::{Weights, WeightsError};
@@ -24,8 +24,8 @@ pub(crate) struct Counted {
 
 impl Counted {
     /// Counts up to the parameters of `config`.
-    pub(crate) fn new(weights: Box<dyn Weights>, config: &ModelConfig) -> Self {
-        let bytes = census::parameter_total(config) * size_of::<f32>() as u64;
+    pub(crate) fn new(weights: Box<dyn Weights>, config: &impl Parametric) -> Self {
+        let bytes = config.elements() * size_of::<f32>() as u64;
         let bar = bar("{bar:30} {bytes}/{total_bytes}, {eta} left {msg}", bytes);
         Self { weights, bar }
     }

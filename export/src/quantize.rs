@@ -14,11 +14,11 @@ use aerie_models::{Precision, Provenance, bundle::TOKENIZER_FILE};
 use thiserror::Error;
 
 use crate::{
-    checkpoint::Documents,
     data::sessions::{Amount, Encoder, SessionsError, Text},
     emit::{self, EmitError, Options, Source, parse_tokenizer, precision_parser, staging::Staging},
     onnx::{self, EditError, Limits, Target, WeightsError, WriteError},
     quantize::calibrate::{Calibrated, Collector},
+    run::Documents,
     runtime::{self, RuntimeError},
 };
 

@@ -1,6 +1,8 @@
 //! Runs the same tokens through every reading of a bundle's model that this build has, and compares
 //! the logits: libtorch in f64, the bundle's graph fed in several ways, the portable graph.
 
+#[cfg(feature = "torch")]
+mod images;
 mod report;
 
 #[cfg(test)]
@@ -13,7 +15,7 @@ use std::{
 };
 
 use aerie_models::{
-    BundleError, Manifest, ModelConfig, Precision,
+    AnyManifest, BundleError, ImageConfig, Manifest, ModelConfig, Precision,
     bundle::{MODEL_FILE, TOKENIZER_FILE},
 };
 use rand::{Rng, seq::SliceRandom};
@@ -21,6 +23,7 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use thiserror::Error;
 
 use crate::{
+    checkpoint::CheckpointError,
     emit::{EmitError, parse_tokenizer, scratch::Scratch},
     onnx::{self, Limits, Target, WeightsError, WriteError, weights::Drawn},
     runtime::{Runtime, RuntimeError, Segment, StepGraph},
@@ -33,6 +36,7 @@ use crate::{
 Examples:
   aerie-export verify models/bundles/tales
   aerie-export verify models/bundles/tales --text tales.valid.txt --tokens 600
+  aerie-export verify models/bundles/pictures --checkpoint runs/pictures
 Exits with 1 if a reading is beyond the tolerance.")]
 pub struct Args {
     /// Folder of the bundle
@@ -44,7 +48,10 @@ pub struct Args {
     /// Tokens to run [default: past the attention window three times]
     #[arg(long, value_name = "N")]
     tokens: Option<usize>,
-    /// Seed of the tokens, of the chunks and of the lanes
+    /// What the bundle of a classifier was made of: a run directory, or a safetensors file
+    #[arg(long, value_name = "PATH")]
+    checkpoint: Option<PathBuf>,
+    /// Seed of the tokens or pixels, of the chunks and of the lanes
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Largest difference that passes, as a share of the largest logit [default: 1e-5, and 0.05 where
@@ -63,6 +70,10 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     // One thread, so that the order of sums within the runtime's own products is fixed.
     let runtime = Runtime::load(args.onnxruntime.as_deref(), 1)?;
+    let version = |op: &str| aerie_ops::schema::schema(op).map(|it| it.version);
+    if let AnyManifest::Images(manifest) = AnyManifest::open(&args.bundle, version)? {
+        return verify_images(&runtime, &manifest, args);
+    }
     let model = Model::open(&args.bundle)?;
     let tokens = model.tokens(args)?;
     let report = verify(&runtime, &model, &tokens, args)?;
@@ -70,11 +81,41 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if report.passes() { Ok(()) } else { Err(VerifyError::Beyond.into()) }
 }
 
+#[cfg(feature = "torch")]
+fn verify_images(
+    runtime: &Runtime,
+    manifest: &Manifest<ImageConfig>,
+    args: &Args,
+) -> anyhow::Result<()> {
+    let checkpoint = args.checkpoint.as_ref().ok_or(VerifyError::Unsaid)?;
+    let (bundle, seed) = (&args.bundle, args.seed);
+    let report = images::verify(runtime, bundle, manifest, checkpoint, seed, args.tolerance)?;
+    io::Write::write_all(&mut io::stdout(), report.to_string().as_bytes())?;
+    if report.passes() { Ok(()) } else { Err(VerifyError::Beyond.into()) }
+}
+
+#[cfg(not(feature = "torch"))]
+fn verify_images(
+    _runtime: &Runtime,
+    _manifest: &Manifest<ImageConfig>,
+    _args: &Args,
+) -> anyhow::Result<()> {
+    Err(VerifyError::NoTorch.into())
+}
+
 /// Why a bundle cannot be verified, or does not hold.
 #[derive(Debug, Error)]
 pub enum VerifyError {
     #[error("a reading is beyond the tolerance")]
     Beyond,
+    #[error("a classifier is verified against what it was made of: --checkpoint names it")]
+    Unsaid,
+    #[error("a classifier is verified by libtorch, which this build does without")]
+    NoTorch,
+    #[error("{}: the run has no checkpoint yet", path.display())]
+    NoCheckpoint { path: PathBuf },
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("{}: {found} tokens; at least 1 is needed", path.display())]

@@ -174,7 +174,7 @@ impl Subject {
     ) -> anyhow::Result<Self> {
         let version = |op: &str| aerie_ops::schema::schema(op).map(|it| it.version);
         let (manifest, verify_seconds) = clock::timed(|| Manifest::open(dir, version));
-        let manifest = manifest?;
+        let manifest: Manifest = manifest?;
         let config = manifest.model.clone();
         let target = if manifest.ops.is_empty() { Target::Portable } else { Target::Ragged };
         let file = dir.join(MODEL_FILE);

@@ -1,36 +1,23 @@
 use super::*;
-
-fn run() -> Run {
-    Run {
-        model: aerie_models::presets::preset("tiny").unwrap(),
-        train: TrainConfig {
-            text: "text.txt".into(),
-            valid: None,
-            holdout: Some(0.1),
-            documents: Documents::Headings,
-            rows: 2,
-            time: 8,
-            accumulate: 1,
-            steps: 10,
-            learning_rate: 1e-3,
-            final_share: 0.1,
-            warmup: 2,
-            beta1: 0.9,
-            beta2: 0.95,
-            decay: 0.1,
-            clip: 1.0,
-            seed: 7,
-            matmul: Matmul::Bf16,
-            checkpoint_every: 5,
-            valid_every: 5,
-            log_every: 1,
-        },
-    }
-}
+use crate::run::tests::text_run as run;
 
 fn tensors(values: &[f32]) -> Tensors {
     let values = Values { shape: vec![values.len(), 1], values: values.to_vec() };
     Tensors::from([("final_norm.weight".to_owned(), values)])
+}
+
+fn checkpoint() -> Checkpoint {
+    Checkpoint { model: tensors(&[1.0]), average: None, optimizer: tensors(&[2.0]) }
+}
+
+#[test]
+fn averages_are_what_is_used_where_there_are_some() {
+    let dir = tempfile::tempdir().unwrap();
+    let runs = RunDir::new(dir.path());
+    let averaged = Checkpoint { average: Some(tensors(&[7.0])), ..checkpoint() };
+    let step = runs.save(&Progress::default(), &averaged).unwrap();
+    assert_eq!(step.tensors().unwrap(), averaged);
+    assert_eq!(step.model().unwrap(), tensors(&[7.0]));
 }
 
 #[test]
@@ -43,12 +30,17 @@ fn run_directory_reads_back_what_was_written() {
     assert_eq!(runs.run().unwrap(), run());
     assert!(runs.latest().unwrap().is_none());
 
-    let progress = Progress { step: 5, tokens: 80, seconds: 0.25, ..Progress::default() };
-    runs.save(&progress, &tensors(&[1.0, -0.0]), &tensors(&[f32::MIN_POSITIVE, 3.0])).unwrap();
+    let progress = Progress { step: 5, seen: 80, seconds: 0.25, ..Progress::default() };
+    let whole = Checkpoint {
+        model: tensors(&[1.0, -0.0]),
+        average: None,
+        optimizer: tensors(&[f32::MIN_POSITIVE, 3.0]),
+    };
+    runs.save(&progress, &whole).unwrap();
     let step = runs.latest().unwrap().unwrap();
     assert_eq!(step.progress().unwrap(), progress);
-    assert_eq!(step.model().unwrap(), tensors(&[1.0, -0.0]));
-    assert_eq!(step.optimizer().unwrap(), tensors(&[f32::MIN_POSITIVE, 3.0]));
+    assert_eq!(step.tensors().unwrap(), whole);
+    assert_eq!(step.model().unwrap(), whole.model);
 }
 
 #[test]
@@ -57,7 +49,7 @@ fn newer_checkpoint_replaces_the_older_one() {
     let runs = RunDir::new(dir.path());
     for step in [5, 10] {
         let progress = Progress { step, ..Progress::default() };
-        runs.save(&progress, &tensors(&[1.0]), &tensors(&[2.0])).unwrap();
+        runs.save(&progress, &checkpoint()).unwrap();
     }
     assert_eq!(runs.latest().unwrap().unwrap().progress().unwrap().step, 10);
     assert!(!runs.step(5).path().exists());
@@ -68,7 +60,7 @@ fn a_checkpoint_half_written_is_not_the_latest() {
     let dir = tempfile::tempdir().unwrap();
     let runs = RunDir::new(dir.path());
     let progress = Progress { step: 5, ..Progress::default() };
-    runs.save(&progress, &tensors(&[1.0]), &tensors(&[2.0])).unwrap();
+    runs.save(&progress, &checkpoint()).unwrap();
     // What a kill in the middle of the next one leaves behind.
     fs::create_dir(runs.step(10).path()).unwrap();
     fs::write(runs.step(10).path().join(MODEL_FILE), [1, 2, 3]).unwrap();

@@ -12,11 +12,11 @@ use thiserror::Error;
 use tokenizers::Tokenizer;
 
 use crate::{
-    checkpoint::Documents,
     data::{
         text::{self, TextError},
         tokenizer::{self, TokenizerError},
     },
+    run::Documents,
 };
 
 /// Most tokens that are read for one purpose: with each, a few figures are kept.

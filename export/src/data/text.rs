@@ -10,7 +10,7 @@ use std::{
 
 use thiserror::Error;
 
-use crate::checkpoint::Documents;
+use crate::run::Documents;
 
 /// What separates documents within a file, and the token that does so in a stream.
 pub const BOUNDARY: &str = "<|endoftext|>";

@@ -25,8 +25,9 @@ use tokenizers::{
 };
 
 use crate::{
-    checkpoint::{self, Documents, TOKENIZER_FILE},
+    checkpoint::{self, TOKENIZER_FILE},
     data::text::{self, BOUNDARY},
+    run::Documents,
 };
 
 /// Least vocabulary of a byte-level tokenizer: every byte and the boundary.

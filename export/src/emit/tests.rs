@@ -4,14 +4,15 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use aerie_fuzz::{Format, Fuzz, overwrite};
 use aerie_models::{
-    AInit, Family, Manifest, ParameterSpec, Precision,
+    AInit, Family, Manifest, Model, ParameterSpec, Precision,
     bundle::{MODEL_FILE, TOKENIZER_FILE},
 };
 
 use super::*;
 use crate::{
-    checkpoint::{Documents, Matmul, Progress, Run, TrainConfig, Values},
+    checkpoint::{Checkpoint as Tensors, Progress, Values},
     onnx::Weights,
+    run::{Data, Run, tests::text_run},
 };
 
 #[test]
@@ -20,7 +21,7 @@ fn bundle_opens_and_says_what_it_is() {
     let out = dir.path().join("tiny");
     let written = emit(&tiny(), &options(), &out).unwrap();
     let version = |op: &str| aerie_ops::schema::schema(op).map(|it| it.version);
-    let manifest = Manifest::open(&out, version).unwrap();
+    let manifest: Manifest = Manifest::open(&out, version).unwrap();
     assert_eq!(manifest, written);
     assert_eq!(
         manifest.ops.keys().collect::<Vec<_>>(),
@@ -69,7 +70,7 @@ fn what_is_there_is_replaced_only_by_force_and_only_if_it_is_a_bundle() {
     let force = Options { force: true, name: "other".to_owned(), ..options() };
     emit(&tiny(), &force, &out).unwrap();
     let text = fs::read_to_string(out.join(MANIFEST_FILE)).unwrap();
-    assert_eq!(Manifest::parse(&text).unwrap().name, "other");
+    assert_eq!(Manifest::<ModelConfig>::parse(&text).unwrap().name, "other");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the old one is gone");
 
     let home = dir.path().join("home");
@@ -175,7 +176,7 @@ fn fuzzed_bundles_become_whole_ones_or_nothing() {
         overwrite(&from.join(MANIFEST_FILE), manifest.to_toml().as_bytes());
         let written = Source::bundle(&from).and_then(|it| emit(&it, &options, &out));
         if written.is_ok() {
-            Manifest::open(&out, version).unwrap();
+            Manifest::<ModelConfig>::open(&out, version).unwrap();
             fs::remove_dir_all(&out).unwrap();
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something is left");
@@ -189,7 +190,7 @@ fn fuzzed_runs_are_emitted_or_refused() {
     let dir = tempfile::tempdir().unwrap();
     let run = write_run(dir.path(), |_| {});
     let step = run.latest().unwrap().unwrap();
-    let file = step.path().join(CHECKPOINT_FILE);
+    let file = step.model_path();
     let fuzz = Fuzz {
         name: "run",
         format: Format::Headed,
@@ -248,34 +249,12 @@ pub(crate) fn write_run(dir: &Path, change: impl FnOnce(&mut ModelConfig)) -> Ru
         .collect();
     change(&mut model);
     let run = RunDir::new(dir.join("run"));
-    run.create(&Run { model, train: train_config() }).unwrap();
+    let mut options = Run { model: Model::Language(model), ..text_run() };
+    let Data::Text(data) = &mut options.data else { panic!("it is a run on text") };
+    data.text = "/somewhere/tales.txt".into();
+    run.create(&options).unwrap();
     fs::write(run.path().join(TOKENIZER_FILE), &source.tokenizer).unwrap();
-    let progress = Progress { step: 20, tokens: 640, ..Progress::default() };
-    run.save(&progress, &tensors, &BTreeMap::new()).unwrap();
+    let progress = Progress { step: 20, seen: 640, ..Progress::default() };
+    run.save(&progress, &Tensors { model: tensors, ..Tensors::default() }).unwrap();
     run
-}
-
-fn train_config() -> TrainConfig {
-    TrainConfig {
-        text: "/somewhere/tales.txt".into(),
-        valid: None,
-        holdout: None,
-        documents: Documents::Files,
-        rows: 1,
-        time: 32,
-        accumulate: 1,
-        steps: 20,
-        learning_rate: 1e-3,
-        final_share: 0.1,
-        warmup: 1,
-        beta1: 0.9,
-        beta2: 0.99,
-        decay: 0.0,
-        clip: 1.0,
-        seed: 1,
-        matmul: Matmul::F32,
-        checkpoint_every: 20,
-        valid_every: 20,
-        log_every: 20,
-    }
 }

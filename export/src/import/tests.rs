@@ -91,7 +91,7 @@ fn import_becomes_a_bundle_that_opens() {
     let out = dir.path().join("out");
     let written = emit::emit(&source, &options, &out).unwrap();
     let version = |op: &str| aerie_ops::schema::schema(op).map(|it| it.version);
-    let manifest = Manifest::open(&out, version).unwrap();
+    let manifest: Manifest = Manifest::open(&out, version).unwrap();
     assert_eq!(manifest, written);
     assert_eq!(manifest.model, config);
     assert_eq!(manifest.provenance.data, "unknown: imported recurrentgemma");

@@ -2,6 +2,7 @@
 //! models; parameters are noted here and get their elements when the graph is written.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     rc::Rc,
 };
@@ -9,8 +10,9 @@ use std::{
 use aerie_models::ParameterSpec;
 use aerie_ops::matmul::{Order, Packing};
 
-use crate::onnx::proto::{
-    self, AttributeKind, DataType, Dimension, Extent, Shape, TensorType, Type, ValueInfo,
+use crate::onnx::{
+    fold::Fold,
+    proto::{self, AttributeKind, DataType, Dimension, Extent, Shape, TensorType, Type, ValueInfo},
 };
 
 /// What flows between nodes; cheap to clone.
@@ -51,6 +53,8 @@ pub(crate) enum Elements {
     Here(Vec<u8>),
     /// A parameter of the model: asked for, by the constant's name, when the graph is written.
     Parameter(ParameterSpec),
+    /// What several parameters and factors come to, when the graph is written.
+    Folded(Fold),
     /// A parameter that is packed for our products when the graph is written.
     Packed(ParameterSpec, Packing, Order),
 }
@@ -69,7 +73,7 @@ pub(crate) enum Attribute {
     Float(f32),
     Int(i64),
     Text(&'static str),
-    Ints(&'static [i64]),
+    Ints(Cow<'static, [i64]>),
 }
 
 /// Extent of one axis of an input or output.
@@ -146,7 +150,9 @@ impl Graph {
         let spec = match &constant.elements {
             Elements::Packed(_, packing, _) => return *packing,
             Elements::Parameter(spec) => spec.clone(),
-            Elements::Here(_) => panic!("{} is no parameter", edge.name()),
+            Elements::Here(_) | Elements::Folded(_) => {
+                panic!("{} is no parameter", edge.name())
+            }
         };
         let (packing, order) = how(&spec);
         constant.element = DataType::U8;

@@ -2,7 +2,9 @@
 
 pub(crate) mod edit;
 pub mod emitter;
+pub(crate) mod fold;
 pub mod graph;
+pub mod images;
 pub(crate) mod packed;
 mod portable;
 pub mod proto;

@@ -4,6 +4,8 @@
 //! Where f32 would lose what matters (angles of late positions, `1 - a²` as `a` nears 1, softplus
 //! far below 0) the composition runs in f64; ONNX has neither expm1 nor log1p.
 
+use std::borrow::Cow;
+
 use aerie_models::AttentionDims;
 
 use crate::onnx::{
@@ -130,7 +132,7 @@ pub(crate) fn local_attention(
 }
 
 /// Swaps the last two axes of three.
-const SWAP: Attribute = Attribute::Ints(&[0, 2, 1]);
+const SWAP: Attribute = Attribute::Ints(Cow::Borrowed(&[0, 2, 1]));
 
 /// Sine and cosine of each session's position, `[B, 1, rotary/2]`.
 struct Angles {

@@ -12,7 +12,7 @@ use std::{
     path::{Path as FilePath, PathBuf},
 };
 
-use aerie_models::{Init, ModelConfig, ParameterSpec, census};
+use aerie_models::{Init, ParameterSpec, Parametric};
 use aerie_ops::matmul::{Format, Order, Packing};
 use prost::Message;
 use rand::Rng;
@@ -92,7 +92,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`WeightsError`], naming the first tensor that does not fit.
-    pub fn open(path: &FilePath, config: &ModelConfig) -> Result<Self, WeightsError> {
+    pub fn open(path: &FilePath, config: &impl Parametric) -> Result<Self, WeightsError> {
         let file = TensorFile::safetensors(path)?;
         let found = file.tensors().iter().map(|(name, it)| (name.clone(), it.shape.clone()));
         check_shapes(path, &found.collect(), config)?;
@@ -119,14 +119,14 @@ impl Drawn {
     ///
     /// # Errors
     /// [`WeightsError`], naming the first tensor that does not fit.
-    pub fn open(path: &FilePath, config: &ModelConfig) -> Result<Self, WeightsError> {
+    pub fn open(path: &FilePath, config: &impl Parametric) -> Result<Self, WeightsError> {
         let model = read_model(path)?;
         let initializers = model.graph.unwrap_or_default().initializer.into_iter();
         let initializers: BTreeMap<_, _> = initializers
             .filter(|it| !it.name.starts_with("constant."))
             .map(|it| (it.name.clone(), it))
             .collect();
-        let parameters = census::parameters(config);
+        let parameters = config.parameters();
         let mut found = BTreeMap::new();
         for (name, it) in &initializers {
             // Bytes are a parameter packed for our products: of its own shape if their shape tells so.
@@ -293,9 +293,9 @@ fn draw(init: Init, rng: &mut ChaCha8Rng) -> f32 {
 fn check_shapes(
     path: &FilePath,
     found: &BTreeMap<String, Vec<u64>>,
-    config: &ModelConfig,
+    config: &impl Parametric,
 ) -> Result<(), WeightsError> {
-    let parameters = census::parameters(config);
+    let parameters = config.parameters();
     for (name, spec) in &parameters {
         let (path, name) = (path.to_owned(), name.to_string());
         match found.get(&name) {

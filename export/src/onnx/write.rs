@@ -136,6 +136,7 @@ impl Constant {
     fn load(&self, weights: &dyn Weights) -> Result<Vec<u8>, WriteError> {
         let spec = match &self.elements {
             Elements::Here(bytes) => return Ok(bytes.clone()),
+            Elements::Folded(fold) => return self.encode(fold.load(weights)?),
             Elements::Parameter(spec) => spec,
             Elements::Packed(spec, packing, order) => {
                 let values = weights.load(&self.name, spec)?;
@@ -146,7 +147,11 @@ impl Constant {
                 });
             }
         };
-        let values = weights.load(&self.name, spec)?;
+        self.encode(weights.load(&self.name, spec)?)
+    }
+
+    /// `values` as the constant stores them, little-endian.
+    fn encode(&self, values: Vec<f32>) -> Result<Vec<u8>, WriteError> {
         assert_eq!(values.len() as u64, self.shape.iter().product::<u64>(), "{}", self.name);
         if self.element == DataType::F32 {
             return Ok(values.iter().flat_map(|it| it.to_le_bytes()).collect());

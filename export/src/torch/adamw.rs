@@ -5,12 +5,14 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use aerie_models::Path;
-use tch::{Kind, Tensor, no_grad};
+use aerie_models::{Path, Role};
+use tch::{Tensor, no_grad};
 
 use crate::{
     checkpoint::{Tensors, Values},
+    run::AdamwConfig,
     torch::{
+        optimizer::{Update, gradient_norm, restore},
         parameters::{Parameters, ParametersError, values},
         shim::{self, Rates},
     },
@@ -19,30 +21,19 @@ use crate::{
 /// What keeps the update finite where a second moment is zero.
 const EPSILON: f64 = 1e-8;
 
-/// Options that stay the same over a run.
-#[derive(Clone, Copy, Debug)]
-pub struct Config {
-    pub beta1: f64,
-    pub beta2: f64,
-    /// Decoupled decay, of parameters that decay at all.
-    pub decay: f64,
-    /// Largest norm of all gradients together; larger ones are scaled down to it.
-    pub clip: f64,
-}
-
 /// The optimiser's state: two moments of each parameter.
 #[derive(Debug)]
 pub struct AdamW {
-    config: Config,
+    config: AdamwConfig,
     moments: BTreeMap<Path, [Tensor; 2]>,
 }
 
 impl AdamW {
     /// An optimiser that has not seen a gradient.
-    pub fn new(config: Config, parameters: &Parameters) -> Self {
+    pub fn new(config: AdamwConfig, parameters: &Parameters) -> Self {
         let moments = parameters
-            .iter()
-            .map(|(path, it)| (path.clone(), [(); 2].map(|()| it.tensor.detach().zeros_like())));
+            .learnt()
+            .map(|(path, it)| (path.clone(), [(); 2].map(|()| it.detach().zeros_like())));
         Self { config, moments: moments.collect() }
     }
 
@@ -51,42 +42,29 @@ impl AdamW {
     /// # Errors
     /// If a moment is missing or has another shape than its parameter.
     pub fn load(
-        config: Config,
+        config: AdamwConfig,
         parameters: &Parameters,
         tensors: &Tensors,
     ) -> Result<Self, ParametersError> {
         let mut optimizer = Self::new(config, parameters);
         for (path, moments) in &mut optimizer.moments {
             for (moment, suffix) in moments.iter_mut().zip(["m", "v"]) {
-                let name = path.child(suffix).to_string();
-                let found =
-                    tensors.get(&name).ok_or_else(|| ParametersError::Missing(name.clone()))?;
-                let shape: Vec<i64> = found.shape.iter().map(|&it| it as i64).collect();
-                if shape != moment.size() {
-                    let expected = moment.size().iter().map(|&it| it as u64).collect();
-                    let found = found.shape.clone();
-                    return Err(ParametersError::Shape { name, found, expected });
-                }
-                *moment = Tensor::from_slice(&found.values).reshape(shape).to_kind(moment.kind());
+                restore(moment, tensors, path.child(suffix).to_string())?;
             }
         }
         Ok(optimizer)
     }
 
     /// Takes step number `step`, the first being 1, with the gradients that have gathered in
-    /// `parameters`, and clears them. Returns the norm of all gradients before clipping.
-    pub fn step(&mut self, parameters: &Parameters, step: u64, learning_rate: f64) -> f64 {
-        let Config { beta1, beta2, clip, .. } = self.config;
+    /// `parameters`, and clears them.
+    pub fn step(&mut self, parameters: &Parameters, step: u64, learning_rate: f64) -> Update {
+        let AdamwConfig { beta1, beta2, clip, .. } = self.config;
         no_grad(|| {
-            let squares: Vec<Tensor> = parameters
-                .iter()
-                .map(|(_, it)| it.tensor.grad().square().sum(Kind::Double))
-                .collect();
-            let norm = Tensor::stack(&squares, 0).sum(Kind::Double).sqrt().double_value(&[]);
+            let norm = gradient_norm(parameters);
             let exponent = step as f64;
             for (path, parameter) in parameters.iter() {
-                let moments = self.moments.get_mut(path).expect("both walk the same model");
-                let decay = if parameter.decay { self.config.decay } else { 0.0 };
+                let Some(moments) = self.moments.get_mut(path) else { continue };
+                let decay = if parameter.role == Role::Matrix { self.config.decay } else { 0.0 };
                 let rates = Rates {
                     beta1,
                     beta2,
@@ -100,7 +78,7 @@ impl AdamW {
                 shim::adamw(&parameter.tensor, &parameter.tensor.grad(), [m, v], rates);
                 parameter.tensor.shallow_clone().zero_grad();
             }
-            norm
+            Update { gradient_norm: norm, clipped: None }
         })
     }
 

@@ -8,8 +8,9 @@ use anyhow::Context;
 use tch::{Kind, Tensor, no_grad};
 
 use crate::{
-    checkpoint::{Documents, RunDir, TOKENIZER_FILE},
+    checkpoint::{RunDir, TOKENIZER_FILE},
     data::{corpus::Tokens, text, tokenizer},
+    run::Documents,
     torch::{
         backend::{Handle, Packing, PackingKind, Reading, void},
         parameters::Parameters,
@@ -60,9 +61,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         tch::set_num_threads(threads);
     }
     let dir = RunDir::new(&args.run);
-    let model = dir.run()?.model;
+    let run = dir.run()?;
+    let (model, _) = run.language().context("--run is not of a language model")?;
     let step = dir.latest()?.context("the run has no checkpoint yet")?;
-    let parameters = Parameters::load(&model, &step.model()?, Kind::Float)?;
+    let parameters = Parameters::load(model, &step.model()?, Kind::Float)?;
     let tokenizer = tokenizer::load(&dir.path().join(TOKENIZER_FILE))?;
     let documents = match args.holdout {
         Some(holdout) => {
@@ -72,7 +74,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => text::read(&args.text, args.documents)?,
     };
     let tokens = Tokens::encode(&tokenizer, &documents, None)?;
-    let nats = no_grad(|| stream_nats(&model, &parameters, &tokens, args.restart));
+    let nats = no_grad(|| stream_nats(model, &parameters, &tokens, args.restart));
     let targets = tokens.ids.len() - 1;
     let loss = nats / targets as f64;
     println!("tokens          {targets}");

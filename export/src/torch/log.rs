@@ -12,32 +12,66 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// First line of the log.
-const HEADER: &str = "step,tokens,seconds,train_loss,valid_loss,bits_per_byte,learning_rate,\
-                      gradient_norm,tokens_per_second";
+/// What a training counts, and by what it is scored.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Unit {
+    /// Scored by bits per byte of text.
+    Tokens,
+    /// Scored by the share that is classified right.
+    Images,
+}
 
-/// One line of the log. Losses are in nats per token.
+impl Unit {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tokens => "tokens",
+            Self::Images => "images",
+        }
+    }
+
+    fn score(self) -> &'static str {
+        match self {
+            Self::Tokens => "bits_per_byte",
+            Self::Images => "accuracy",
+        }
+    }
+
+    /// First line of the log.
+    fn header(self) -> String {
+        let (name, score) = (self.name(), self.score());
+        format!(
+            "step,{name},seconds,train_loss,valid_loss,{score},learning_rate,gradient_norm,clipped,\
+             {name}_per_second"
+        )
+    }
+}
+
+/// One line of the log. Losses are in nats per token or image.
 #[derive(Clone, Copy, Debug)]
 pub struct Line {
     pub step: u64,
-    pub tokens: u64,
+    /// Tokens or images.
+    pub seen: u64,
     /// Time spent training since the run began.
     pub seconds: f64,
     /// Mean since the line before.
     pub train_loss: f64,
-    /// Over the whole validation text, where it was just measured.
+    /// Over all of the validation data, where it was just measured.
     pub valid: Option<Valid>,
     pub learning_rate: f64,
     pub gradient_norm: f64,
-    pub tokens_per_second: f64,
+    /// Share of the units whose gradients were clipped, where they ever are.
+    pub clipped: Option<f64>,
+    pub seen_per_second: f64,
 }
 
-/// Loss over a validation text.
+/// Loss over validation data.
 #[derive(Clone, Copy, Debug)]
 pub struct Valid {
-    /// Nats per token.
+    /// Nats per token or image.
     pub loss: f64,
-    pub bits_per_byte: f64,
+    /// Bits per byte of text, or the share of images that is classified right.
+    pub score: f64,
 }
 
 /// The CSV file of a run.
@@ -51,7 +85,7 @@ impl Log {
     ///
     /// # Errors
     /// If the file cannot be read or written.
-    pub fn open(path: &Path, step: u64) -> io::Result<Self> {
+    pub fn open(path: &Path, unit: Unit, step: u64) -> io::Result<Self> {
         let before = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
@@ -61,7 +95,7 @@ impl Log {
             line.split(',').next().and_then(|it| it.parse().ok()).is_some_and(|it: u64| it <= step)
         };
         let kept = before.lines().skip(1).filter(is_kept).map(|it| format!("{it}\n"));
-        fs::write(path, format!("{HEADER}\n{}", kept.collect::<String>()))?;
+        fs::write(path, format!("{}\n{}", unit.header(), kept.collect::<String>()))?;
         Ok(Self { file: OpenOptions::new().append(true).open(path)? })
     }
 
@@ -75,44 +109,47 @@ impl Log {
 }
 
 fn csv(line: &Line) -> String {
-    let [loss, bits] = match line.valid {
-        Some(it) => [format!("{:.5}", it.loss), format!("{:.5}", it.bits_per_byte)],
+    let clipped = line.clipped.map_or_else(String::new, |it| format!("{it:.4}"));
+    let [loss, score] = match line.valid {
+        Some(it) => [format!("{:.5}", it.loss), format!("{:.5}", it.score)],
         None => [String::new(), String::new()],
     };
     format!(
-        "{},{},{:.1},{:.5},{loss},{bits},{:.3e},{:.4},{:.0}",
+        "{},{},{:.1},{:.5},{loss},{score},{:.3e},{:.4},{clipped},{:.0}",
         line.step,
-        line.tokens,
+        line.seen,
         line.seconds,
         line.train_loss,
         line.learning_rate,
         line.gradient_norm,
-        line.tokens_per_second,
+        line.seen_per_second,
     )
 }
 
 /// Where the run stands, for whoever watches: a bar on a terminal, otherwise a line now and then.
 #[derive(Debug)]
-pub enum Display {
-    Bar(ProgressBar),
-    Lines { steps: u64 },
+pub struct Display {
+    unit: Unit,
+    steps: u64,
+    /// None where nobody looks.
+    bar: Option<ProgressBar>,
 }
 
 impl Display {
     /// A display of a run of `steps` steps that stands at `step`.
-    pub fn new(steps: u64, step: u64) -> Self {
-        if !io::stderr().is_terminal() {
-            return Self::Lines { steps };
-        }
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left")
-            .expect("the template is well-formed");
-        let bar = ProgressBar::new(steps).with_position(step).with_style(style);
-        Self::Bar(bar.with_elapsed(Duration::ZERO))
+    pub fn new(unit: Unit, steps: u64, step: u64) -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left")
+                .expect("the template is well-formed");
+            let bar = ProgressBar::new(steps).with_position(step).with_style(style);
+            bar.with_elapsed(Duration::ZERO)
+        });
+        Self { unit, steps, bar }
     }
 
     /// Shows how far the run is.
     pub fn advance(&self, step: u64) {
-        if let Self::Bar(bar) = self {
+        if let Some(bar) = &self.bar {
             bar.set_position(step);
         }
     }
@@ -121,21 +158,28 @@ impl Display {
     pub fn show(&self, line: &Line) {
         let mut text = format!("loss {:.3}", line.train_loss);
         if let Some(it) = line.valid {
-            text += &format!(", valid {:.4} ({:.4} bits/byte)", it.loss, it.bits_per_byte);
+            let score = match self.unit {
+                Unit::Tokens => format!("{:.4} bits/byte", it.score),
+                Unit::Images => format!("{:.2} % right", 100.0 * it.score),
+            };
+            text += &format!(", valid {:.4} ({score})", it.loss);
         }
-        text += &format!(", {:.0} tokens/s", line.tokens_per_second);
-        match self {
-            Self::Bar(bar) if line.valid.is_some() => bar.println(format!("{} {text}", line.step)),
-            Self::Bar(bar) => bar.set_message(text),
-            Self::Lines { steps } => {
-                let left = seconds_left(line, *steps);
-                eprintln!("step {}/{steps}, {text}, {left:.0} s left", line.step);
+        if let Some(it) = line.clipped {
+            text += &format!(", {:.1} % clipped", 100.0 * it);
+        }
+        text += &format!(", {:.0} {}/s", line.seen_per_second, self.unit.name());
+        match &self.bar {
+            Some(bar) if line.valid.is_some() => bar.println(format!("{} {text}", line.step)),
+            Some(bar) => bar.set_message(text),
+            None => {
+                let left = seconds_left(line, self.steps);
+                eprintln!("step {}/{}, {text}, {left:.0} s left", line.step, self.steps);
             }
         }
     }
 }
 
 fn seconds_left(line: &Line, steps: u64) -> f64 {
-    let tokens_per_step = line.tokens as f64 / line.step as f64;
-    (steps - line.step) as f64 * tokens_per_step / line.tokens_per_second
+    let seen_per_step = line.seen as f64 / line.step as f64;
+    (steps - line.step) as f64 * seen_per_step / line.seen_per_second
 }

@@ -5,7 +5,7 @@ mod tests;
 
 use std::{collections::BTreeMap, f64::consts::TAU, iter::zip};
 
-use aerie_models::{Init, ModelConfig, ParameterSpec, Path, census};
+use aerie_models::{Init, ParameterSpec, Parametric, Path, Role};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
@@ -23,9 +23,9 @@ pub struct Parameters {
 /// One parameter.
 #[derive(Debug)]
 pub struct Parameter {
-    /// A leaf that gradients flow into.
+    /// A leaf; gradients flow into it unless training only averages in it.
     pub tensor: Tensor,
-    pub decay: bool,
+    pub role: Role,
 }
 
 /// A checkpoint does not hold the parameters of the model.
@@ -42,13 +42,13 @@ pub enum ParametersError {
 impl Parameters {
     /// Makes every parameter of `config` according to its specification, from `seed` and its place
     /// in the order of paths alone.
-    pub fn init(config: &ModelConfig, seed: u64, kind: Kind) -> Self {
-        let specs = census::parameters(config);
+    pub fn init(config: &impl Parametric, seed: u64, kind: Kind) -> Self {
+        let specs = config.parameters();
         let by_path = zip(0u64.., specs).map(|(stream, (path, spec))| {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             rng.set_stream(stream);
             let values = draw(&spec, &mut rng);
-            (path, Parameter { tensor: leaf(&values, &spec, kind), decay: spec.decay })
+            (path, Parameter { tensor: leaf(&values, &spec, kind), role: spec.role })
         });
         Self { by_path: by_path.collect(), kind }
     }
@@ -58,11 +58,11 @@ impl Parameters {
     /// # Errors
     /// [`ParametersError`] if one is missing, of another shape, or too many.
     pub fn load(
-        config: &ModelConfig,
+        config: &impl Parametric,
         tensors: &Tensors,
         kind: Kind,
     ) -> Result<Self, ParametersError> {
-        let specs = census::parameters(config);
+        let specs = config.parameters();
         if let Some(name) =
             tensors.keys().find(|name| !specs.keys().any(|it| it.as_str() == **name))
         {
@@ -78,7 +78,7 @@ impl Parameters {
             }
             let values: Vec<f64> = found.values.iter().copied().map(f64::from).collect();
             let tensor = leaf(&values, &spec, kind);
-            Ok((path, Parameter { tensor, decay: spec.decay }))
+            Ok((path, Parameter { tensor, role: spec.role }))
         });
         Ok(Self { by_path: by_path.collect::<Result<_, _>>()?, kind })
     }
@@ -106,6 +106,12 @@ impl Parameters {
         self.by_path.iter()
     }
 
+    /// Those that gradients flow into.
+    pub fn learnt(&self) -> impl Iterator<Item = (&Path, &Tensor)> {
+        let learnt = self.iter().filter(|(_, it)| it.role != Role::Average);
+        learnt.map(|(path, it)| (path, &it.tensor))
+    }
+
     /// The values as a checkpoint holds them.
     pub fn values(&self) -> Tensors {
         self.iter().map(|(path, it)| (path.to_string(), values(&it.tensor))).collect()
@@ -122,7 +128,10 @@ pub(crate) fn values(tensor: &Tensor) -> Values {
 
 fn leaf(values: &[f64], spec: &ParameterSpec, kind: Kind) -> Tensor {
     let shape: Vec<i64> = spec.shape.iter().map(|&it| it as i64).collect();
-    Tensor::from_slice(values).to_kind(kind).reshape(shape).set_requires_grad(true)
+    Tensor::from_slice(values)
+        .to_kind(kind)
+        .reshape(shape)
+        .set_requires_grad(spec.role != Role::Average)
 }
 
 /// The first values of a parameter.

@@ -1,11 +1,13 @@
-//! The model as libtorch computes it in f64: what `verify` holds other readings against.
+//! Models as libtorch computes them in f64: what `verify` holds other readings against.
 
-use aerie_models::ModelConfig;
-use tch::Kind;
+use aerie_models::{ImageConfig, ModelConfig, images::network};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::{
     checkpoint::Tensors,
     torch::{
+        backend::Handle,
+        images::{ImageReading, Mode},
         parameters::{Parameters, ParametersError},
         sample::Session,
     },
@@ -23,4 +25,22 @@ pub fn logits(
     let parameters = Parameters::load(config, tensors, Kind::Double)?;
     let mut session = Session::new(config, &parameters);
     Ok(tokens.iter().map(|&token| session.feed(&[token])).collect())
+}
+
+/// Logits `[B, K]` of `pixels` of shape `[B, 3, H, W]`.
+///
+/// # Errors
+/// If `tensors` are not the parameters of `config`.
+pub fn classify(
+    config: &ImageConfig,
+    tensors: &Tensors,
+    shape: [usize; 4],
+    pixels: &[f32],
+) -> Result<Vec<f64>, ParametersError> {
+    let parameters = Parameters::load(config, tensors, Kind::Double)?;
+    let pixels = Tensor::from_slice(pixels).to_kind(Kind::Double);
+    let pixels = Handle(pixels.reshape(shape.map(|it| it as i64)));
+    let reading = ImageReading::new(&parameters, Mode::Evaluation);
+    let logits = no_grad(|| network::logits(config, &reading, &pixels));
+    Ok(Vec::try_from(logits.flatten(0, -1)).expect("a flat tensor of f64 is a vector of f64"))
 }

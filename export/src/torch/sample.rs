@@ -68,9 +68,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(0.0 <= temperature, "--temperature is {temperature}; it must not be below 0");
     ensure!(0.0 < top_p && top_p <= 1.0, "--top-p is {top_p}; it must be above 0 and at most 1");
     let dir = RunDir::new(&args.run);
-    let model = dir.run()?.model;
+    let run = dir.run()?;
+    let (model, _) = run.language().context("--run is not of a language model")?;
     let step = dir.latest()?.context("the run has no checkpoint yet")?;
-    let parameters = Parameters::load(&model, &step.model()?, Kind::Float)?;
+    let parameters = Parameters::load(model, &step.model()?, Kind::Float)?;
     let tokenizer = tokenizer::load(&dir.path().join(TOKENIZER_FILE))?;
     let end = boundary(&tokenizer);
     let prompt = tokenizer.encode_fast(&*args.prompt, false).map_err(anyhow::Error::from_boxed)?;
@@ -78,7 +79,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(!prompt.is_empty(), "--prompt: this vocabulary needs a text to begin with");
 
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
-    let mut session = Session::new(&model, &parameters);
+    let mut session = Session::new(model, &parameters);
     let mut logits = session.feed(&prompt);
     let mut out = io::stdout().lock();
     write!(out, "{}", args.prompt)?;

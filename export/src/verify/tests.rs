@@ -101,6 +101,7 @@ fn bundle(dir: &Path, preset: &str, target: Target, precision: Precision) -> Pat
 fn args(bundle: &Path, tolerance: Option<f64>) -> Args {
     Args {
         bundle: bundle.to_owned(),
+        checkpoint: None,
         text: None,
         tokens: None,
         seed: 3,

@@ -3,7 +3,9 @@
 use std::{collections::HashMap, fs};
 
 use aerie_fuzz::{Format, Fuzz, overwrite};
-use aerie_models::{Family, ParameterSpec, Precision, bundle::MODEL_FILE, census, presets};
+use aerie_models::{
+    Family, ModelConfig, ParameterSpec, Precision, Role, bundle::MODEL_FILE, census, presets,
+};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::*;
@@ -260,7 +262,7 @@ fn write(path: &FilePath, change: impl FnOnce(&mut Tensors)) {
 }
 
 fn spec(init: Init, extent: u64) -> ParameterSpec {
-    ParameterSpec { shape: vec![extent], init, decay: false }
+    ParameterSpec { shape: vec![extent], init, role: Role::Steering }
 }
 
 fn tiny() -> ModelConfig {

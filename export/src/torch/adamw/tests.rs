@@ -1,9 +1,9 @@
 use aerie_models::presets;
-use tch::Device;
+use tch::{Device, Kind};
 
 use super::*;
 
-const CONFIG: Config = Config { beta1: 0.9, beta2: 0.95, decay: 0.1, clip: 2.0 };
+const CONFIG: AdamwConfig = AdamwConfig { beta1: 0.9, beta2: 0.95, decay: 0.1, clip: 2.0 };
 
 /// Goal: the fused update is the paper's algorithm 2. Method: its lines, one operation each, in f64.
 #[test]
@@ -33,7 +33,7 @@ fn update_is_that_of_the_paper() {
         Tensor::stack(&loss, 0).sum(Kind::Double).backward();
         let gradients: Vec<Tensor> =
             parameters.iter().map(|(_, it)| it.tensor.grad().copy()).collect();
-        let norm = optimizer.step(&parameters, u64::from(step), 0.01);
+        let norm = optimizer.step(&parameters, u64::from(step), 0.01).gradient_norm;
         assert!(CONFIG.clip < norm, "the gradients are clipped");
         let exponent = f64::from(step);
         for (([p, m, v], gradient), (path, found)) in
@@ -44,7 +44,7 @@ fn update_is_that_of_the_paper() {
             *v = &*v * CONFIG.beta2 + g.square() * (1.0 - CONFIG.beta2);
             let m_hat = &*m / (1.0 - CONFIG.beta1.powf(exponent));
             let v_hat = &*v / (1.0 - CONFIG.beta2.powf(exponent));
-            let decay = if found.decay { CONFIG.decay } else { 0.0 };
+            let decay = if found.role == Role::Matrix { CONFIG.decay } else { 0.0 };
             *p = &*p - (m_hat / (v_hat.sqrt() + EPSILON) + &*p * decay) * 0.01;
             let worst = (&*p - found.tensor.detach()).abs().max().double_value(&[]);
             // f64, a dozen roundings of numbers of order one.

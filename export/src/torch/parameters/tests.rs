@@ -1,4 +1,4 @@
-use aerie_models::presets;
+use aerie_models::{ModelConfig, census, presets};
 
 use super::*;
 
@@ -20,6 +20,7 @@ fn beginning_has_the_specified_spread() {
     for (path, spec) in census::parameters(&config) {
         let tensor = &parameters.at(&path).tensor;
         match spec.init {
+            Init::Constant(_) => panic!("{path}: decoders have none"),
             Init::Zeros => assert_eq!(tensor.abs().max().double_value(&[]), 0.0, "{path}"),
             Init::Normal { std } => {
                 let share = tensor.square().mean(Kind::Double).sqrt().double_value(&[]) / std;

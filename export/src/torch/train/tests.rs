@@ -1,46 +1,36 @@
+use std::fs;
+
 use super::*;
-use crate::checkpoint::Tensors;
+use crate::{
+    checkpoint::TOKENIZER_FILE,
+    data::tokenizer,
+    run::{
+        Flatness, GradientNormForm,
+        tests::{image_run, text_run},
+    },
+};
 
 /// A run of ten steps of the tiny model on a text with a pattern.
 fn begin_run(dir: &std::path::Path) -> RunDir {
     let text: String = (0..600).map(|it| ["The wolf ", "ate ", "a tale. "][it * it % 3]).collect();
     fs::write(dir.join("text.txt"), &text).unwrap();
     let tokenizer = tokenizer::train_characters(&[text]).unwrap();
-    let mut model = toml::to_string(&presets::preset("tiny").unwrap()).unwrap();
-    let vocab = format!("vocab = {}", tokenizer.get_vocab_size(true));
-    model = model.replace("vocab = 64", &vocab);
-    let train = TrainConfig {
-        text: dir.join("text.txt"),
-        valid: None,
-        holdout: Some(0.1),
-        documents: Documents::Files,
-        rows: 3,
-        time: 24,
-        accumulate: 2,
-        steps: 10,
-        learning_rate: 1e-2,
-        final_share: 0.1,
-        warmup: 2,
-        beta1: 0.9,
-        beta2: 0.95,
-        decay: 0.1,
-        clip: 1.0,
-        seed: 3,
-        matmul: Matmul::F32,
-        checkpoint_every: 100,
-        valid_every: 10,
-        log_every: 1,
+    let mut run = text_run();
+    let (Model::Language(model), Data::Text(data)) = (&mut run.model, &mut run.data) else {
+        panic!("it is a run on text")
     };
-    let run = RunDir::new(dir.join("run"));
-    run.create(&Run { model: toml::from_str(&model).unwrap(), train }).unwrap();
-    tokenizer.save(run.path().join(TOKENIZER_FILE), false).unwrap();
-    run
+    model.vocab = u32::try_from(tokenizer.get_vocab_size(true)).unwrap();
+    data.text = dir.join("text.txt");
+    let dir = RunDir::new(dir.join("run"));
+    dir.create(&run).unwrap();
+    tokenizer.save(dir.path().join(TOKENIZER_FILE), false).unwrap();
+    dir
 }
 
-fn checkpoint(run: &RunDir) -> (Progress, Tensors, Tensors) {
+fn checkpoint(run: &RunDir) -> (Progress, Checkpoint) {
     let step = run.latest().unwrap().unwrap();
     let progress = Progress { seconds: 0.0, ..step.progress().unwrap() };
-    (progress, step.model().unwrap(), step.optimizer().unwrap())
+    (progress, step.tensors().unwrap())
 }
 
 /// Goal: a run that is stopped and gone on with ends bit for bit where one that never stopped does.
@@ -69,7 +59,7 @@ fn training_learns_the_pattern_of_its_text() {
     let dir = tempfile::tempdir().unwrap();
     let run = begin_run(dir.path());
     let mut config = run.run().unwrap();
-    let untrained = (f64::from(config.model.vocab)).ln();
+    let untrained = f64::from(config.language().unwrap().0.vocab).ln();
     config.train.steps = 60;
     config.train.valid_every = 60;
     run.create(&config).unwrap();
@@ -96,4 +86,78 @@ fn learning_rate_rises_then_falls_to_its_final_share() {
     assert!(rates[1..].windows(2).all(|it| it[1] < it[0]), "{rates:?}");
     // f64, a handful of roundings.
     assert!((rates[9] - 1e-3).abs() < 1e-15, "{rates:?}");
+}
+
+/// A run of a small classifier on pictures of two kinds: lighter above, or lighter below.
+fn begin_image_run(dir: &std::path::Path, change: impl FnOnce(&mut Run)) -> RunDir {
+    for class in ["above", "below"] {
+        let folder = dir.join("pictures").join(class);
+        fs::create_dir_all(&folder).unwrap();
+        for number in 0..12u8 {
+            let light = |row: u8| if (row < 4) == (class == "above") { 200_u8 } else { 40 };
+            let pixel = |at: u8| light(at / 8).wrapping_add(at.wrapping_mul(number) % 32);
+            let grey: Vec<u8> = (0..64).map(pixel).collect();
+            let mut file = fs::File::create(folder.join(format!("{number}.png"))).unwrap();
+            let mut encoder = png::Encoder::new(&mut file, 8, 8);
+            encoder.set_color(png::ColorType::Grayscale);
+            encoder.write_header().unwrap().write_image_data(&grey).unwrap();
+        }
+    }
+    let mut run = image_run();
+    let (Model::Images(model), Data::Images(data)) = (&mut run.model, &mut run.data) else {
+        panic!("it is a run on images")
+    };
+    model.classes = 2;
+    model.stages.truncate(1);
+    model.stochastic_depth.rate = 0.2;
+    data.images = dir.join("pictures");
+    data.valid = Some(dir.join("pictures"));
+    run.train.average = Some(0.9);
+    change(&mut run);
+    let dir = RunDir::new(dir.join("run"));
+    dir.create(&run).unwrap();
+    dir
+}
+
+/// Goal: a classifier's run goes on bit for bit too, with all that is drawn by chance: the order of images,
+/// what becomes of them, and which branches are left out; averages included.
+#[test]
+fn five_steps_and_five_more_of_a_classifier_are_ten() {
+    let never = AtomicBool::new(false);
+    let [whole, parts] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let crop = |run: &mut Run| {
+        let Data::Images(data) = &mut run.data else { panic!("it is a run on images") };
+        data.batch.flip = true;
+        data.batch.mixup_alpha = Some(0.2);
+    };
+    let whole = begin_image_run(whole.path(), crop);
+    train(&whole, u64::MAX, &never).unwrap();
+    let parts = begin_image_run(parts.path(), crop);
+    train(&parts, 5, &never).unwrap();
+    train(&parts, u64::MAX, &never).unwrap();
+    assert_eq!(checkpoint(&parts), checkpoint(&whole));
+}
+
+#[test]
+fn classifiers_learn_with_every_kind_of_flatness() {
+    let flatness = [
+        Flatness::Off,
+        Flatness::Sam { radius: 0.05, share: 0.5 },
+        Flatness::GradientNorm { lambda: 0.01, form: GradientNormForm::Exact },
+        Flatness::GradientNorm { lambda: 0.01, form: GradientNormForm::Difference },
+    ];
+    for flatness in flatness {
+        let dir = tempfile::tempdir().unwrap();
+        let run = begin_image_run(dir.path(), |run| {
+            run.train.flatness = flatness;
+            run.train.steps = 40;
+            run.train.valid_every = 40;
+            run.train.learning_rate = 0.05;
+            run.train.average = None;
+        });
+        train(&run, u64::MAX, &AtomicBool::new(false)).unwrap();
+        let log = fs::read_to_string(run.path().join(LOG_FILE)).unwrap();
+        let last: Vec<&str> = log.lines().last().unwrap().split(',').collect();
+        assert_eq!((last[0], last[5]), ("40", "1.00000"), "{flatness:?}: {log}");
+    }
 }

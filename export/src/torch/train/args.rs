@@ -1,0 +1,396 @@
+//! The options of a new run, and what they make.
+
+use std::{fs, path::PathBuf};
+
+use aerie_models::{
+    Model,
+    images::{
+        self,
+        preprocessing::{Interpolation, Preprocessing, Resize},
+    },
+    presets,
+};
+use anyhow::{Context, bail, ensure};
+
+use crate::{
+    checkpoint::{RunDir, TOKENIZER_FILE},
+    data::{
+        images::{
+            BatchOptions, Multiplicity,
+            augment::{Crop, Fill},
+            rand_augment::RandAugment,
+        },
+        tokenizer,
+    },
+    run::{
+        AdamwConfig, Data, Documents, Flatness, GradientNormForm, ImageData, Matmul, Optimizer,
+        Run, SgdConfig, TextData, TrainConfig,
+    },
+};
+
+/// Trains a language model on text, or a classifier on images.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  aerie-export tokenizer --text tales.train.txt --vocab 4096 --out tokenizer.json
+  aerie-export train --run runs/tales --preset tales --tokenizer tokenizer.json \\
+      --text tales.train.txt --valid tales.valid.txt --documents headings
+  aerie-export train --run runs/tales --resume
+  aerie-export train --run runs/pictures --preset nf-wrn-16-4 --images train.parquet --valid test.parquet
+
+SIGINT and SIGTERM write a checkpoint before the program ends; --resume goes on from the newest one,
+bit for bit as if nothing had happened (on the same machine, with the same number of threads).
+Everything that fixes a run is in its run.toml.")]
+pub struct Args {
+    /// Run directory: made by a new run, read by --resume
+    #[arg(long, value_name = "DIR")]
+    pub(super) run: PathBuf,
+    /// Go on with the run; all options are the run's own
+    #[arg(long, conflicts_with_all = ["preset", "model", "tokenizer", "text", "images"])]
+    pub(super) resume: bool,
+    /// Stop after this step, with a checkpoint; the learning rate still aims at --steps
+    #[arg(long, value_name = "STEP", default_value_t = u64::MAX, hide_default_value = true)]
+    pub(super) until: u64,
+    /// Threads of libtorch; all cores if left out
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<i32>,
+    /// A model by its name; a wrong one prints the list
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["resume", "model"])]
+    preset: Option<String>,
+    /// A model by a file in the presets' format
+    #[arg(long, value_name = "FILE", conflicts_with = "preset")]
+    model: Option<PathBuf>,
+    /// Data to validate on, of the kind that is trained on
+    #[arg(long, value_name = "PATH")]
+    valid: Option<PathBuf>,
+    #[command(flatten)]
+    text: TextArgs,
+    #[command(flatten)]
+    images: ImageArgs,
+    #[command(flatten)]
+    options: OptionArgs,
+    #[command(flatten)]
+    optimizer: OptimizerArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Text")]
+struct TextArgs {
+    /// Text to train on: a file, or a folder of .txt files
+    #[arg(long, value_name = "PATH", requires = "tokenizer", conflicts_with = "images",
+          required_unless_present_any = ["resume", "images"])]
+    text: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Validate on this share of the text, cut from its end
+    #[arg(long, value_name = "SHARE", conflicts_with = "valid")]
+    holdout: Option<f64>,
+    /// What begins a document, besides <|endoftext|> and files
+    #[arg(long, value_enum, default_value_t)]
+    documents: Documents,
+    /// Rows of a batch
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    rows: u32,
+    /// Tokens of a row
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    time: u32,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Images")]
+struct ImageArgs {
+    /// Images to train on: a .parquet file, CIFAR's own files, or a folder with a folder for each class
+    #[arg(long, value_name = "PATH")]
+    images: Option<PathBuf>,
+    /// Height and width of what the network sees
+    #[arg(long, value_name = "PIXELS", default_value_t = 32)]
+    size: u32,
+    /// Images of a batch
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    batch: u32,
+    /// Augmentations of each image within a batch
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    multiplicity: u32,
+    /// Let the batch grow with --multiplicity instead of having fewer images
+    #[arg(long)]
+    growing: bool,
+    /// Crop a rectangle of 8 to 100 % of the area, instead of moving the image by an eighth
+    #[arg(long)]
+    resized_crop: bool,
+    /// Show images as they are: neither moved nor mirrored
+    #[arg(long, conflicts_with = "resized_crop")]
+    plain: bool,
+    /// Mix pairs of images, with this parameter of the Beta distribution
+    #[arg(long, value_name = "ALPHA")]
+    mixup: Option<f64>,
+    /// Put a rectangle of one image into another
+    #[arg(long)]
+    cutmix: bool,
+    /// RandAugment: operations on each image, and their strength, of 10
+    #[arg(long, num_args = 2, value_names = ["LAYERS", "MAGNITUDE"])]
+    rand_augment: Option<Vec<f64>>,
+    /// Share of each target that goes to all classes alike
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    label_smoothing: f32,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Training")]
+struct OptionArgs {
+    /// Batches to one optimiser step
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    accumulate: u32,
+    /// Optimiser steps
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..))]
+    steps: u64,
+    /// [default: 2e-3 for AdamW; 0.1 for each 256 images of a step for SGD]
+    #[arg(long, value_name = "RATE")]
+    learning_rate: Option<f64>,
+    /// Learning rate at the end, as a share of --learning-rate
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    final_share: f64,
+    /// Steps over which the learning rate rises
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    warmup: u64,
+    /// Keep an average of the parameters, and validate and emit that
+    #[arg(long, value_name = "DECAY")]
+    average: Option<f64>,
+    /// Sharpness-aware minimisation: how far up the slope the gradient is taken
+    #[arg(long, value_name = "RADIUS", conflicts_with = "gradient_norm")]
+    sam: Option<f64>,
+    /// Share of the batch by which --sam climbs
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2, requires = "sam")]
+    sam_share: f64,
+    /// Add this quarter-fold square of the gradient's norm to the loss of each batch
+    #[arg(long, value_name = "LAMBDA")]
+    gradient_norm: Option<f64>,
+    /// How --gradient-norm is differentiated
+    #[arg(long, value_enum, default_value_t)]
+    gradient_norm_form: GradientNormForm,
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Arithmetic of matrix products
+    #[arg(long, value_enum, default_value_t)]
+    matmul: Matmul,
+    /// Steps between checkpoints
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
+    checkpoint_every: u64,
+    /// Steps between validations
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
+    valid_every: u64,
+    /// Steps between lines of the log
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    log_every: u64,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Optimiser")]
+struct OptimizerArgs {
+    /// [default: adamw for text, sgd for images]
+    #[arg(long, value_enum)]
+    optimizer: Option<OptimizerKind>,
+    /// [default: 0.1 for AdamW, 5e-5 for SGD] Weight decay of matrices
+    #[arg(long, value_name = "RATE")]
+    decay: Option<f64>,
+    /// AdamW: largest norm of all gradients together [default: 1]. SGD: largest norm of a unit's gradient,
+    /// as a share of its weights' norm; 0 clips nothing [default: 0.01]
+    #[arg(long, value_name = "NORM")]
+    clip: Option<f64>,
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    beta1: f64,
+    #[arg(long, value_name = "SHARE", default_value_t = 0.98)]
+    beta2: f64,
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    momentum: f64,
+    /// SGD that does not look ahead along its momentum
+    #[arg(long)]
+    no_nesterov: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum OptimizerKind {
+    Adamw,
+    Sgd,
+}
+
+/// Writes what fixes a new run.
+pub(super) fn begin(args: &Args, dir: &RunDir) -> anyhow::Result<()> {
+    ensure!(!dir.exists(), "{}: a run is here already; --resume goes on", args.run.display());
+    let model = model(args)?;
+    let data = match (&model, &args.text.text, &args.images.images) {
+        (Model::Language(_), Some(text), None) => Data::Text(text_data(args, text.clone())?),
+        (Model::Images(_), None, Some(images)) => Data::Images(image_data(args, images.clone())?),
+        (Model::Language(_), ..) => bail!("--text is needed: the model is one of language"),
+        (Model::Images(_), ..) => bail!("--images is needed: the model is a classifier"),
+    };
+    let optimizer = optimizer(&args.optimizer, &data)?;
+    let run = Run { train: config(args, &data, optimizer)?, model, data, optimizer };
+    let mut tokenizer = None;
+    if let (Model::Language(model), Some(path)) = (&run.model, &args.text.tokenizer) {
+        let vocab = tokenizer::load(path)?.get_vocab_size(true);
+        ensure!(
+            vocab == model.vocab as usize,
+            "{}: {vocab} tokens, but the model's vocab is {}",
+            path.display(),
+            model.vocab
+        );
+        tokenizer = Some(path);
+    }
+    dir.create(&run)?;
+    if let Some(path) = tokenizer {
+        fs::copy(path, dir.path().join(TOKENIZER_FILE))
+            .with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn model(args: &Args) -> anyhow::Result<Model> {
+    match (&args.preset, &args.model) {
+        (Some(name), _) => {
+            let language = presets::preset(name).map(Model::Language);
+            let found = language.or_else(|| images::presets::preset(name).map(Model::Images));
+            found.with_context(|| {
+                let names: Vec<_> = presets::names().chain(images::presets::names()).collect();
+                format!("--preset: no preset is called {name:?}; there are {}", names.join(", "))
+            })
+        }
+        (None, Some(path)) => {
+            let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            toml::from_str(&text).with_context(|| path.display().to_string())
+        }
+        (None, None) => bail!("one of --preset and --model is needed"),
+    }
+}
+
+fn text_data(args: &Args, text: PathBuf) -> anyhow::Result<TextData> {
+    let TextArgs { holdout, documents, rows, time, .. } = args.text;
+    Ok(TextData { text, valid: args.valid.clone(), holdout, documents, rows, time })
+}
+
+fn image_data(args: &Args, images: PathBuf) -> anyhow::Result<ImageData> {
+    let it = &args.images;
+    let crop = match (it.plain, it.resized_crop) {
+        (true, _) => None,
+        (false, true) => Some(Crop::Resized { area: [0.08, 1.0], aspect: [3.0 / 4.0, 4.0 / 3.0] }),
+        (false, false) => Some(Crop::Padded { padding: (it.size / 8).max(1), fill: Fill::Reflect }),
+    };
+    let rand_augment = it.rand_augment.as_deref().map(|it| {
+        let [layers, magnitude] = [it[0], it[1]];
+        ensure!(
+            layers.fract() == 0.0 && (1.0..=16.0).contains(&layers),
+            "--rand-augment: {layers} layers; 1 to 16 are expected"
+        );
+        Ok(RandAugment::for_side(layers as u32, magnitude, args.images.size))
+    });
+    let batch = BatchOptions {
+        batch: it.batch,
+        multiplicity: it.multiplicity,
+        multiplicity_mode: if it.growing { Multiplicity::Growing } else { Multiplicity::Fixed },
+        crop,
+        flip: !it.plain,
+        mixup_alpha: it.mixup,
+        cutmix: it.cutmix,
+        rand_augment: rand_augment.transpose()?,
+        label_smoothing: it.label_smoothing,
+    };
+    let preprocessing = Preprocessing {
+        height: it.size,
+        width: it.size,
+        resize: Resize::Squash,
+        crop_share: 1.0,
+        interpolation: Interpolation::Bicubic,
+        // Of ImageNet's pictures, which is what published classifiers are used to.
+        mean: [0.485, 0.456, 0.406],
+        std: [0.229, 0.224, 0.225],
+    };
+    Ok(ImageData {
+        images,
+        valid: args.valid.clone(),
+        preprocessing: preprocessing.checked().context("--size")?,
+        batch: batch.checked()?,
+    })
+}
+
+fn optimizer(args: &OptimizerArgs, data: &Data) -> anyhow::Result<Optimizer> {
+    let shares = [("beta1", args.beta1), ("beta2", args.beta2), ("momentum", args.momentum)];
+    for (name, share) in shares {
+        ensure!((0.0..1.0).contains(&share), "--{name} is {share}; it must be in 0..1");
+    }
+    for (name, rate) in [("decay", args.decay), ("clip", args.clip)] {
+        let rate = rate.unwrap_or(0.0);
+        ensure!(0.0 <= rate && rate.is_finite(), "--{name} is {rate}; it must not be below 0");
+    }
+    let kind = args.optimizer.unwrap_or(match data {
+        Data::Text(_) => OptimizerKind::Adamw,
+        Data::Images(_) => OptimizerKind::Sgd,
+    });
+    Ok(match kind {
+        OptimizerKind::Adamw => {
+            let clip = args.clip.unwrap_or(1.0);
+            ensure!(0.0 < clip, "--clip is {clip}; for AdamW it must be above 0");
+            let (beta1, beta2) = (args.beta1, args.beta2);
+            Optimizer::Adamw(AdamwConfig { beta1, beta2, decay: args.decay.unwrap_or(0.1), clip })
+        }
+        OptimizerKind::Sgd => Optimizer::Sgd(SgdConfig {
+            momentum: args.momentum,
+            nesterov: !args.no_nesterov,
+            decay: args.decay.unwrap_or(5e-5),
+            clip: Some(args.clip.unwrap_or(0.01)).filter(|&it| 0.0 < it),
+        }),
+    })
+}
+
+/// How a new run goes, checked.
+fn config(args: &Args, data: &Data, optimizer: Optimizer) -> anyhow::Result<TrainConfig> {
+    let it = &args.options;
+    let default_rate = match (optimizer, data) {
+        (Optimizer::Adamw(_), _) => 2e-3,
+        (Optimizer::Sgd(_), Data::Text(_)) => 0.1,
+        (Optimizer::Sgd(_), Data::Images(data)) => {
+            0.1 * f64::from(data.batch.rows()) * f64::from(it.accumulate) / 256.0
+        }
+    };
+    let learning_rate = it.learning_rate.unwrap_or(default_rate);
+    let rates = [("learning-rate", Some(learning_rate)), ("sam", it.sam)];
+    for (name, rate) in rates.into_iter().filter_map(|(name, it)| Some((name, it?))) {
+        ensure!(0.0 < rate && rate.is_finite(), "--{name} is {rate}; it must be above 0");
+    }
+    for (name, rate) in [("final-share", Some(it.final_share)), ("gradient-norm", it.gradient_norm)]
+    {
+        let rate = rate.unwrap_or(0.0);
+        ensure!(0.0 <= rate && rate.is_finite(), "--{name} is {rate}; it must not be below 0");
+    }
+    if let Some(decay) = it.average {
+        ensure!((0.0..1.0).contains(&decay), "--average is {decay}; it must be in 0..1");
+    }
+    let share = it.sam_share;
+    ensure!(0.0 < share && share <= 1.0, "--sam-share is {share}; it must be above 0, at most 1");
+    let flatness = match (it.sam, it.gradient_norm) {
+        (Some(radius), _) => Flatness::Sam { radius, share },
+        (None, Some(lambda)) => {
+            let form = it.gradient_norm_form;
+            let is_text = matches!(data, Data::Text(_));
+            ensure!(
+                !(is_text && form == GradientNormForm::Exact),
+                "--gradient-norm of a language model needs --gradient-norm-form difference: its kernels are \
+                 differentiated once"
+            );
+            Flatness::GradientNorm { lambda, form }
+        }
+        (None, None) => Flatness::Off,
+    };
+    Ok(TrainConfig {
+        accumulate: it.accumulate,
+        steps: it.steps,
+        learning_rate,
+        final_share: it.final_share,
+        warmup: it.warmup,
+        seed: it.seed,
+        matmul: it.matmul,
+        flatness,
+        average: it.average,
+        checkpoint_every: it.checkpoint_every,
+        valid_every: it.valid_every,
+        log_every: it.log_every,
+    })
+}
