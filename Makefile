@@ -34,11 +34,12 @@ bench: .deps/onnxruntime .deps/libtorch ## kernels beside the memory bandwidth m
 python: ## what the tests run Aerie against, and its Python client: onnxruntime, grpcio, mypy (330 MB)
 	@tests/setup/python.sh
 
-parity: ## Google's code and transformers beside ours (Python packages of 6 GB, CUDA's among them)
+parity: ## Google's code, transformers and timm beside ours (Python packages of 6 GB, CUDA's among them)
 	@tests/setup/python.sh .deps/parity tests/python/parity.txt
 	cargo build -p aerie-export --no-default-features -p aerie-ops
 	.deps/parity/bin/python tests/goldens/make.py --check
 	.deps/parity/bin/python tests/python/transformers_parity.py target/debug/aerie-export target/debug/libaerie_ops.so
+	.deps/parity/bin/python tests/python/timm_parity.py target/debug/aerie-export
 
 aarch64: ## tests of the kernels on three emulated 64-bit Arm processors (160 MB where QEMU is missing)
 	@ops/setup/aarch64.sh
