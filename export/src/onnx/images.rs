@@ -16,7 +16,7 @@ use aerie_models::{
     images::{
         ChannelWeights, Conv, ImageBackend, WeighedConv,
         activation::Activation,
-        backend::POINTWISE,
+        channel_logits,
         config::{Padding, Standardise},
         network,
     },
@@ -150,20 +150,19 @@ impl Emitter<'_> {
     /// What `attention` multiplies the channels of `x` by, the doubling left out; its first weight is
     /// divided by `factor`.
     fn gates(&self, x: &Flow, attention: &ChannelWeights<'_, Flow>, factor: f64) -> Flow {
-        let mean = self.global_mean(x);
+        let over = |it: &Flow| Flow::Parameter(it.fold().times(factor.recip()));
         let logits = match *attention {
             ChannelWeights::Off => panic!("nothing weighs the channels"),
-            ChannelWeights::SqueezeExcite { reduce: [w0, b0], expand: [w1, b1] } => {
-                let w0 = Flow::Parameter(w0.fold().times(factor.recip()));
-                let hidden = self.conv2d(&mean, &w0, Some(b0), POINTWISE);
-                let hidden = self.activate(&hidden, Activation::Relu);
-                self.conv2d(&hidden, w1, Some(b1), POINTWISE)
+            ChannelWeights::SqueezeExcite { reduce: [weight, bias], expand } => {
+                let weight = over(weight);
+                let divided = ChannelWeights::SqueezeExcite { reduce: [&weight, bias], expand };
+                channel_logits(self, x, &divided)
             }
             ChannelWeights::Eca(weight) => {
-                let weight = Flow::Parameter(weight.fold().times(factor.recip()));
-                self.conv_channels(&mean, &weight)
+                channel_logits(self, x, &ChannelWeights::Eca(&over(weight)))
             }
         };
+        let logits = logits.expect("something weighs the channels");
         self.sigmoid(&logits)
     }
 }

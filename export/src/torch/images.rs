@@ -8,9 +8,11 @@ use std::{cell::RefCell, fmt};
 use aerie_models::{
     ParameterSpec, Path,
     images::{
-        Conv, ImageBackend, Observed,
+        ChannelWeights, Conv, ImageBackend, Observed, WeighedConv,
         activation::Activation,
+        channel_logits,
         config::{Padding, Standardise},
+        weighed_conv_in_parts,
     },
 };
 use tch::Tensor;
@@ -58,52 +60,109 @@ impl fmt::Debug for ImageReading<'_> {
     }
 }
 
-impl ImageBackend for ImageReading<'_> {
-    type Tensor = Handle;
+/// `factor` times a tensor. Factors of maps go into the weights that are multiplied with them, which are
+/// small: a training spends most of its time on going over maps.
+#[derive(Clone, Debug)]
+pub struct Scaled {
+    tensor: Handle,
+    factor: f64,
+}
 
-    fn parameter(&self, path: &Path, _spec: ParameterSpec) -> Handle {
-        Handle::of(&self.parameters.at(path).tensor)
+impl Scaled {
+    pub fn of(tensor: Tensor) -> Self {
+        Self { tensor: Handle(tensor), factor: 1.0 }
     }
 
-    fn standardise(&self, weight: &Handle, gain: &Handle, how: Standardise, factor: f64) -> Handle {
+    /// The tensor with its factor in it.
+    pub fn tensor(&self) -> Tensor {
+        times(&self.tensor, self.factor)
+    }
+
+    /// The same factor of another tensor.
+    fn with(&self, tensor: Tensor) -> Self {
+        Self { tensor: Handle(tensor), factor: self.factor }
+    }
+}
+
+#[expect(clippy::float_cmp, reason = "a factor of 1 is no factor")]
+fn times(tensor: &Tensor, factor: f64) -> Tensor {
+    if factor == 1.0 { tensor.shallow_clone() } else { tensor * factor }
+}
+
+impl ImageReading<'_> {
+    /// A branch without gates, without the images that are left out.
+    fn dropped(&self, y: Scaled, it: &WeighedConv<'_, Scaled>) -> Scaled {
+        match &it.end {
+            Some(end) => self.drop_branch(&y, end.drop_share, end.rescale),
+            None => y,
+        }
+    }
+
+    /// 1 for each image whose branch stays, 0 for the others, `[B, 1, 1, 1]`; none if all stay.
+    fn kept(&self, x: &Tensor, share: f64, rescale: bool) -> Option<Tensor> {
+        if self.mode == Mode::Evaluation || share <= 0.0 {
+            return None;
+        }
+        let drawn = Tensor::rand([x.size()[0], 1, 1, 1], (x.kind(), x.device()));
+        let kept = drawn.ge(share).to_kind(x.kind());
+        Some(if rescale { kept / (1.0 - share) } else { kept })
+    }
+
+    /// `σ(…)` of the means of `x`, `[B, C, 1, 1]`; none if nothing weighs the channels.
+    fn gates(&self, x: &Scaled, weights: &ChannelWeights<'_, Scaled>) -> Option<Tensor> {
+        channel_logits(self, x, weights).map(|it| it.tensor().sigmoid())
+    }
+}
+
+impl ImageBackend for ImageReading<'_> {
+    type Tensor = Scaled;
+
+    fn parameter(&self, path: &Path, _spec: ParameterSpec) -> Scaled {
+        Scaled::of(self.parameters.at(path).tensor.shallow_clone())
+    }
+
+    fn standardise(&self, weight: &Scaled, gain: &Scaled, how: Standardise, factor: f64) -> Scaled {
         const UNITS: [i64; 3] = [1, 2, 3];
+        let weight = weight.tensor();
         let kind = weight.kind();
         let inputs: i64 = weight.size()[1..].iter().product();
         let mean = weight.mean_dim(&UNITS[..], true, kind);
-        let centred = &weight.0 - mean;
+        let centred = weight - mean;
         // Of a population, since the weights are all there are.
         let variance = centred.square().mean_dim(&UNITS[..], true, kind);
         let scale = match how {
-            Standardise::Off => return weight.clone(),
+            Standardise::Off => unreachable!("such weights have no gains"),
             Standardise::Max => (variance * inputs as f64).clamp_min(1e-4).rsqrt(),
             Standardise::Add => (variance + 1e-5).rsqrt() * (inputs as f64).sqrt().recip(),
         };
-        Handle(centred * (scale * &gain.0 * factor))
+        Scaled::of(centred * (scale * gain.tensor() * factor))
     }
 
-    fn conv2d(&self, x: &Handle, weight: &Handle, bias: Option<&Handle>, conv: Conv) -> Handle {
-        let (x, padding) = padded(x, conv, 0.0);
+    fn conv2d(&self, x: &Scaled, weight: &Scaled, bias: Option<&Scaled>, conv: Conv) -> Scaled {
+        let weight = times(&weight.tensor, weight.factor * x.factor);
+        let (x, padding) = padded(&x.tensor, conv, 0.0);
         let [stride, groups] = [conv.stride, conv.groups].map(i64::from);
-        let bias = bias.map(|it| &it.0);
-        Handle(x.conv2d(&weight.0, bias, [stride; 2], [padding; 2], [1, 1], groups))
+        let bias = bias.map(Scaled::tensor);
+        Scaled::of(x.conv2d(&weight, bias, [stride; 2], [padding; 2], [1, 1], groups))
     }
 
-    fn mean_pool(&self, x: &Handle) -> Handle {
-        Handle(x.avg_pool2d([2, 2], [2, 2], [0, 0], true, false, None::<i64>))
+    fn mean_pool(&self, x: &Scaled) -> Scaled {
+        x.with(x.tensor.avg_pool2d([2, 2], [2, 2], [0, 0], true, false, None::<i64>))
     }
 
-    fn max_pool(&self, x: &Handle, padding: Padding) -> Handle {
+    fn max_pool(&self, x: &Scaled, padding: Padding) -> Scaled {
         let conv = Conv { kernel: 3, stride: 2, padding, groups: 1 };
-        let (x, padding) = padded(x, conv, f64::NEG_INFINITY);
-        Handle(x.max_pool2d([3, 3], [2, 2], [padding; 2], [1, 1], false))
+        let (x, padding) = padded(&x.tensor(), conv, f64::NEG_INFINITY);
+        Scaled::of(x.max_pool2d([3, 3], [2, 2], [padding; 2], [1, 1], false))
     }
 
-    fn global_mean(&self, x: &Handle) -> Handle {
-        Handle(x.mean_dim(&[2i64, 3][..], true, x.kind()))
+    fn global_mean(&self, x: &Scaled) -> Scaled {
+        x.with(x.tensor.mean_dim(&[2i64, 3][..], true, x.tensor.kind()))
     }
 
-    fn activate(&self, x: &Handle, activation: Activation) -> Handle {
-        Handle(match activation {
+    fn activate(&self, x: &Scaled, activation: Activation) -> Scaled {
+        let x = x.tensor();
+        Scaled::of(match activation {
             Activation::Relu => x.relu(),
             Activation::Silu => x.silu(),
             Activation::Gelu => x.gelu("none"),
@@ -111,79 +170,117 @@ impl ImageBackend for ImageReading<'_> {
         })
     }
 
-    fn sigmoid(&self, x: &Handle) -> Handle {
-        Handle(x.0.sigmoid())
+    fn sigmoid(&self, x: &Scaled) -> Scaled {
+        Scaled::of(x.tensor().sigmoid())
     }
 
-    #[expect(clippy::float_cmp, reason = "a factor of 1 is one that a configuration does not have")]
-    fn scale(&self, x: &Handle, factor: f64) -> Handle {
-        if factor == 1.0 { x.clone() } else { Handle(&x.0 * factor) }
+    fn scale(&self, x: &Scaled, factor: f64) -> Scaled {
+        Scaled { tensor: x.tensor.clone(), factor: x.factor * factor }
     }
 
-    fn add(&self, a: &Handle, b: &Handle) -> Handle {
-        Handle(&a.0 + &b.0)
+    fn add(&self, a: &Scaled, b: &Scaled) -> Scaled {
+        Scaled::of(a.tensor() + b.tensor())
     }
 
-    fn gate(&self, x: &Handle, gate: &Handle) -> Handle {
-        Handle(&x.0 * &gate.0)
+    fn gate(&self, x: &Scaled, gate: &Scaled) -> Scaled {
+        x.with(&x.tensor.0 * gate.tensor())
     }
 
-    fn conv_channels(&self, x: &Handle, weight: &Handle) -> Handle {
+    fn conv_channels(&self, x: &Scaled, weight: &Scaled) -> Scaled {
+        let weight = times(&weight.tensor, weight.factor * x.factor);
         let padding = weight.size()[2] / 2;
-        let channels = x.0.squeeze_dim(3).transpose(1, 2);
-        let y = channels.conv1d(&weight.0, None::<&Tensor>, [1], [padding], [1], 1);
-        Handle(y.transpose(1, 2).unsqueeze(3))
+        let channels = x.tensor.squeeze_dim(3).transpose(1, 2);
+        let y = channels.conv1d(&weight, None::<&Tensor>, [1], [padding], [1], 1);
+        Scaled::of(y.transpose(1, 2).unsqueeze(3))
     }
 
-    fn classify(&self, x: &Handle, weight: &Handle, bias: &Handle) -> Handle {
-        Handle(x.0.flatten(1, -1).linear(&weight.0, Some(&bias.0)))
+    fn classify(&self, x: &Scaled, weight: &Scaled, bias: &Scaled) -> Scaled {
+        let weight = times(&weight.tensor, weight.factor * x.factor);
+        Scaled::of(x.tensor.flatten(1, -1).linear(&weight, Some(&bias.tensor())))
     }
 
-    fn batch_norm(&self, x: &Handle, [weight, bias, mean, variance]: [&Handle; 4]) -> Handle {
+    fn batch_norm(&self, x: &Scaled, [weight, bias, mean, variance]: [&Scaled; 4]) -> Scaled {
         let is_training = self.mode == Mode::Training;
-        let [weight, bias] = [weight, bias].map(|it| Some(&it.0));
-        let averages = [mean, variance].map(|it| Some(&it.0));
-        let [mean, variance] = averages;
+        let [weight, bias, mean, variance] =
+            [weight, bias, mean, variance].map(|it| Some(&it.tensor.0));
         let (momentum, epsilon) = (NORM_MOMENTUM, NORM_EPSILON);
-        Handle(x.batch_norm(weight, bias, mean, variance, is_training, momentum, epsilon, false))
+        let x = x.tensor();
+        Scaled::of(x.batch_norm(
+            weight,
+            bias,
+            mean,
+            variance,
+            is_training,
+            momentum,
+            epsilon,
+            false,
+        ))
     }
 
-    fn group_norm(&self, x: &Handle, [weight, bias]: [&Handle; 2], groups: u32) -> Handle {
-        let [weight, bias] = [weight, bias].map(|it| Some(&it.0));
-        Handle(x.group_norm(groups.into(), weight, bias, NORM_EPSILON, false))
+    fn group_norm(&self, x: &Scaled, [weight, bias]: [&Scaled; 2], groups: u32) -> Scaled {
+        let [weight, bias] = [weight, bias].map(|it| Some(&it.tensor.0));
+        Scaled::of(x.tensor().group_norm(groups.into(), weight, bias, NORM_EPSILON, false))
     }
 
-    fn dropout(&self, x: &Handle, share: f64) -> Handle {
-        Handle(x.0.dropout(share, self.mode == Mode::Training))
+    fn dropout(&self, x: &Scaled, share: f64) -> Scaled {
+        x.with(x.tensor.dropout(share, self.mode == Mode::Training))
     }
 
-    fn drop_branch(&self, x: &Handle, share: f64, rescale: bool) -> Handle {
-        if self.mode == Mode::Evaluation {
-            return x.clone();
+    fn drop_branch(&self, x: &Scaled, share: f64, rescale: bool) -> Scaled {
+        match self.kept(&x.tensor, share, rescale) {
+            Some(kept) => x.with(&x.tensor.0 * kept),
+            None => x.clone(),
         }
-        let drawn = Tensor::rand([x.size()[0], 1, 1, 1], (x.kind(), x.device()));
-        let kept = drawn.ge(share).to_kind(x.kind());
-        let kept = if rescale { kept / (1.0 - share) } else { kept };
-        Handle(&x.0 * kept)
     }
 
-    fn observe(&self, at: Observed, x: &Handle) {
+    /// All that scales the branch is multiplied with what is smallest: the gates of its channels, or its
+    /// weights where it has none.
+    fn weighed_conv(&self, x: &Scaled, it: &WeighedConv<'_, Scaled>) -> Scaled {
+        // Whoever looks at branches sees them before they are scaled.
+        if self.observer.is_some() {
+            return weighed_conv_in_parts(self, x, it);
+        }
+        let skip = it.end.as_ref().and_then(|end| end.skip).map(Scaled::tensor);
+        let factor = it.end.as_ref().map_or(1.0, |end| end.factor);
+        let scaled = |tensor: Tensor, factor: f64| {
+            let tensor = times(&tensor, factor);
+            skip.as_ref().map_or_else(|| tensor.shallow_clone(), |skip| &tensor * skip)
+        };
+        let y = match &it.attention {
+            ChannelWeights::Off => {
+                let weight = Scaled::of(scaled(it.weight.tensor(), factor));
+                let bias = it.bias.map(|it| Scaled::of(scaled(it.tensor(), factor)));
+                return self.dropped(self.conv2d(x, &weight, bias.as_ref(), it.conv), it);
+            }
+            _ => self.conv2d(x, it.weight, it.bias, it.conv),
+        };
+        let gates = self.gates(&y, &it.attention).expect("something weighs the channels");
+        let mut gates = scaled(gates, 2.0 * factor);
+        if let Some(end) = &it.end
+            && let Some(kept) = self.kept(&y.tensor, end.drop_share, end.rescale)
+        {
+            gates = gates * kept;
+        }
+        Scaled::of(&y.tensor.0 * gates)
+    }
+
+    fn observe(&self, at: Observed, x: &Scaled) {
         if let Some(observer) = &self.observer {
-            (observer.borrow_mut())(at, x);
+            (observer.borrow_mut())(at, &x.tensor());
         }
     }
 }
 
 /// `x` with around it what the operation that follows does not put there, and the zeros on each side
 /// that it does.
-fn padded(x: &Handle, conv: Conv, value: f64) -> (Tensor, i64) {
+fn padded(x: &Tensor, conv: Conv, value: f64) -> (Tensor, i64) {
     let [kernel, stride] = [conv.kernel, conv.stride].map(i64::from);
     let half = kernel / 2;
     match conv.padding {
-        Padding::Symmetric => (x.0.shallow_clone(), half),
+        Padding::Symmetric => (x.shallow_clone(), half),
         Padding::Circular => {
             let pad = [half; 4];
-            (if half == 0 { x.0.shallow_clone() } else { x.0.pad(pad, "circular", None) }, 0)
+            (if half == 0 { x.shallow_clone() } else { x.pad(pad, "circular", None) }, 0)
         }
         Padding::Same => {
             let size = x.size();
@@ -193,10 +290,10 @@ fn padded(x: &Handle, conv: Conv, value: f64) -> (Tensor, i64) {
             };
             let [bottom, right] = [missing(size[2]), missing(size[3])];
             if bottom == right && bottom % 2 == 0 && (value == 0.0 || bottom == 0) {
-                return (x.0.shallow_clone(), bottom / 2);
+                return (x.shallow_clone(), bottom / 2);
             }
             let pad = [right / 2, right - right / 2, bottom / 2, bottom - bottom / 2];
-            (x.0.pad(pad, "constant", value), 0)
+            (x.pad(pad, "constant", value), 0)
         }
     }
 }

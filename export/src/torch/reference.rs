@@ -6,8 +6,7 @@ use tch::{Kind, Tensor, no_grad};
 use crate::{
     checkpoint::Tensors,
     torch::{
-        backend::Handle,
-        images::{ImageReading, Mode},
+        images::{ImageReading, Mode, Scaled},
         parameters::{Parameters, ParametersError},
         sample::Session,
     },
@@ -39,8 +38,9 @@ pub fn classify(
 ) -> Result<Vec<f64>, ParametersError> {
     let parameters = Parameters::load(config, tensors, Kind::Double)?;
     let pixels = Tensor::from_slice(pixels).to_kind(Kind::Double);
-    let pixels = Handle(pixels.reshape(shape.map(|it| it as i64)));
+    let pixels = Scaled::of(pixels.reshape(shape.map(|it| it as i64)));
     let reading = ImageReading::new(&parameters, Mode::Evaluation);
     let logits = no_grad(|| network::logits(config, &reading, &pixels));
-    Ok(Vec::try_from(logits.flatten(0, -1)).expect("a flat tensor of f64 is a vector of f64"))
+    Ok(Vec::try_from(logits.tensor().flatten(0, -1))
+        .expect("a flat tensor of f64 is a vector of f64"))
 }

@@ -182,9 +182,21 @@ fn weigh_channels<B: ImageBackend + ?Sized>(
     x: &B::Tensor,
     weights: &ChannelWeights<'_, B::Tensor>,
 ) -> B::Tensor {
+    match channel_logits(backend, x, weights) {
+        Some(logits) => backend.scale(&backend.gate(x, &backend.sigmoid(&logits)), 2.0),
+        None => x.clone(),
+    }
+}
+
+/// What channels are weighed by before the sigmoid, `[B, C, 1, 1]`; none if nothing weighs them.
+pub fn channel_logits<B: ImageBackend + ?Sized>(
+    backend: &B,
+    x: &B::Tensor,
+    weights: &ChannelWeights<'_, B::Tensor>,
+) -> Option<B::Tensor> {
     let mean = |x| backend.global_mean(x);
-    let logits = match *weights {
-        ChannelWeights::Off => return x.clone(),
+    Some(match *weights {
+        ChannelWeights::Off => return None,
         ChannelWeights::SqueezeExcite { reduce: [w0, b0], expand: [w1, b1] } => {
             let hidden = backend.conv2d(&mean(x), w0, Some(b0), POINTWISE);
             // The paper on NFNets writes GELU here; its code, and all published weights, have ReLU.
@@ -192,8 +204,7 @@ fn weigh_channels<B: ImageBackend + ?Sized>(
             backend.conv2d(&hidden, w1, Some(b1), POINTWISE)
         }
         ChannelWeights::Eca(weight) => backend.conv_channels(&mean(x), weight),
-    };
-    backend.scale(&backend.gate(x, &backend.sigmoid(&logits)), 2.0)
+    })
 }
 
 /// A convolution that looks at one place.

@@ -21,6 +21,7 @@ pub mod presets;
 pub mod wrn;
 
 pub use backend::{
-    BranchScale, ChannelWeights, Conv, ImageBackend, Observed, WeighedConv, weighed_conv_in_parts,
+    BranchScale, ChannelWeights, Conv, ImageBackend, Observed, WeighedConv, channel_logits,
+    weighed_conv_in_parts,
 };
 pub use config::{ImageConfig, ImageConfigError, ImageFamily};

@@ -38,9 +38,9 @@ fn pixels(shape: [i64; 4]) -> Tensor {
 fn logits(config: &ImageConfig, pixels: &Tensor, kind: Kind) -> Vec<f64> {
     let parameters = Parameters::load(config, &tensors(config, &Moved(3)), kind).unwrap();
     let reading = ImageReading::new(&parameters, Mode::Evaluation);
-    let pixels = Handle(pixels.to_kind(kind));
+    let pixels = Scaled::of(pixels.to_kind(kind));
     let logits = no_grad(|| network::logits(config, &reading, &pixels));
-    Vec::try_from(logits.to_kind(Kind::Double).flatten(0, -1)).unwrap()
+    Vec::try_from(logits.tensor().to_kind(Kind::Double).flatten(0, -1)).unwrap()
 }
 
 /// Largest difference as a share of the largest logit.
@@ -126,11 +126,11 @@ fn branches_are_left_out_image_by_image() {
     tch::manual_seed(1);
     let config = preset("wrn-10-1-bare").unwrap();
     let parameters = Parameters::init(&config, 1, Kind::Float);
-    let ones = Handle(Tensor::ones([4000, 2, 3, 1], (Kind::Float, tch::Device::Cpu)));
+    let ones = Scaled::of(Tensor::ones([4000, 2, 3, 1], (Kind::Float, tch::Device::Cpu)));
     let training = ImageReading::new(&parameters, Mode::Training);
     for (rescale, kept) in [(false, 1.0), (true, 4.0)] {
         let found = training.drop_branch(&ones, 0.75, rescale);
-        let per_image = found.0.flatten(1, -1);
+        let per_image = found.tensor().flatten(1, -1);
         let [lo, hi] = [per_image.amin([1], false), per_image.amax([1], false)];
         assert_eq!(lo, hi, "an image is left out as a whole");
         assert_eq!(hi.max().double_value(&[]), kept);
@@ -139,7 +139,7 @@ fn branches_are_left_out_image_by_image() {
         assert!((share - 0.25).abs() < 0.035, "{share}");
     }
     let evaluation = ImageReading::new(&parameters, Mode::Evaluation);
-    assert_eq!(evaluation.drop_branch(&ones, 0.75, true).0, ones.0);
+    assert_eq!(evaluation.drop_branch(&ones, 0.75, true).tensor(), ones.tensor());
 }
 
 /// Goal: variances at the beginning are those that the equations predict (Brock, De and Smith 2021,
@@ -191,7 +191,7 @@ fn propagate(config: &ImageConfig) -> [Vec<f64>; 2] {
         }
     });
     let x = Tensor::randn([8, 64, 32, 32], (Kind::Float, tch::Device::Cpu));
-    no_grad(|| network::blocks(config, &reading, Handle(x)));
+    no_grad(|| network::blocks(config, &reading, Scaled::of(x)));
     drop(reading);
     found
 }

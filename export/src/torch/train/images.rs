@@ -19,8 +19,7 @@ use crate::{
     },
     run::ImageData,
     torch::{
-        backend::Handle,
-        images::{ImageReading, Mode},
+        images::{ImageReading, Mode, Scaled},
         log::Valid,
         parameters::Parameters,
         train::task::Task,
@@ -113,8 +112,8 @@ impl<'a> ImageTask<'a> {
     }
 
     fn logits(&self, parameters: &Parameters, mode: Mode, pixels: Tensor) -> Tensor {
-        let pixels = Handle(channels_last(&pixels));
-        network::logits(self.model, &ImageReading::new(parameters, mode), &pixels).0
+        let pixels = Scaled::of(channels_last(&pixels));
+        network::logits(self.model, &ImageReading::new(parameters, mode), &pixels).tensor()
     }
 }
 
