@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 
 #[cfg(feature = "torch")]
-use crate::torch::{eval, sample, train};
+use crate::torch::{eval, sample, spp, train};
 use crate::{bench, compare, data::tokenizer, emit, import, inspect, plot, quantize, verify};
 
 /// Trains the models that Aerie serves, and writes them as bundles.
@@ -17,6 +17,10 @@ From text to a bundle:
       --text tales.train.txt --valid tales.valid.txt --documents headings
   aerie-export sample --run runs/tales --prompt 'Once upon a time'
   aerie-export emit --run runs/tales --precision f16 --out models/bundles/tales
+
+From images to a bundle:
+  aerie-export train --run runs/pictures --preset nfnet-small --images train.parquet --valid test.parquet
+  aerie-export emit --run runs/pictures --precision f16 --out models/bundles/pictures
 
 To fewer bits, and what that costs:
   aerie-export quantize models/bundles/tales --precision q4 --out /tmp/tales-q4
@@ -36,6 +40,8 @@ enum Command {
     Eval(eval::Args),
     #[cfg(feature = "torch")]
     Sample(sample::Args),
+    #[cfg(feature = "torch")]
+    Spp(spp::Args),
     Plot(plot::Args),
     Bench(bench::Args),
     Emit(emit::Args),
@@ -60,6 +66,8 @@ impl Cli {
             Command::Eval(args) => eval::run(args),
             #[cfg(feature = "torch")]
             Command::Sample(args) => sample::run(args),
+            #[cfg(feature = "torch")]
+            Command::Spp(args) => spp::run(args),
             Command::Plot(args) => plot::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Emit(args) => emit::run(args),

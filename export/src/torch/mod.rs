@@ -13,4 +13,5 @@ pub mod reference;
 pub mod sample;
 pub mod sgd;
 pub mod shim;
+pub mod spp;
 pub mod train;
