@@ -123,6 +123,11 @@ impl Admission {
         Self { quotas, ..self }
     }
 
+    /// What tenants have and may have.
+    pub fn quotas(&self) -> &Quotas {
+        &self.quotas
+    }
+
     /// Takes a place for a tenant.
     ///
     /// # Errors

@@ -123,7 +123,7 @@ impl Server {
         let (drafts, senders) = bundles::read(&config).await?;
         let (readiness, _) = watch::channel(Readiness::Starting);
         let (metrics, clock) = (Metrics::new(), Clock::start());
-        let quotas = Quotas::new(&auth, &metrics);
+        let quotas = Quotas::new(&auth);
         // Side by side, as each takes about as long as the others.
         let (verified, hosted, workers) = tokio::join!(
             bundles::verify(&drafts),

@@ -23,6 +23,7 @@ use crate::{
     device::{DeviceSpec, DeviceSpecError},
     pipe::{self, FinishReason, PipeEvent, PipeReader, RecomputeReason, pipe},
     prefixes::Miss,
+    quotas::Usage,
     request::{self, Origin, Request},
     router::{Load, Residence, Router, SendError, WorkerId},
     sealed,
@@ -406,6 +407,18 @@ impl Service {
 
     pub fn metrics(&self) -> &Metrics {
         &self.parts().metrics
+    }
+
+    /// All metrics in text, with what each tenant has now.
+    pub fn render_metrics(&self) -> String {
+        let Parts { auth, admission, metrics, .. } = self.parts();
+        for (name, id, _) in auth.tenants() {
+            let Usage { sessions, generations } = admission.quotas().usage(id);
+            let gauges = metrics.tenant(name);
+            gauges.sessions.set(sessions.into());
+            gauges.generations.set(generations.into());
+        }
+        metrics.render()
     }
 
     /// Generations in flight.
