@@ -50,6 +50,8 @@ pub enum Reject {
     /// Nobody knows who asks.
     #[error("the call {problem}")]
     Unauthenticated { problem: &'static str },
+    #[error("the call is for admins")]
+    NotAdmin,
     /// Who asks may know of it, but not do this.
     #[error("session {id} belongs to another tenant")]
     Forbidden { id: SessionId },
@@ -94,6 +96,7 @@ pub enum Reject {
 pub enum RejectKind {
     Invalid,
     Unauthenticated,
+    NotAdmin,
     Forbidden,
     UnknownModel,
     UnknownSession,
@@ -188,6 +191,7 @@ impl Reject {
         match self {
             Self::Invalid { .. } => RejectKind::Invalid,
             Self::Unauthenticated { .. } => RejectKind::Unauthenticated,
+            Self::NotAdmin => RejectKind::NotAdmin,
             Self::Forbidden { .. } => RejectKind::Forbidden,
             Self::UnknownModel { .. } => RejectKind::UnknownModel,
             Self::UnknownSession { .. } => RejectKind::UnknownSession,
@@ -257,9 +261,10 @@ impl Reject {
 
 impl RejectKind {
     /// Every kind, so that each has its series from the start.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Invalid,
         Self::Unauthenticated,
+        Self::NotAdmin,
         Self::Forbidden,
         Self::UnknownModel,
         Self::UnknownSession,
@@ -282,6 +287,7 @@ impl RejectKind {
         match self {
             Self::Invalid => "invalid",
             Self::Unauthenticated => "unauthenticated",
+            Self::NotAdmin => "not_admin",
             Self::Forbidden => "forbidden",
             Self::UnknownModel => "unknown_model",
             Self::UnknownSession => "unknown_session",

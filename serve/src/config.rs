@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    admission, auth,
+    admin, admission, auth,
     device::DeviceSpec,
     pipe, request, scheduler, sessions,
     telemetry::http,
@@ -38,6 +38,7 @@ pub struct Config {
     pub grpc: grpc::Config,
     pub quic: quic::Config,
     pub http: http::Config,
+    pub admin: admin::Config,
     pub tls: tls::Config,
     pub auth: auth::Config,
     pub admission: admission::Config,
@@ -94,6 +95,7 @@ impl Default for Config {
             grpc: grpc::Config::default(),
             quic: quic::Config::default(),
             http: http::Config::default(),
+            admin: admin::Config::default(),
             tls: tls::Config::default(),
             auth: auth::Config::default(),
             admission: admission::Config::default(),

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     admission::Reject,
-    auth::{Auth, TenantId},
+    auth::{self, Auth, TenantId},
 };
 
 /// Limits of one tenant; what is none is limited by the server alone.
@@ -98,22 +98,28 @@ impl Quota {
     }
 }
 
+/// What the quotas of all tenants come to that have one: sessions that are kept, and one for each generation.
+pub fn promised(tenants: &[auth::Tenant]) -> u64 {
+    let limits = tenants.iter().flat_map(|it| [it.quota.sessions_max, it.quota.generations_max]);
+    limits.flatten().map(|limit| u64::from(limit.get())).sum()
+}
+
 impl Quotas {
     /// Those of the tenants that `auth` knows, who have nothing yet.
     pub fn new(auth: &Auth) -> Self {
         let quotas = Self::default();
-        quotas.limit(auth.tenants().map(|(_, id, quota)| (id, quota)));
+        quotas.limit(&auth.tenants());
         quotas
     }
 
     /// Holds tenants to other limits from now on, and those that are not among them to none. Who has more keeps it, and
     /// gets no more.
-    pub fn limit(&self, tenants: impl IntoIterator<Item = (TenantId, Quota)>) {
+    pub fn limit(&self, tenants: &[auth::Tenant]) {
         let mut map = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
         let mut listed = HashSet::new();
-        for (id, quota) in tenants {
-            map.entry(id).or_default().limit(quota);
-            listed.insert(id);
+        for tenant in tenants {
+            map.entry(tenant.id).or_default().limit(tenant.quota);
+            listed.insert(tenant.id);
         }
         map.retain(|id, tenant| {
             let is_listed = listed.contains(id);
@@ -141,6 +147,12 @@ impl Quotas {
     pub fn usage(&self, tenant: TenantId) -> Usage {
         let map = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
         map.get(&tenant).map_or_else(Usage::default, |tenant| tenant.usage())
+    }
+
+    /// Every tenant that is listed or has something.
+    pub fn all(&self) -> Vec<(TenantId, Usage)> {
+        let map = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        map.iter().map(|(id, tenant)| (*id, tenant.usage())).collect()
     }
 
     /// Counts a call, as a reader's at first.

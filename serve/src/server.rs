@@ -26,6 +26,7 @@ use self::{
     workers::{Crew, Post},
 };
 use crate::{
+    admin::Admin,
     admission::Admission,
     auth::{Auth, TokensError},
     config::Config,
@@ -36,7 +37,7 @@ use crate::{
     telemetry::{http, metrics::Metrics},
     text::TokenizerError,
     tls::{Identity, TlsError},
-    transport::{grpc, quic},
+    transport::{admin, grpc, quic},
     worker::Clock,
 };
 
@@ -50,9 +51,11 @@ pub struct Server {
     grpc_scheme: &'static str,
     quic: Listener,
     http: Listener,
+    admin: Admin,
+    admins: Option<Listener>,
     /// For the transports that carry generations.
     stop_calls: watch::Sender<bool>,
-    /// For the one that tells of the drain, and so outlasts it.
+    /// For those that tell of the drain, and so outlast it.
     stop_http: watch::Sender<bool>,
 }
 
@@ -100,6 +103,8 @@ pub enum StartError {
     #[error(transparent)]
     Grpc(#[from] grpc::BindError),
     #[error(transparent)]
+    Admin(#[from] admin::BindError),
+    #[error(transparent)]
     Quic(#[from] quic::BindError),
     #[error("http.listen = {listen}: {source}")]
     Http { listen: SocketAddr, source: io::Error },
@@ -119,7 +124,7 @@ impl Server {
     /// See [`StartError`]; what had been started is stopped again.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         check_lists(&config)?;
-        let auth = Auth::open(&config.auth)?;
+        let auth = Auth::open(&config.auth, config.tls.client_ca.is_some())?;
         let (drafts, senders) = bundles::read(&config).await?;
         let (readiness, _) = watch::channel(Readiness::Starting);
         let (metrics, clock) = (Metrics::new(), Clock::start());
@@ -150,6 +155,14 @@ impl Server {
         let (stop_http, http) = watch::channel(false);
         let identity = Identity::open(&config.tls, &config.data_dir)?;
         let listen = config.http.listen;
+        let admin = Admin::new(service.clone(), config.sessions.sessions_max);
+        let admins = match config.admin.listen {
+            Some(listen) => {
+                let stop = http.clone();
+                Some(admin::listen(listen, &config.grpc, &identity, admin.clone(), stop).await?)
+            }
+            None => None,
+        };
         let http = http::listen(&config.http, service.clone(), http)
             .await
             .map_err(|source| StartError::Http { listen, source })?;
@@ -166,6 +179,8 @@ impl Server {
             grpc_scheme,
             quic,
             http,
+            admin,
+            admins,
             stop_calls,
             stop_http,
         })
@@ -188,21 +203,35 @@ impl Server {
         self.http.addr
     }
 
+    /// Where operators are listened to, if they are.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admins.as_ref().map(|it| it.addr)
+    }
+
+    /// What operators may do.
+    pub fn admin(&self) -> &Admin {
+        &self.admin
+    }
+
     pub fn service(&self) -> &Service {
         &self.service
     }
 
     /// Stops accepting, lets generations finish or parks their sessions, flushes, joins everything.
     pub async fn drain(self) {
-        let Self { service, crew, drain_grace, grpc, quic, http, stop_calls, stop_http, .. } = self;
+        let Self { service, crew, drain_grace, grpc, quic, http, admin, admins, .. } = self;
+        let Self { stop_calls, stop_http, .. } = self;
         service.set_readiness(Readiness::Draining);
         stop_calls.send_replace(true);
-        crew.drain(&service, drain_grace).await;
+        crew.drain(&service, admin.grace().unwrap_or(drain_grace)).await;
         for (listener, what) in [(grpc, "grpc"), (quic, "quic")] {
             wind_up(listener, what).await;
         }
         stop_http.send_replace(true);
         wind_up(http, "http").await;
+        if let Some(admins) = admins {
+            wind_up(admins, "admin").await;
+        }
     }
 }
 

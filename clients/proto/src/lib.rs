@@ -1,7 +1,7 @@
 //! What Aerie's clients and servers say to each other: messages, gRPC stubs, QUIC framing.
 //!
 //! The messages are the same over both transports; `proto/aerie/v1/aerie.proto` is their
-//! reference. This crate does no IO.
+//! reference. `admin.proto` beside it is for operators, and over gRPC alone. This crate does no IO.
 
 pub mod early;
 pub mod frame;
@@ -24,8 +24,11 @@ pub mod v1 {
     tonic::include_proto!("aerie.v1");
 }
 
-/// An encoded `FileDescriptorSet` of `aerie.v1`, as gRPC reflection serves it.
+/// An encoded `FileDescriptorSet` of what clients call in `aerie.v1`, as gRPC reflection serves it.
 pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("aerie.v1");
+
+/// An encoded `FileDescriptorSet` of what operators call.
+pub const ADMIN_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("aerie.v1.admin");
 
 /// The application protocol that QUIC peers agree on in TLS; one for each incompatible version.
 pub const ALPN: &[u8] = b"aerie/1";

@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+mod admin;
 mod client;
 mod credentials;
 mod error;
@@ -27,6 +28,7 @@ mod retry;
 mod stitch;
 mod tls;
 
+pub use admin::Admin;
 pub use aerie_proto::v1;
 pub use client::{Client, Event, Generation, random_id};
 pub use credentials::{ClientCertificate, Credentials};

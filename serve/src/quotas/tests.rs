@@ -53,17 +53,20 @@ fn limits_may_change_while_they_hold() {
     let mut ledger = Ledger::new(quotas.clone());
     ledger.add(tales, 2);
     ledger.add(verses, 5);
-    let at_most = |n| Quota { sessions_max: NonZeroU32::new(n), ..Quota::default() };
-    quotas.limit([(tales, at_most(1)), (verses, at_most(6))]);
+    let listed = |name: &str, n: u32| {
+        let list = listed(TALES).replace("tales", name).replace("= 3", &format!("= {n}"));
+        Auth::with(Tokens::parse(&list).unwrap()).tenants().remove(0)
+    };
+    quotas.limit(&[listed("tales", 1), listed("verses", 6)]);
     assert_eq!(ledger.take(tales), Err(Reject::QuotaSessions { sessions_max: 1 }));
     ledger.take(verses).unwrap();
     assert_eq!(ledger.take(verses), Err(Reject::QuotaSessions { sessions_max: 6 }));
 
     // Not listed any more: what it has is still there, and counts if it comes back.
-    quotas.limit([(verses, at_most(6))]);
+    quotas.limit(&[listed("verses", 6)]);
     assert_eq!(quotas.usage(tales).sessions, 2);
     ledger.give_back(tales);
-    quotas.limit([(tales, at_most(1))]);
+    quotas.limit(&[listed("tales", 1)]);
     assert_eq!(ledger.take(tales), Err(Reject::QuotaSessions { sessions_max: 1 }));
 }
 
@@ -102,10 +105,20 @@ fn threads_share_one_count() {
 #[test]
 fn the_anonymous_tenant_has_the_quota_of_those_that_say_nothing() {
     let quota = Quota { sessions_max: NonZeroU32::new(1), ..Quota::default() };
-    let auth = Auth::open(&auth::Config { quota, ..auth::Config::default() }).unwrap();
+    let auth = Auth::open(&auth::Config { quota, ..auth::Config::default() }, false).unwrap();
     let mut ledger = Ledger::new(Quotas::new(&auth));
     ledger.take(TenantId::ANONYMOUS).unwrap();
     ledger.take(TenantId::ANONYMOUS).unwrap_err();
+}
+
+#[test]
+fn what_is_promised_is_what_the_limits_come_to() {
+    let list = format!(
+        "{}[[tenants]]\nname = 'verses'\nsessions_max = 4\ngenerations_max = 2\n[[tenants]]\nname = 'free'\n",
+        listed(TALES),
+    );
+    let auth = Auth::with(Tokens::parse(&list).unwrap());
+    assert_eq!(promised(&auth.tenants()), 3 + 4 + 2);
 }
 
 fn quotas(list: &str) -> Quotas {

@@ -2,7 +2,7 @@
 //!
 //! Health and reflection tell nothing of sessions, and ask for no token.
 
-mod door;
+pub(super) mod door;
 
 use std::{collections::HashMap, io, net::SocketAddr, pin::Pin, time::Duration};
 
@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     admission::Reject,
-    auth::{Principal, bearer},
+    auth::{Caller, Evidence, Principal, bearer},
     server::{Listener, Shutdown},
     service::{Readiness, Service},
     telemetry::metrics::Api,
@@ -85,7 +85,7 @@ pub enum BindError {
 }
 
 /// What TLS peers agree on for HTTP/2 (RFC 9113 §3.2).
-const ALPN: &[u8] = b"h2";
+pub(super) const ALPN: &[u8] = b"h2";
 
 impl Config {
     /// Of addresses.
@@ -182,7 +182,7 @@ pub(super) fn code(reject: &Reject) -> Code {
     match reject {
         Reject::Invalid { .. } => Code::InvalidArgument,
         Reject::Unauthenticated { .. } => Code::Unauthenticated,
-        Reject::Forbidden { .. } => Code::PermissionDenied,
+        Reject::NotAdmin | Reject::Forbidden { .. } => Code::PermissionDenied,
         Reject::UnknownModel { .. }
         | Reject::UnknownSession { .. }
         | Reject::UnknownName { .. } => Code::NotFound,
@@ -204,7 +204,7 @@ struct Front {
     service: Service,
 }
 
-/// Lets in who has a token, and notes who it is.
+/// Lets in who has a token or a certificate, and notes who it is.
 #[derive(Clone, Debug)]
 struct Guard {
     service: Service,
@@ -212,16 +212,26 @@ struct Guard {
 
 impl Interceptor for Guard {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let token = request.metadata().get(AUTHORIZATION).and_then(|it| bearer(it.as_bytes()));
-        let who = self.service.principal(token).map_err(|reject| status(&reject))?;
-        request.extensions_mut().insert(who);
+        let caller = self.service.caller(evidence(&request)).map_err(|reject| status(&reject))?;
+        request.extensions_mut().insert(caller);
         Ok(request)
     }
 }
 
+/// What a call shows of who makes it.
+pub(super) fn evidence(request: &Request<()>) -> Evidence {
+    let token = request.metadata().get(AUTHORIZATION).and_then(|it| bearer(it.as_bytes()));
+    let peer: Option<&door::Peer> = request.extensions().get();
+    Evidence::of(token, peer.and_then(|peer| peer.0.as_ref()))
+}
+
 /// Who makes a call, as [`Guard`] has noted.
+fn caller<T>(request: &Request<T>) -> Caller {
+    request.extensions().get().cloned().expect("no call comes past its guard")
+}
+
 fn principal<T>(request: &Request<T>) -> Principal {
-    *request.extensions().get().expect("no call comes past its guard")
+    caller(request).who
 }
 
 type Chunks = Pin<Box<dyn Stream<Item = Result<v1::Chunk, Status>> + Send>>;
@@ -235,9 +245,9 @@ impl Inference for Front {
         &self,
         request: Request<Streaming<v1::GenerateRequest>>,
     ) -> Result<Response<Responses>, Status> {
-        let who = principal(&request);
+        let caller = caller(&request);
         let requests = request.into_inner().map(|it| it.map_err(|status| broken(&status)));
-        let responses = Turns::new(Api::Grpc, self.service.clone(), who, requests)
+        let responses = Turns::new(Api::Grpc, self.service.clone(), caller, requests)
             .map(|it| it.map_err(|reject| status(&reject)));
         Ok(Response::new(Box::pin(responses)))
     }
@@ -248,8 +258,8 @@ impl Inference for Front {
         &self,
         request: Request<v1::AttachRequest>,
     ) -> Result<Response<Responses>, Status> {
-        let (who, service) = (principal(&request), self.service.clone());
-        let responses = Turns::attached(Api::Grpc, service, who, request.into_inner())
+        let (caller, service) = (caller(&request), self.service.clone());
+        let responses = Turns::attached(Api::Grpc, service, caller, request.into_inner())
             .map(|it| it.map_err(|reject| status(&reject)));
         Ok(Response::new(Box::pin(responses)))
     }
@@ -351,7 +361,7 @@ impl Models for Front {
     }
 }
 
-fn answer<T>(mut call: Call, result: Result<T, Reject>) -> Result<Response<T>, Status> {
+pub(super) fn answer<T>(mut call: Call, result: Result<T, Reject>) -> Result<Response<T>, Status> {
     call.end(&result);
     result.map(Response::new).map_err(|reject| status(&reject))
 }
