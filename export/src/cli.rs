@@ -35,7 +35,7 @@ pub struct Cli {
 enum Command {
     Tokenizer(tokenizer::Args),
     #[cfg(feature = "torch")]
-    Train(train::Args),
+    Train(Box<train::Args>),
     #[cfg(feature = "torch")]
     Eval(eval::Args),
     #[cfg(feature = "torch")]

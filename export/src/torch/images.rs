@@ -259,7 +259,7 @@ impl ImageBackend for ImageReading<'_> {
         if let Some(end) = &it.end
             && let Some(kept) = self.kept(&y.tensor, end.drop_share, end.rescale)
         {
-            gates = gates * kept;
+            gates *= kept;
         }
         Scaled::of(&y.tensor.0 * gates)
     }

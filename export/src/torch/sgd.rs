@@ -70,7 +70,7 @@ impl Sgd {
                     let scale = unit_scale(weights, &gradient, share);
                     units += scale.numel() as f64;
                     clipped += scale.lt(1.0).sum(Kind::Double).double_value(&[]);
-                    gradient = gradient * scale;
+                    gradient *= scale;
                 }
                 if parameter.role == Role::Matrix && 0.0 < decay {
                     gradient += weights * decay;

@@ -275,12 +275,12 @@ fn image_data(args: &Args, images: PathBuf) -> anyhow::Result<ImageData> {
         (false, false) => Some(Crop::Padded { padding: (it.size / 8).max(1), fill: Fill::Reflect }),
     };
     let rand_augment = it.rand_augment.as_deref().map(|it| {
-        let [layers, magnitude] = [it[0], it[1]];
-        ensure!(
-            layers.fract() == 0.0 && (1.0..=16.0).contains(&layers),
-            "--rand-augment: {layers} layers; 1 to 16 are expected"
-        );
-        Ok(RandAugment::for_side(layers as u32, magnitude, args.images.size))
+        let [found, magnitude] = [it[0], it[1]];
+        #[expect(clippy::float_cmp, reason = "a count that was read as a number is one exactly")]
+        let layers = (1..=16).find(|&it| f64::from(it) == found);
+        let layers = layers
+            .with_context(|| format!("--rand-augment: {found} layers; 1 to 16 are expected"))?;
+        anyhow::Ok(RandAugment::for_side(layers, magnitude, args.images.size))
     });
     let batch = BatchOptions {
         batch: it.batch,

@@ -90,7 +90,7 @@ fn means_of_batches_vary_as_their_pictures_and_draws_do() {
     const DRAWS: usize = 4000;
     let crop = Some(Crop::Padded { padding: 2, fill: Fill::Zero });
     let function = |pixels: &[f32]| -> f64 {
-        let weight = |at: usize| f64::from((at * 37 % 101) as u32) / 101.0;
+        let weight = |at: usize| (at * 37 % 101) as f64 / 101.0;
         pixels.iter().enumerate().map(|(at, it)| weight(at) * f64::from(*it)).sum()
     };
     let moments = |values: &[f64]| {

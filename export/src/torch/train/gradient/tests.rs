@@ -193,7 +193,8 @@ fn orders() -> Vec<[usize; 4]> {
 fn a_pass_of_gradient_descent_follows_its_modified_loss() {
     let start = [0.3, -0.2, 0.5];
     let batches: Vec<_> = (0..4).map(|it| 2 * it..2 * it + 2).collect();
-    let whole = [0..SAMPLES.len()];
+    let all = 0..SAMPLES.len();
+    let whole = std::slice::from_ref(&all);
     let norm = |lambda| Flatness::GradientNorm { lambda, form: GradientNormForm::Exact };
     let errors = |step: f64| -> [f64; 3] {
         let orders = orders();
@@ -208,7 +209,7 @@ fn a_pass_of_gradient_descent_follows_its_modified_loss() {
         let time = 4.0 * step;
         let ends = [
             flow(start, time, |x| slope(x, &batches, Flatness::Off)),
-            flow(start, time, |x| slope(x, &whole, norm(step))),
+            flow(start, time, |x| slope(x, whole, norm(step))),
             flow(start, time, |x| slope(x, &batches, norm(step))),
         ];
         ends.map(|end| (0..3).map(|at| (end[at] - mean[at]).powi(2)).sum::<f64>().sqrt())
