@@ -93,7 +93,9 @@ fn draw_panel(
         }
     }
     if is_first {
-        chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+        let mut labels = chart.configure_series_labels();
+        labels.position(SeriesLabelPosition::UpperLeft).border_style(BLACK);
+        labels.background_style(WHITE).draw()?;
     }
     Ok(())
 }
