@@ -15,6 +15,7 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod device;
+pub mod oip;
 pub mod pipe;
 mod planted;
 pub mod prefixes;

@@ -30,13 +30,17 @@ use crate::{
     auth::{Auth, TokensError},
     config::Config,
     device::ort::{LoadError, OrtDevice, Runtime},
+    oip::{
+        self,
+        sequence::{KeyError, SequenceKey},
+    },
     quotas::Quotas,
     router::Router,
     service::{Parts, Readiness, Service},
     telemetry::{http, metrics::Metrics},
     text::TokenizerError,
     tls::{Identity, TlsError},
-    transport::{grpc, quic},
+    transport::{grpc, oip::rest, quic},
     worker::Clock,
 };
 
@@ -49,6 +53,8 @@ pub struct Server {
     grpc: Listener,
     grpc_scheme: &'static str,
     quic: Listener,
+    rest: Option<Listener>,
+    rest_scheme: &'static str,
     http: Listener,
     /// For the transports that carry generations.
     stop_calls: watch::Sender<bool>,
@@ -101,12 +107,16 @@ pub enum StartError {
     Grpc(#[from] grpc::BindError),
     #[error(transparent)]
     Quic(#[from] quic::BindError),
+    #[error(transparent)]
+    Rest(#[from] rest::BindError),
     #[error("http.listen = {listen}: {source}")]
     Http { listen: SocketAddr, source: io::Error },
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
     Tokens(#[from] TokensError),
+    #[error(transparent)]
+    Sequences(#[from] KeyError),
 }
 
 /// What transports get, once all workers have drained, to send their last messages.
@@ -141,6 +151,7 @@ impl Server {
             request: config.request,
             log_tokens_max: config.sessions.log_tokens_max,
             pipe: config.pipe,
+            oip: oip::Setup::new(config.oip, SequenceKey::open(&config.data_dir)?),
             metrics,
             readiness,
             clock,
@@ -155,6 +166,8 @@ impl Server {
             .map_err(|source| StartError::Http { listen, source })?;
         let grpc_scheme = config.grpc.scheme();
         let grpc = grpc::listen(&config.grpc, &identity, service.clone(), calls.clone()).await?;
+        let rest_scheme = config.rest.scheme();
+        let rest = rest::listen(&config.rest, &identity, service.clone(), calls.clone()).await?;
         let quic = quic::listen(&config.quic, &identity, service.clone(), calls)?;
         service.set_readiness(Readiness::Ready);
         let drain_grace = Duration::from_millis(config.drain_grace_ms.into());
@@ -165,6 +178,8 @@ impl Server {
             grpc,
             grpc_scheme,
             quic,
+            rest,
+            rest_scheme,
             http,
             stop_calls,
             stop_http,
@@ -184,6 +199,16 @@ impl Server {
         self.quic.addr
     }
 
+    /// `https` or `http`.
+    pub fn rest_scheme(&self) -> &'static str {
+        self.rest_scheme
+    }
+
+    /// Where the Open Inference Protocol is spoken over HTTP, if it is.
+    pub fn rest_addr(&self) -> Option<SocketAddr> {
+        self.rest.as_ref().map(|it| it.addr)
+    }
+
     pub fn http_addr(&self) -> SocketAddr {
         self.http.addr
     }
@@ -194,12 +219,15 @@ impl Server {
 
     /// Stops accepting, lets generations finish or parks their sessions, flushes, joins everything.
     pub async fn drain(self) {
-        let Self { service, crew, drain_grace, grpc, quic, http, stop_calls, stop_http, .. } = self;
+        let Self { service, crew, drain_grace, grpc, quic, rest, http, .. } = self;
+        let Self { stop_calls, stop_http, .. } = self;
         service.set_readiness(Readiness::Draining);
         stop_calls.send_replace(true);
         crew.drain(&service, drain_grace).await;
-        for (listener, what) in [(grpc, "grpc"), (quic, "quic")] {
-            wind_up(listener, what).await;
+        for (listener, what) in [(Some(grpc), "grpc"), (Some(quic), "quic"), (rest, "rest")] {
+            if let Some(listener) = listener {
+                wind_up(listener, what).await;
+            }
         }
         stop_http.send_replace(true);
         wind_up(http, "http").await;

@@ -21,6 +21,7 @@ use crate::{
     admission::{Admission, Reject},
     auth::{Auth, Principal},
     device::{DeviceSpec, DeviceSpecError},
+    oip,
     pipe::{self, FinishReason, PipeEvent, PipeReader, RecomputeReason, pipe},
     prefixes::Miss,
     request::{self, Origin, Request},
@@ -109,6 +110,7 @@ pub struct Parts {
     /// Tokens of a session's log that are kept.
     pub log_tokens_max: u32,
     pub pipe: pipe::Config,
+    pub oip: oip::Setup,
     pub metrics: Metrics,
     pub readiness: watch::Sender<Readiness>,
     pub clock: Clock,
@@ -647,7 +649,17 @@ impl Service {
         Request::parse(who, start, origin, &self.parts().request, tokenizer, vocabulary.len())
     }
 
-    fn count_reject(&self, reject: &Reject) {
+    /// The refusal of a server that starts or drains.
+    pub(crate) fn unavailable(&self) -> Reject {
+        self.parts().admission.unavailable()
+    }
+
+    /// The refusal for want of room.
+    pub(crate) fn queue_full(&self) -> Reject {
+        self.parts().admission.queue_full()
+    }
+
+    pub(crate) fn count_reject(&self, reject: &Reject) {
         let label = reject.kind().label();
         self.metrics().requests_rejected.with_label_values(&[label]).inc();
     }

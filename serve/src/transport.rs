@@ -1,11 +1,13 @@
-//! What clients speak: gRPC and QUIC, the same messages over both.
+//! What clients speak: gRPC and QUIC, the same messages over both; and the Open Inference Protocol.
 //!
 //! A transport decodes, calls [`Service`] and encodes. What both do alike (the turns of a
 //! generation stream, the pages of a list) lives here and in [`turns`]; what a wire makes of a
 //! `Reject` lives in its own file, in one function.
 
 mod call;
+mod door;
 pub mod grpc;
+pub mod oip;
 pub mod quic;
 mod turns;
 

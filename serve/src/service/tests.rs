@@ -90,6 +90,7 @@ fn service() -> (Service, Receiver<Event>) {
         request: request::Config::default(),
         log_tokens_max: 64,
         pipe: pipe::Config::default(),
+        oip: oip::Setup::default(),
         metrics: Metrics::new(),
         readiness: watch::channel(Readiness::Ready).0,
         clock: Clock::start(),

@@ -69,6 +69,10 @@ const WORKER: &[&str] = &["model", "device"];
 pub enum Api {
     Grpc,
     Quic,
+    /// The Open Inference Protocol over gRPC.
+    Oip,
+    /// And over HTTP.
+    Rest,
 }
 
 /// Where a session's state was when its generation began.
@@ -219,7 +223,7 @@ impl Metrics {
         for kind in RejectKind::ALL {
             metrics.requests_rejected.with_label_values(&[kind.label()]);
         }
-        for api in [Api::Grpc, Api::Quic] {
+        for api in Api::ALL {
             metrics.calls_in_flight.with_label_values(&[api.label()]);
         }
         metrics.register_process();
@@ -229,6 +233,11 @@ impl Metrics {
     /// The series of the worker of `model` on `device`.
     pub fn worker(&self, model: &str, device: &str) -> WorkerMetrics {
         self.workers.worker(model, device)
+    }
+
+    /// Steps that the worker of `model` on `device` has run.
+    pub fn steps(&self, model: &str, device: &str) -> u64 {
+        self.workers.steps.duration.with_label_values(&[model, device]).get_sample_count()
     }
 
     /// The series of a tenant that is listed in the tokens file, or has no name.
@@ -336,11 +345,15 @@ impl Default for Metrics {
 }
 
 impl Api {
+    pub const ALL: [Self; 4] = [Self::Grpc, Self::Quic, Self::Oip, Self::Rest];
+
     /// The label of metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Grpc => "grpc",
             Self::Quic => "quic",
+            Self::Oip => "oip",
+            Self::Rest => "rest",
         }
     }
 }

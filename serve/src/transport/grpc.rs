@@ -2,13 +2,12 @@
 //!
 //! Health and reflection tell nothing of sessions, and ask for no token.
 
-mod door;
-
 use std::{collections::HashMap, io, net::SocketAddr, pin::Pin, time::Duration};
 
 use aerie_proto::{
     FILE_DESCRIPTOR_SET,
     frame::FRAME_BYTES_MAX,
+    inference::grpc_inference_service_server::GrpcInferenceServiceServer,
     v1::{
         self,
         inference_server::{Inference, InferenceServer},
@@ -31,10 +30,11 @@ use tonic_health::{ServingStatus, pb::FILE_DESCRIPTOR_SET as HEALTH, server::Hea
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::{error, info};
 
-use self::door::Door;
 use super::{
     call::Call,
-    chunks, import_session, list_sessions, stopped,
+    chunks,
+    door::{Door, Limits},
+    import_session, list_sessions, oip, stopped,
     turns::{Broken, Turns},
 };
 use crate::{
@@ -109,7 +109,9 @@ pub async fn listen(
     let listener = TcpListener::bind(config.listen).await.map_err(bind_error)?;
     let addr = listener.local_addr().map_err(bind_error)?;
     info!(address = %format_args!("{}://{addr}", config.scheme()), "listening");
-    let incoming = Door::new(config, listener, tls).open(shutdown.clone());
+    let &Config { connections_max, handshake_ms_max, .. } = config;
+    let limits = Limits { connections_max, handshake_ms_max };
+    let incoming = Door::new(limits, listener, tls).open(shutdown.clone());
     let server = router(config, &service);
     let (health, server) = server.await;
     let task = tokio::spawn(async move {
@@ -153,8 +155,9 @@ async fn router(config: &Config, service: &Service) -> (HealthReporter, Router) 
         ))
         .add_service(InterceptedService::new(
             ModelsServer::new(front).max_decoding_message_size(FRAME_BYTES_MAX),
-            guard,
-        ));
+            guard.clone(),
+        ))
+        .add_service(oip::grpc::service(service, guard));
     (health, server)
 }
 
@@ -206,7 +209,7 @@ struct Front {
 
 /// Lets in who has a token, and notes who it is.
 #[derive(Clone, Debug)]
-struct Guard {
+pub(super) struct Guard {
     service: Service,
 }
 
@@ -220,7 +223,7 @@ impl Interceptor for Guard {
 }
 
 /// Who makes a call, as [`Guard`] has noted.
-fn principal<T>(request: &Request<T>) -> Principal {
+pub(super) fn principal<T>(request: &Request<T>) -> Principal {
     *request.extensions().get().expect("no call comes past its guard")
 }
 
@@ -351,13 +354,13 @@ impl Models for Front {
     }
 }
 
-fn answer<T>(mut call: Call, result: Result<T, Reject>) -> Result<Response<T>, Status> {
+pub(super) fn answer<T>(mut call: Call, result: Result<T, Reject>) -> Result<Response<T>, Status> {
     call.end(&result);
     result.map(Response::new).map_err(|reject| status(&reject))
 }
 
 /// Tells a request that cannot be read from a client that has gone.
-fn broken(status: &Status) -> Broken {
+pub(super) fn broken(status: &Status) -> Broken {
     match status.code() {
         Code::OutOfRange | Code::Internal | Code::Unimplemented => {
             let problem = format!("cannot be read: {}", status.message());
@@ -400,8 +403,14 @@ async fn report(health: &HealthReporter, status: ServingStatus) {
 }
 
 /// Names whose health is reported; the empty one stands for the whole server.
-fn reported() -> [&'static str; 4] {
-    ["", InferenceServer::<Front>::NAME, SessionsServer::<Front>::NAME, ModelsServer::<Front>::NAME]
+fn reported() -> [&'static str; 5] {
+    [
+        "",
+        InferenceServer::<Front>::NAME,
+        SessionsServer::<Front>::NAME,
+        ModelsServer::<Front>::NAME,
+        GrpcInferenceServiceServer::<oip::grpc::Grpc>::NAME,
+    ]
 }
 
 impl Default for Config {

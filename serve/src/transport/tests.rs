@@ -22,6 +22,7 @@ use super::{grpc, quic};
 use crate::{
     admission::{self, Admission, Reject},
     auth::Auth,
+    oip,
     pipe::{self, Accepted, FinishReason, Finished, PipeEvent},
     request,
     router::{Router, WorkerHandle},
@@ -267,6 +268,7 @@ impl Fixture {
             log_tokens_max: 64,
             request: request::Config { tokens_max: u32::MAX, ..request::Config::default() },
             pipe: pipe::Config::default(),
+            oip: oip::Setup::default(),
             metrics: Metrics::new(),
             readiness: watch::channel(Readiness::Ready).0,
             clock: Clock::start(),
