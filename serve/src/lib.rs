@@ -12,6 +12,7 @@
 
 pub mod admission;
 pub mod auth;
+pub mod batcher;
 pub mod cli;
 pub mod config;
 pub mod device;
