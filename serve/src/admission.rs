@@ -82,6 +82,12 @@ pub enum Reject {
          generations_max = {generations_max} allows"
     )]
     QuotaGenerations { generations_max: u32, retry_after: Duration },
+    /// There is no room for more of something else.
+    #[error("{max} {what}, which is {limit}")]
+    Busy { what: &'static str, limit: &'static str, max: u32, retry_after: Duration },
+    /// It waited as long as its client wanted it to.
+    #[error("the request waited for {} µs, which is its timeout", timeout.as_micros())]
+    Expired { timeout: Duration },
     #[error("the server is not ready to take requests")]
     Unavailable { retry_after: Duration },
     /// A device or the state cache failed; the log has the details.
@@ -107,6 +113,8 @@ pub enum RejectKind {
     QueueFull,
     QuotaSessions,
     QuotaGenerations,
+    Busy,
+    Expired,
     Unavailable,
     Internal,
 }
@@ -150,7 +158,8 @@ impl Admission {
         self.config.requests_max as usize - self.slots.available_permits()
     }
 
-    fn retry_after(&self) -> Duration {
+    /// What a client is told to wait.
+    pub fn retry_after(&self) -> Duration {
         Duration::from_millis(self.config.retry_after_ms.into())
     }
 }
@@ -196,6 +205,8 @@ impl Reject {
             Self::QueueFull { .. } => RejectKind::QueueFull,
             Self::QuotaSessions { .. } => RejectKind::QuotaSessions,
             Self::QuotaGenerations { .. } => RejectKind::QuotaGenerations,
+            Self::Busy { .. } => RejectKind::Busy,
+            Self::Expired { .. } => RejectKind::Expired,
             Self::Unavailable { .. } => RejectKind::Unavailable,
             Self::Internal { .. } => RejectKind::Internal,
         }
@@ -244,6 +255,7 @@ impl Reject {
         match *self {
             Self::QueueFull { retry_after, .. }
             | Self::QuotaGenerations { retry_after, .. }
+            | Self::Busy { retry_after, .. }
             | Self::Unavailable { retry_after } => Some(retry_after),
             _ => None,
         }
@@ -252,7 +264,7 @@ impl Reject {
 
 impl RejectKind {
     /// Every kind, so that each has its series from the start.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Invalid,
         Self::Unauthenticated,
         Self::Forbidden,
@@ -268,6 +280,8 @@ impl RejectKind {
         Self::QueueFull,
         Self::QuotaSessions,
         Self::QuotaGenerations,
+        Self::Busy,
+        Self::Expired,
         Self::Unavailable,
         Self::Internal,
     ];
@@ -290,6 +304,8 @@ impl RejectKind {
             Self::QueueFull => "queue_full",
             Self::QuotaSessions => "quota_sessions",
             Self::QuotaGenerations => "quota_generations",
+            Self::Busy => "busy",
+            Self::Expired => "expired",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
         }

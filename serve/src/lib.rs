@@ -13,6 +13,7 @@
 pub mod admission;
 pub mod auth;
 pub mod batcher;
+pub mod classifier;
 pub mod cli;
 pub mod config;
 pub mod device;

@@ -654,11 +654,6 @@ impl Service {
         self.parts().admission.unavailable()
     }
 
-    /// The refusal for want of room.
-    pub(crate) fn queue_full(&self) -> Reject {
-        self.parts().admission.queue_full()
-    }
-
     pub(crate) fn count_reject(&self, reject: &Reject) {
         let label = reject.kind().label();
         self.metrics().requests_rejected.with_label_values(&[label]).inc();

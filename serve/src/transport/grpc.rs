@@ -195,7 +195,9 @@ pub(super) fn code(reject: &Reject) -> Code {
         Reject::QueueFull { .. }
         | Reject::QuotaSessions { .. }
         | Reject::QuotaGenerations { .. }
+        | Reject::Busy { .. }
         | Reject::TooManyNames { .. } => Code::ResourceExhausted,
+        Reject::Expired { .. } => Code::DeadlineExceeded,
         Reject::Unavailable { .. } => Code::Unavailable,
         Reject::Internal { .. } => Code::Internal,
     }

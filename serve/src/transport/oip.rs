@@ -55,8 +55,14 @@ impl Oip {
 
     /// Lets a call in, before what it says is read.
     pub(super) fn enter(&self) -> Result<Place, Reject> {
-        let room = Arc::clone(&self.setup().room);
-        let permit = room.try_acquire_owned().map_err(|_| self.service.queue_full())?;
+        let Setup { config, room, .. } = self.setup();
+        let busy = || Reject::Busy {
+            what: "calls of the Open Inference Protocol are open",
+            limit: "oip.calls_max",
+            max: config.calls_max,
+            retry_after: self.service.parts().admission.retry_after(),
+        };
+        let permit = Arc::clone(room).try_acquire_owned().map_err(|_| busy())?;
         Ok(Place { _permit: Arc::new(permit) })
     }
 

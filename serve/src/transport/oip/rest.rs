@@ -340,7 +340,9 @@ pub(in crate::transport) fn status(reject: &Reject) -> StatusCode {
         Reject::QueueFull { .. }
         | Reject::QuotaSessions { .. }
         | Reject::QuotaGenerations { .. }
+        | Reject::Busy { .. }
         | Reject::TooManyNames { .. } => StatusCode::TOO_MANY_REQUESTS,
+        Reject::Expired { .. } => StatusCode::GATEWAY_TIMEOUT,
         Reject::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Reject::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
