@@ -269,6 +269,13 @@ fn coherent(config: Config) -> anyhow::Result<Config> {
              scheduler.lanes_max = {lanes_max} streams; it must be more"
         );
     }
+    let (rows_max, queue_rows_max) = (config.batcher.rows_max, config.batcher.queue_rows_max);
+    if rows_max == 0 || queue_rows_max < rows_max {
+        bail!(
+            "batcher.rows_max = {rows_max} and batcher.queue_rows_max = {queue_rows_max}: a batch must \
+             have rows, and as many must be able to wait"
+        );
+    }
     if config.sessions.sessions_max == 0 {
         bail!("sessions.sessions_max = 0: no generation could have a session");
     }

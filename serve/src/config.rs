@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    admission, auth,
+    admission, auth, batcher,
     device::DeviceSpec,
     oip, pipe, request, scheduler, sessions,
     telemetry::http,
@@ -46,6 +46,7 @@ pub struct Config {
     pub pipe: pipe::Config,
     pub oip: oip::Config,
     pub scheduler: scheduler::Config,
+    pub batcher: batcher::Config,
     pub sessions: sessions::Config,
 }
 
@@ -104,6 +105,7 @@ impl Default for Config {
             pipe: pipe::Config::default(),
             oip: oip::Config::default(),
             scheduler: scheduler::Config::default(),
+            batcher: batcher::Config::default(),
             sessions: sessions::Config::default(),
         }
     }

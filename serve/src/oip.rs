@@ -3,13 +3,14 @@
 //! gRPC and REST both speak in the messages of [`aerie_proto::inference`]; `transport/oip` carries them. What is said
 //! of a recurrent model comes to a [`v1::Start`](aerie_proto::v1::Start), so that there is one way to run a generation.
 
+pub mod classify;
 pub mod parameters;
 pub mod recurrent;
 pub mod sequence;
 pub mod statistics;
 pub mod tensor;
 
-use std::sync::Arc;
+use std::{sync::Arc, thread};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -22,8 +23,10 @@ pub const VERSION: &str = "1";
 /// Extensions of the protocol that are spoken, as Triton names them.
 pub const EXTENSIONS: &[&str] = &[
     "binary_tensor_data",
+    "classification",
     "model_repository",
     "parameters",
+    "schedule_policy",
     "sequence",
     "sequence(string_id)",
     "statistics",
@@ -42,6 +45,8 @@ pub struct Config {
     pub tensors_max: u32,
     /// Requests at once on one stream; more wait at the client.
     pub stream_requests_max: u32,
+    /// Of what classifiers are given.
+    pub pictures: classify::Config,
 }
 
 /// What a service needs to speak the protocol.
@@ -52,12 +57,19 @@ pub struct Setup {
     pub statistics: Statistics,
     /// A place for each call that is let in.
     pub room: Arc<Semaphore>,
+    /// A place for each request whose pictures are decoded.
+    pub decoders: Arc<Semaphore>,
 }
 
 impl Setup {
     pub fn new(config: Config, key: SequenceKey) -> Self {
         let room = Arc::new(Semaphore::new(config.calls_max as usize));
-        Self { config, key, statistics: Statistics::default(), room }
+        let decoders = match config.pictures.decoders_max {
+            0 => thread::available_parallelism().map_or(1, usize::from),
+            decoders_max => decoders_max as usize,
+        };
+        let decoders = Arc::new(Semaphore::new(decoders));
+        Self { config, key, statistics: Statistics::default(), room, decoders }
     }
 }
 
@@ -74,6 +86,7 @@ impl Default for Config {
             calls_max: 256,
             tensors_max: 16,
             stream_requests_max: 64,
+            pictures: classify::Config::default(),
         }
     }
 }

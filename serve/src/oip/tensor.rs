@@ -200,7 +200,8 @@ impl Input {
             ("BYTES", Contents::Raw(raw)) => {
                 let mut strings = Vec::new();
                 let mut rest = raw.clone();
-                while rest.has_remaining() {
+                // One more than there should be is enough to see that.
+                while rest.has_remaining() && strings.len() <= self.n_elements {
                     let length = rest.try_get_u32_le().ok().map(|it| it as usize);
                     match length.filter(|&it| it <= rest.remaining()) {
                         Some(length) => strings.push(rest.split_to(length)),

@@ -85,10 +85,12 @@ fn service() -> (Service, Receiver<Event>) {
     let service = Service::new(Parts {
         auth: Auth::default(),
         models: vec![hosted()],
+        classifiers: Vec::new(),
         router: Router::new(vec![WorkerHandle::new(0, "fake".to_owned(), 2, events, notices)]),
         admission: Admission::new(admission::Config { requests_max: 2, retry_after_ms: 1 }),
         request: request::Config::default(),
         log_tokens_max: 64,
+        rows_max: 16,
         pipe: pipe::Config::default(),
         oip: oip::Setup::default(),
         metrics: Metrics::new(),

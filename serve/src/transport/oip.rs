@@ -23,10 +23,11 @@ use crate::{
     auth::Principal,
     oip::{
         EXTENSIONS, Setup, VERSION,
+        classify::{self, Classification},
         recurrent::{self, Generation, Said},
         statistics::Answered,
     },
-    service::{Readiness, Service, TokenEvent, TokenStream},
+    service::{Classified, Readiness, Service, TokenEvent, TokenStream},
 };
 
 /// A service as the protocol sees it.
@@ -41,8 +42,34 @@ pub(super) struct Place {
     _permit: Arc<OwnedSemaphorePermit>,
 }
 
-/// What serves recurrent models.
-const PLATFORM: &str = "aerie_recurrent";
+/// What serves models that generate, and what those that classify.
+const RECURRENT: &str = "aerie_recurrent";
+const CLASSIFIER: &str = "aerie_classifier";
+
+/// A model that somebody asks.
+#[derive(Clone, Copy, Debug)]
+enum Model {
+    Recurrent,
+    /// Its number.
+    Classifier(usize),
+}
+
+/// A request that has been read.
+#[derive(Clone, Debug)]
+enum Asked {
+    Generation(Box<Generation>),
+    Classification(Box<Classification>, usize),
+}
+
+impl Asked {
+    /// The session that its sequence is, if it is part of one.
+    fn sequence(&self) -> Option<&str> {
+        match self {
+            Self::Generation(it) => it.sequence.as_ref().map(|_| it.start.session_id.as_str()),
+            Self::Classification(..) => None,
+        }
+    }
+}
 
 impl Oip {
     pub(super) fn new(service: Service) -> Self {
@@ -92,12 +119,17 @@ impl Oip {
         name: &str,
         version: &str,
     ) -> Result<ModelMetadataResponse, Reject> {
-        self.find(name, version)?;
-        let (inputs, outputs) = (recurrent::inputs(), recurrent::outputs());
+        let (inputs, outputs, platform) = match self.find(name, version)? {
+            Model::Recurrent => (recurrent::inputs(), recurrent::outputs(), RECURRENT),
+            Model::Classifier(idx) => {
+                let classes = self.service.parts().classifiers[idx].classes();
+                (classify::inputs(), classify::outputs(classes), CLASSIFIER)
+            }
+        };
         Ok(ModelMetadataResponse {
             name: name.to_owned(),
             versions: vec![VERSION.to_owned()],
-            platform: PLATFORM.to_owned(),
+            platform: platform.to_owned(),
             inputs: inputs.iter().map(|it| it.describe()).collect(),
             outputs: outputs.iter().map(|it| it.describe()).collect(),
         })
@@ -132,7 +164,11 @@ impl Oip {
             }
         };
         let statistics = &self.setup().statistics;
-        Ok(names.iter().map(|name| statistics.describe(name, Some(self.steps(name)))).collect())
+        let describe = |name: String| match self.service.classifier(&name) {
+            Some(_) => statistics.describe(&name, None),
+            None => statistics.describe(&name, Some(self.steps(&name))),
+        };
+        Ok(names.into_iter().map(describe).collect())
     }
 
     /// Runs one request and gathers all that comes of it.
@@ -141,22 +177,65 @@ impl Oip {
         who: Principal,
         request: ModelInferRequest,
     ) -> Result<ModelInferResponse, Reject> {
-        let generation = self.parse(who, request)?;
-        let arrived = self.now();
-        let answer = self.run(who, &generation, arrived).await;
-        if answer.is_err() {
-            self.failed(&generation, arrived);
+        match self.parse(who, request)? {
+            Asked::Generation(generation) => {
+                let arrived = self.now();
+                let answer = self.run(who, &generation, arrived).await;
+                if answer.is_err() {
+                    self.failed(&generation.start.model, arrived);
+                }
+                answer
+            }
+            Asked::Classification(classification, idx) => {
+                self.classify(who, &classification, idx).await
+            }
         }
-        answer
     }
 
-    /// A request to a recurrent model.
-    fn parse(&self, who: Principal, request: ModelInferRequest) -> Result<Generation, Reject> {
+    /// What a request is for, in our own words.
+    fn parse(&self, who: Principal, request: ModelInferRequest) -> Result<Asked, Reject> {
         let Setup { config, key, .. } = self.setup();
-        let generation = self
-            .find(&request.model_name, &request.model_version)
-            .and_then(|()| Generation::parse(request, who.tenant, key, config));
-        generation.inspect_err(|reject| self.service.count_reject(reject))
+        let parsed = match self.find(&request.model_name, &request.model_version) {
+            Ok(Model::Recurrent) => Generation::parse(request, who.tenant, key, config)
+                .map(|it| Asked::Generation(Box::new(it))),
+            Ok(Model::Classifier(idx)) => {
+                let parts = self.service.parts();
+                let (classes, rows_max) = (parts.classifiers[idx].classes(), parts.rows_max);
+                Classification::parse(request, classes, rows_max, config)
+                    .map(|it| Asked::Classification(Box::new(it), idx))
+            }
+            Err(reject) => Err(reject),
+        };
+        parsed.inspect_err(|reject| self.service.count_reject(reject))
+    }
+
+    async fn classify(
+        &self,
+        who: Principal,
+        classification: &Classification,
+        idx: usize,
+    ) -> Result<ModelInferResponse, Reject> {
+        let began = self.now();
+        let Setup { statistics, .. } = self.setup();
+        let classifier = &self.service.parts().classifiers[idx];
+        let classified = self.service.classify(who, idx, classification).await;
+        let classified = classified.inspect_err(|_| self.failed(&classifier.name, began))?;
+        let Classified { logits, arrived, prepared } = classified;
+        if logits.leads {
+            statistics.run(&classifier.name, logits.batch_rows.into(), logits.run);
+        }
+        let now = self.now();
+        let rows = logits.values.len() / classifier.labels.len();
+        let answered = Answered {
+            unix_ms: self.service.parts().clock.unix_ms(now),
+            rows: rows as u64,
+            total: now - arrived,
+            queue: logits.queue,
+            input: prepared - arrived,
+            infer: logits.run,
+        };
+        statistics.succeed(&classifier.name, &answered);
+        Ok(classification.respond(&classifier.name, &logits.values, &classifier.labels))
     }
 
     async fn run(
@@ -239,28 +318,32 @@ impl Oip {
         self.setup().statistics.succeed(&generation.start.model, &answered);
     }
 
-    fn failed(&self, generation: &Generation, arrived: Instant) {
-        self.setup().statistics.fail(&generation.start.model, self.now() - arrived);
+    fn failed(&self, model: &str, arrived: Instant) {
+        self.setup().statistics.fail(model, self.now() - arrived);
     }
 
     fn now(&self) -> Instant {
         self.service.parts().clock.now()
     }
 
-    /// Passes if there is such a model.
-    fn find(&self, name: &str, version: &str) -> Result<(), Reject> {
-        let is_known = self.service.parts().models.iter().any(|it| it.name == name);
+    /// The model that somebody asks.
+    fn find(&self, name: &str, version: &str) -> Result<Model, Reject> {
+        let parts = self.service.parts();
+        let model = match self.service.classifier(name) {
+            Some((idx, _)) => Model::Classifier(idx),
+            None if parts.models.iter().any(|it| it.name == name) => Model::Recurrent,
+            None => return Err(Reject::UnknownModel { name: name.to_owned() }),
+        };
         match version {
-            "" | VERSION if is_known => Ok(()),
-            _ if is_known => {
-                Err(Reject::UnknownModel { name: format!("{name} version {version}") })
-            }
-            _ => Err(Reject::UnknownModel { name: name.to_owned() }),
+            "" | VERSION => Ok(model),
+            _ => Err(Reject::UnknownModel { name: format!("{name} version {version}") }),
         }
     }
 
     fn names(&self) -> Vec<String> {
-        self.service.parts().models.iter().map(|it| it.name.clone()).collect()
+        let parts = self.service.parts();
+        let classifiers = parts.classifiers.iter().map(|it| it.name.clone());
+        parts.models.iter().map(|it| it.name.clone()).chain(classifiers).collect()
     }
 
     /// Steps that the workers of a model have run.

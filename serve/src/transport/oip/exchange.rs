@@ -6,7 +6,7 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
@@ -16,11 +16,14 @@ use aerie_proto::{
 };
 use tokio_stream::{Stream, wrappers::WatchStream};
 
-use super::Oip;
+use super::{Asked, Oip};
 use crate::{
     admission::Reject,
     auth::Principal,
-    oip::recurrent::{Generation, Said},
+    oip::{
+        classify::seal,
+        recurrent::{Generation, Said},
+    },
     service::{Readiness, TokenEvent, TokenStream},
     telemetry::metrics::Api,
     transport::{call::Call, turns::Broken},
@@ -42,7 +45,7 @@ pub(super) struct Exchange<R> {
     /// Each gets its turn to respond.
     running: VecDeque<Turn>,
     /// For the end of another of their sequence.
-    waiting: VecDeque<Generation>,
+    waiting: VecDeque<(String, Asked)>,
     /// Requests that were refused as they came.
     refused: VecDeque<(String, Reject)>,
     is_over: bool,
@@ -50,19 +53,32 @@ pub(super) struct Exchange<R> {
 
 /// One request that runs.
 struct Turn {
-    generation: Generation,
-    arrived: Instant,
-    began: Option<Instant>,
+    id: String,
+    /// The session of its sequence.
+    sequence: Option<String>,
     state: State,
 }
 
 type Soon<T> = Pin<Box<dyn Future<Output = Result<T, Reject>> + Send>>;
 
 enum State {
+    Generating(Generating),
+    Classifying(Soon<ModelInferResponse>),
+    Over,
+}
+
+/// A generation that runs.
+struct Generating {
+    generation: Box<Generation>,
+    arrived: Instant,
+    began: Instant,
+    phase: Phase,
+}
+
+enum Phase {
     Starting(Soon<TokenStream>),
     Running(TokenStream),
     Ending(Soon<()>, v1::Finished),
-    Over,
 }
 
 impl<R> Exchange<R>
@@ -103,22 +119,22 @@ where
     fn take(&mut self, request: ModelInferRequest) {
         let id = request.id.clone();
         match self.oip.parse(self.who, request) {
-            Ok(generation) => self.waiting.push_back(generation),
+            Ok(asked) => self.waiting.push_back((id, asked)),
             Err(reject) => self.refused.push_back((id, reject)),
         }
     }
 
     /// Starts what waits for nobody.
     fn start_waiting(&mut self) {
-        for generation in mem::take(&mut self.waiting) {
-            let mut others = self.running.iter().map(|it| &it.generation).chain(&self.waiting);
-            let behind = others.any(|it| {
-                generation.sequence.is_some() && it.start.session_id == generation.start.session_id
-            });
-            if behind {
-                self.waiting.push_back(generation);
+        for (id, asked) in mem::take(&mut self.waiting) {
+            let sequence = asked.sequence();
+            let running = self.running.iter().filter_map(|it| it.sequence.as_deref());
+            let mut others =
+                running.chain(self.waiting.iter().filter_map(|(_, it)| it.sequence()));
+            if sequence.is_some_and(|it| others.any(|other| other == it)) {
+                self.waiting.push_back((id, asked));
             } else {
-                self.running.push_back(Turn::start(&self.oip, self.who, generation));
+                self.running.push_back(Turn::start(&self.oip, self.who, id, asked));
             }
         }
     }
@@ -134,7 +150,7 @@ where
                 Poll::Pending => self.running.push_back(turn),
                 Poll::Ready(None) => {}
                 Poll::Ready(Some(response)) => {
-                    let id = turn.generation.start.request_id.clone();
+                    let id = turn.id.clone();
                     self.running.push_back(turn);
                     return Some((id, response));
                 }
@@ -227,11 +243,24 @@ where
 }
 
 impl Turn {
-    fn start(oip: &Oip, who: Principal, generation: Generation) -> Self {
-        let (oip, of) = (oip.clone(), generation.clone());
-        let arrived = oip.now();
-        let starting = Box::pin(async move { oip.open(who, &of).await });
-        Self { generation, arrived, began: None, state: State::Starting(starting) }
+    fn start(oip: &Oip, who: Principal, id: String, asked: Asked) -> Self {
+        let sequence = asked.sequence().map(str::to_owned);
+        let oip = oip.clone();
+        let state = match asked {
+            Asked::Generation(generation) => {
+                let arrived = oip.now();
+                let of = generation.clone();
+                let starting = Box::pin(async move { oip.open(who, &of).await });
+                let phase = Phase::Starting(starting);
+                State::Generating(Generating { generation, arrived, began: arrived, phase })
+            }
+            Asked::Classification(classification, idx) => State::Classifying(Box::pin(async move {
+                let mut response = oip.classify(who, &classification, idx).await?;
+                seal(&mut response);
+                Ok(response)
+            })),
+        };
+        Self { id, sequence, state }
     }
 
     /// The next response; none once it is over.
@@ -241,55 +270,84 @@ impl Turn {
         who: Principal,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ModelInferResponse, Reject>>> {
-        let reject = loop {
-            match &mut self.state {
-                State::Starting(starting) => match starting.as_mut().poll(cx) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Err(reject)) => break reject,
-                    Poll::Ready(Ok(tokens)) => {
-                        self.began = Some(oip.now());
-                        self.state = State::Running(tokens);
-                    }
-                },
-                State::Running(tokens) => match Pin::new(tokens).poll_next(cx) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Some(TokenEvent::Accepted(_) | TokenEvent::Attached(_))) => {}
-                    Poll::Ready(Some(TokenEvent::Delta(v1::Delta { text, ids, .. }))) => {
-                        let said = Said { text, tokens: ids };
-                        let model = &self.generation.start.model;
-                        return Poll::Ready(Some(Ok(self.generation.part(model, &said))));
-                    }
-                    Poll::Ready(Some(TokenEvent::Finished(finished))) => {
-                        let (oip, of) = (oip.clone(), self.generation.clone());
-                        let ending = async move { oip.close(who, &of, &finished).await };
-                        self.state = State::Ending(Box::pin(ending), finished);
-                    }
-                    Poll::Ready(Some(TokenEvent::Failed(reject))) => break reject,
-                    Poll::Ready(None) => {
-                        break Reject::Internal { what: "its worker has gone" };
-                    }
-                },
-                State::Ending(ending, finished) => match ending.as_mut().poll(cx) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Err(reject)) => break reject,
-                    Poll::Ready(Ok(())) => {
-                        let model = &self.generation.start.model;
-                        let end =
-                            self.generation.tells_end.then(|| self.generation.end(model, finished));
-                        self.state = State::Over;
-                        oip.succeeded(
-                            &self.generation,
-                            [self.arrived, self.began.unwrap_or(self.arrived)],
-                        );
-                        return Poll::Ready(end.map(Ok));
-                    }
-                },
-                State::Over => return Poll::Ready(None),
+        let step = match &mut self.state {
+            State::Over => return Poll::Ready(None),
+            State::Classifying(classified) => ready!(classified.as_mut().poll(cx)).map(Step::whole),
+            State::Generating(generating) => {
+                let step = ready!(generating.poll(oip, who, cx));
+                if step.is_err() {
+                    oip.failed(&generating.generation.start.model, generating.arrived);
+                }
+                step
             }
         };
-        self.state = State::Over;
-        oip.failed(&self.generation, self.arrived);
-        Poll::Ready(Some(Err(reject)))
+        Poll::Ready(match step {
+            Ok(Step::More(response)) => Some(Ok(response)),
+            Ok(Step::End(response)) => {
+                self.state = State::Over;
+                response.map(Ok)
+            }
+            Err(reject) => {
+                self.state = State::Over;
+                Some(Err(reject))
+            }
+        })
+    }
+}
+
+/// How a turn went on.
+enum Step {
+    More(ModelInferResponse),
+    /// With a last response, or without.
+    End(Option<ModelInferResponse>),
+}
+
+impl Step {
+    fn whole(response: ModelInferResponse) -> Self {
+        Self::End(Some(response))
+    }
+}
+
+impl Generating {
+    fn poll(
+        &mut self,
+        oip: &Oip,
+        who: Principal,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Step, Reject>> {
+        let Self { generation, arrived, began, phase } = self;
+        let model = &generation.start.model;
+        loop {
+            match phase {
+                Phase::Starting(starting) => {
+                    *phase = Phase::Running(ready!(starting.as_mut().poll(cx))?);
+                    *began = oip.now();
+                }
+                Phase::Running(tokens) => match ready!(Pin::new(tokens).poll_next(cx)) {
+                    Some(TokenEvent::Accepted(_) | TokenEvent::Attached(_)) => {}
+                    Some(TokenEvent::Delta(v1::Delta { text, ids, .. })) => {
+                        let said = Said { text, tokens: ids };
+                        return Poll::Ready(Ok(Step::More(generation.part(model, &said))));
+                    }
+                    Some(TokenEvent::Finished(finished)) => {
+                        let (oip, of) = (oip.clone(), generation.clone());
+                        let ending = async move { oip.close(who, &of, &finished).await };
+                        *phase = Phase::Ending(Box::pin(ending), finished);
+                    }
+                    Some(TokenEvent::Failed(reject)) => return Poll::Ready(Err(reject)),
+                    None => {
+                        let what = "its worker has gone";
+                        return Poll::Ready(Err(Reject::Internal { what }));
+                    }
+                },
+                Phase::Ending(ending, finished) => {
+                    ready!(ending.as_mut().poll(cx))?;
+                    oip.succeeded(generation, [*arrived, *began]);
+                    let end = generation.tells_end.then(|| generation.end(model, finished));
+                    return Poll::Ready(Ok(Step::End(end)));
+                }
+            }
+        }
     }
 }
 
