@@ -36,8 +36,12 @@ pub trait Device {
     ///
     /// # Errors
     /// See [`DeviceError`].
-    fn classify(&mut self, pixels: &[f32], rows: u32, extent: Extent)
-    -> Result<&[f32], DeviceError>;
+    fn classify(
+        &mut self,
+        pixels: &[f32],
+        rows: u32,
+        extent: Extent,
+    ) -> Result<&[f32], DeviceError>;
 }
 
 /// What a worker is told.
@@ -183,12 +187,12 @@ impl<D: Device> Worker<D> {
         self.tickets += 1;
         let Submission { rows, extent, priority, timeout, arrived, .. } = *submission;
         let expires = timeout.map(|it| arrived + it);
-        let mut pushed = self.batcher.push(Job { ticket, rows, extent, priority, arrived, expires });
+        let mut pushed =
+            self.batcher.push(Job { ticket, rows, extent, priority, arrived, expires });
         if pushed.is_err() {
             // Whoever has gone leaves room.
             self.forget_gone();
-            pushed =
-                self.batcher.push(Job { ticket, rows, extent, priority, arrived, expires });
+            pushed = self.batcher.push(Job { ticket, rows, extent, priority, arrived, expires });
         }
         match pushed {
             Ok(()) => _ = self.waiting.insert(ticket, submission),

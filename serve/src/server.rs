@@ -9,7 +9,7 @@ pub(crate) mod stores;
 mod tests;
 pub(crate) mod workers;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, mem, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use aerie_models::BundleError;
 use aerie_state_cache::OpenError;
@@ -22,14 +22,18 @@ use tokio::{
 use tracing::warn;
 
 use self::{
-    bundles::Draft,
-    workers::{Crew, Post},
+    bundles::Drafts,
+    workers::{ClassifierPost, Crew, Post},
 };
 use crate::{
     admission::Admission,
     auth::{Auth, TokensError},
+    classifier,
     config::Config,
-    device::ort::{LoadError, OrtDevice, Runtime},
+    device::{
+        classifier::OrtClassifier,
+        ort::{LoadError, OrtDevice, Runtime},
+    },
     oip::{
         self,
         sequence::{KeyError, SequenceKey},
@@ -130,26 +134,31 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         check_lists(&config)?;
         let auth = Auth::open(&config.auth)?;
-        let (drafts, senders) = bundles::read(&config).await?;
+        let mut drafts = bundles::read(&config).await?;
+        let senders = mem::take(&mut drafts.senders);
         let (readiness, _) = watch::channel(Readiness::Starting);
         let (metrics, clock) = (Metrics::new(), Clock::start());
         let quotas = Quotas::new(&auth, &metrics);
         // Side by side, as each takes about as long as the others.
         let (verified, hosted, workers) = tokio::join!(
             bundles::verify(&drafts),
-            bundles::host(&drafts, senders),
+            bundles::host(&drafts.models, senders),
             start_workers(&config, &drafts, &quotas, &metrics, clock, readiness.clone()),
         );
         // What is not the bundle that it says to be may fail in any other way, too.
         verified?;
-        let (models, (crew, router)) = (hosted?, workers?);
+        let (models, (crew, router, handles)) = (hosted?, workers?);
+        let hosts = drafts.classifiers.iter().zip(handles);
+        let classifiers = hosts.map(|(draft, workers)| draft.host(workers)).collect();
         let service = Service::new(Parts {
             auth,
             models,
+            classifiers,
             router,
             admission: Admission::new(config.admission).with_quotas(quotas),
             request: config.request,
             log_tokens_max: config.sessions.log_tokens_max,
+            rows_max: config.batcher.rows_max,
             pipe: config.pipe,
             oip: oip::Setup::new(config.oip, SequenceKey::open(&config.data_dir)?),
             metrics,
@@ -257,18 +266,18 @@ fn check_lists(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-/// One worker for each model on each device.
+/// One worker for each model on each device; of classifiers, their ends.
 async fn start_workers(
     config: &Config,
-    drafts: &[Draft],
+    drafts: &Drafts,
     quotas: &Quotas,
     metrics: &Metrics,
     clock: Clock,
     readiness: watch::Sender<Readiness>,
-) -> Result<(Crew, Router), StartError> {
+) -> Result<(Crew, Router, Vec<Vec<classifier::Handle>>), StartError> {
     let runtime = blocking(Runtime::load).await.map_err(StartError::Runtime)?;
     let mut crew = Crew::new(readiness);
-    for (i, draft) in drafts.iter().enumerate() {
+    for (i, draft) in drafts.models.iter().enumerate() {
         let stores = blocking({
             let lanes_max = config.scheduler.lanes_max;
             let owner = stores::Owner::new(&config.data_dir, draft, &config.sessions, lanes_max);
@@ -285,7 +294,20 @@ async fn start_workers(
             crew.hire(post, store, load)?;
         }
     }
-    crew.complete().await
+    for (i, draft) in drafts.classifiers.iter().enumerate() {
+        let name = &draft.manifest.name;
+        for device in &config.devices {
+            let metrics = metrics.classifier(name, &device.to_string());
+            let post = ClassifierPost::new(config, metrics, clock);
+            let (runtime, files) = (runtime.clone(), Arc::clone(&draft.files));
+            let (classes, spec) = (draft.manifest.model.classes, device.clone());
+            let load = move || OrtClassifier::load(&runtime, &files, &spec, classes);
+            crew.hire_classifier((i, name), device, post, load)?;
+        }
+    }
+    let classifiers = crew.classifiers().await?;
+    let (crew, router) = crew.complete().await?;
+    Ok((crew, router, classifiers))
 }
 
 /// Runs what takes long or reads files away from the threads that serve sockets.

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const CONFIG: Config = Config { rows_max: 4, delay_us_max: 2_000, queue_rows_max: 8, patience_ms: 10 };
+const CONFIG: Config =
+    Config { rows_max: 4, delay_us_max: 2_000, queue_rows_max: 8, patience_ms: 10 };
 
 #[test]
 fn a_request_waits_for_company_no_longer_than_the_delay() {

@@ -1,5 +1,7 @@
 //! Recurrent models over the protocol: a request is a turn of a session, its tensors are text and tokens.
 
+#[cfg(test)]
+mod tests;
 
 use aerie_proto::{
     inference::{ModelInferRequest, ModelInferResponse, infer_parameter::ParameterChoice},

@@ -7,6 +7,8 @@
 //! <data>/sequences.key   32 random bytes, mode 0600
 //! ```
 
+#[cfg(test)]
+mod tests;
 
 use std::{
     fs, io,

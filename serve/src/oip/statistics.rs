@@ -1,5 +1,7 @@
 //! What was asked of each model over the protocol, and how long it took.
 
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},

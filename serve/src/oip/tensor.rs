@@ -3,6 +3,8 @@
 //! In raw form numbers are little-endian, rows lie one after another, and each element of `BYTES` has its length
 //! before it, in 4 bytes.
 
+#[cfg(test)]
+mod tests;
 
 use aerie_proto::inference::{
     InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse,

@@ -263,11 +263,11 @@ impl Fixture {
         let service = Service::new(Parts {
             auth: Auth::default(),
             models: vec![hosted()],
-        classifiers: Vec::new(),
+            classifiers: Vec::new(),
             router: Router::new(vec![worker]),
             admission: Admission::new(admission::Config::default()),
             log_tokens_max: 64,
-        rows_max: 16,
+            rows_max: 16,
             request: request::Config { tokens_max: u32::MAX, ..request::Config::default() },
             pipe: pipe::Config::default(),
             oip: oip::Setup::default(),

@@ -129,8 +129,7 @@ where
         for (id, asked) in mem::take(&mut self.waiting) {
             let sequence = asked.sequence();
             let running = self.running.iter().filter_map(|it| it.sequence.as_deref());
-            let mut others =
-                running.chain(self.waiting.iter().filter_map(|(_, it)| it.sequence()));
+            let mut others = running.chain(self.waiting.iter().filter_map(|(_, it)| it.sequence()));
             if sequence.is_some_and(|it| others.any(|other| other == it)) {
                 self.waiting.push_back((id, asked));
             } else {
@@ -254,11 +253,13 @@ impl Turn {
                 let phase = Phase::Starting(starting);
                 State::Generating(Generating { generation, arrived, began: arrived, phase })
             }
-            Asked::Classification(classification, idx) => State::Classifying(Box::pin(async move {
-                let mut response = oip.classify(who, &classification, idx).await?;
-                seal(&mut response);
-                Ok(response)
-            })),
+            Asked::Classification(classification, idx) => {
+                State::Classifying(Box::pin(async move {
+                    let mut response = oip.classify(who, &classification, idx).await?;
+                    seal(&mut response);
+                    Ok(response)
+                }))
+            }
         };
         Self { id, sequence, state }
     }

@@ -5,6 +5,8 @@
 //! <8 bytes of the first tensor> <the next> …                           in raw form, in their order
 //! ```
 
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashMap, fmt};
 
@@ -94,6 +96,9 @@ const BINARY_DATA_SIZE: &str = "binary_data_size";
 const BINARY_DATA: &str = "binary_data";
 /// Of a request: whether outputs are that do not say.
 const BINARY_DATA_OUTPUT: &str = "binary_data_output";
+
+/// Lists within lists: as many as tensors have axes.
+const DEPTH_MAX: u8 = 8;
 
 impl<'a> Asked<'a> {
     /// Reads a body, whose JSON has `json_bytes`, or all that there is.
@@ -305,13 +310,14 @@ fn raw(datatype: &str, data: &RawValue) -> Result<Bytes, String> {
 fn flat<'de, T: Deserialize<'de>>(data: &'de RawValue) -> Result<Vec<T>, String> {
     let mut elements = Vec::new();
     let mut deserializer = serde_json::Deserializer::from_str(data.get());
-    let read = Flat(&mut elements).deserialize(&mut deserializer);
+    let read = Flat(&mut elements, DEPTH_MAX).deserialize(&mut deserializer);
     read.map_err(|error| format!("has no such `data`: {error}"))?;
     Ok(elements)
 }
 
-/// Puts a list's elements behind those that are there.
-struct Flat<'a, T>(&'a mut Vec<T>);
+/// Puts a list's elements behind those that are there; lists may be as deep within each other as the number says, since
+/// they are read with as many calls within each other.
+struct Flat<'a, T>(&'a mut Vec<T>, u8);
 
 impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Flat<'_, T> {
     type Value = ();
@@ -330,10 +336,11 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Flat<'_, T> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         while let Some(data) = seq.next_element::<&'de RawValue>()? {
-            // Deeper lists are read with as many calls within each other, which JSON's reader has counted already.
             let mut inner = serde_json::Deserializer::from_str(data.get());
             if data.get().starts_with('[') {
-                Flat(self.0).deserialize(&mut inner).map_err(de::Error::custom)?;
+                let left = self.1.checked_sub(1);
+                let left = left.ok_or_else(|| de::Error::custom("a tensor has no such depth"))?;
+                Flat(self.0, left).deserialize(&mut inner).map_err(de::Error::custom)?;
             } else {
                 self.0.push(T::deserialize(&mut inner).map_err(de::Error::custom)?);
             }
