@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+mod classify;
 mod client;
 mod credentials;
 mod error;
@@ -28,6 +29,7 @@ mod stitch;
 mod tls;
 
 pub use aerie_proto::v1;
+pub use classify::Class;
 pub use client::{Client, Event, Generation, random_id};
 pub use credentials::{ClientCertificate, Credentials};
 pub use error::{Code, Error};
