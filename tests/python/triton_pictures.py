@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Has pictures classified over the Open Inference Protocol by Triton's own client, over gRPC and HTTP.
 
-Usage: triton_pictures.py GRPC_HOST:PORT HTTP_HOST:PORT MODEL SIDE MEAN STD ROWS_MAX [OTHER_MODEL]
+Usage: triton_pictures.py GRPC_HOST:PORT HTTP_HOST:PORT MODEL SIDE MEAN STD ROWS_MAX PICTURE
 
-The model takes pictures of SIDE by SIDE pixels as they are, less MEAN and by STD. Prints how far the logits of a picture
-alone are from those in a batch, at most.
+The model takes pictures of SIDE by SIDE pixels as they are, less MEAN and by STD, which are numbers for red, green and blue
+with commas between. Writes one to PICTURE. Prints its label, and how far the logits of a picture alone are from those in a
+batch, at most.
 """
 
 import queue
@@ -192,7 +193,8 @@ def mistakes(clients, values, rows_max):
 
 
 def main():
-    side, mean, std, rows_max = int(SIDE), float(MEAN), float(STD), int(ROWS_MAX)
+    side, rows_max = int(SIDE), int(ROWS_MAX)
+    mean, std = (np.array(it.split(","), np.float32)[:, None, None] for it in (MEAN, STD))
     grpc = over_grpc.InferenceServerClient(GRPC)
     http = over_http.InferenceServerClient(HTTP, concurrency=2)
     clients = (grpc, http)
@@ -200,7 +202,7 @@ def main():
     rng = np.random.default_rng(1)
     rgb = rng.integers(0, 256, (5, side, side, 3), dtype=np.uint8)
     planes = rgb.transpose(0, 3, 1, 2).astype(np.float32)
-    values = (planes / np.float32(255) - np.float32(mean)) / np.float32(std)
+    values = (planes / np.float32(255) - mean) / std
     expected = one_answer(clients, rgb, values)
     assert expected.shape == (5, classes[0]) and classes[0] == classes[1]
     difference = alone_or_in_company(grpc, values, expected)
@@ -208,11 +210,12 @@ def main():
     streamed(grpc, values, expected)
     many_at_once(grpc, values, expected)
     mistakes(clients, values, rows_max)
-    for name in OTHERS:
-        assert name in [it.name for it in grpc.get_model_repository_index().models]
-    print(difference)
+    with open(PICTURE, "wb") as file:
+        file.write(png(rgb[0]))
+    labels = grpc.infer(MODEL, [pixels(over_grpc, values[:1])]).as_numpy("labels")
+    print(labels[0].decode(), difference)
 
 
 if __name__ == "__main__":
-    GRPC, HTTP, MODEL, SIDE, MEAN, STD, ROWS_MAX, *OTHERS = sys.argv[1:]
+    GRPC, HTTP, MODEL, SIDE, MEAN, STD, ROWS_MAX, PICTURE = sys.argv[1:]
     main()
