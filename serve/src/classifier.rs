@@ -176,7 +176,7 @@ impl<D: Device> Worker<D> {
                 self.drain = Some(deadline);
             }
             Event::Classify(submission) if self.drain.is_some() => {
-                answer(submission, Err(self.unavailable()));
+                answer(*submission, Err(self.unavailable()));
             }
             Event::Classify(submission) => self.accept(submission),
         }
@@ -201,7 +201,7 @@ impl<D: Device> Worker<D> {
                 let what = "pictures wait for this device";
                 let limit = "batcher.queue_rows_max";
                 let busy = Reject::Busy { what, limit, max: queue_rows_max, retry_after };
-                answer(submission, Err(busy));
+                answer(*submission, Err(busy));
             }
         }
         self.parts.metrics.rows_waiting.set(self.batcher.rows_waiting().into());
@@ -213,12 +213,12 @@ impl<D: Device> Worker<D> {
         while let Some(ticket) = self.batcher.expired(now) {
             let submission = self.waiting.remove(&ticket).expect("it waits");
             let timeout = submission.timeout.unwrap_or_default();
-            answer(submission, Err(Reject::Expired { timeout }));
+            answer(*submission, Err(Reject::Expired { timeout }));
         }
         if self.drain.is_some_and(|deadline| deadline <= now) {
             self.batcher.cancel(|_| true);
             let unavailable = self.unavailable();
-            self.waiting.drain().for_each(|(_, it)| answer(it, Err(unavailable.clone())));
+            self.waiting.drain().for_each(|(_, it)| answer(*it, Err(unavailable.clone())));
         }
         let mut batch = std::mem::take(&mut self.batch);
         let next = self.batcher.next(now, &mut batch);
@@ -251,7 +251,7 @@ impl<D: Device> Worker<D> {
                 error!(%error, rows, "a batch could not be classified");
                 metrics.device_errors.inc();
                 let failed = Reject::Internal { what: "its device failed" };
-                return batch.into_iter().for_each(|it| answer(it, Err(failed.clone())));
+                return batch.into_iter().for_each(|it| answer(*it, Err(failed.clone())));
             }
         };
         metrics.step_duration.observe(run.as_secs_f64());
@@ -264,7 +264,7 @@ impl<D: Device> Worker<D> {
             metrics.queue_wait.observe(queue.as_secs_f64());
             let values = logits[at..end].to_vec();
             let logits = Logits { values, queue, run, batch_rows: rows, leads: at == 0 };
-            answer(submission, Ok(logits));
+            answer(*submission, Ok(logits));
             at = end;
         }
     }
@@ -286,8 +286,8 @@ impl<D: Device> Worker<D> {
 }
 
 /// Gives back what a request took, and answers it.
-fn answer(submission: Box<Submission>, answer: Result<Logits, Reject>) {
-    let Submission { reply, load, permit, .. } = *submission;
+fn answer(submission: Submission, answer: Result<Logits, Reject>) {
+    let Submission { reply, load, permit, .. } = submission;
     drop((load, permit));
     // Who has gone needs no answer.
     reply.send(answer).ok();

@@ -30,10 +30,8 @@ use crate::{
     auth::{Auth, TokensError},
     classifier,
     config::Config,
-    device::{
-        classifier::OrtClassifier,
-        ort::{LoadError, OrtDevice, Runtime},
-    },
+    device::classifier::OrtClassifier,
+    device::ort::{LoadError, OrtDevice, Runtime},
     oip::{
         self,
         sequence::{KeyError, SequenceKey},

@@ -75,8 +75,9 @@ fn outputs_come_in_the_order_in_which_they_are_asked_for() {
             name: (*name).to_owned(),
             ..InferRequestedOutputTensor::default()
         });
-        let mut request = ModelInferRequest::default();
-        request.outputs = outputs_asked.collect();
+        let outputs_asked = outputs_asked.collect();
+        let mut request =
+            ModelInferRequest { outputs: outputs_asked, ..ModelInferRequest::default() };
         let response = Wanted::take(&mut request, &known)?.respond(outputs());
         assert_eq!(response.outputs.len(), response.raw_output_contents.len());
         Ok::<_, Reject>(response.outputs.iter().map(|it| it.name.clone()).collect::<Vec<_>>())
