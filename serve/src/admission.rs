@@ -83,8 +83,8 @@ pub enum Reject {
     )]
     QuotaGenerations { generations_max: u32, retry_after: Duration },
     /// There is no room for more of something else.
-    #[error("{max} {what}, which is {limit}")]
-    Busy { what: &'static str, limit: &'static str, max: u32, retry_after: Duration },
+    #[error("{max} {}", room.describe())]
+    Busy { room: Room, max: u32, retry_after: Duration },
     /// It waited as long as its client wanted it to.
     #[error("the request waited for {} µs, which is its timeout", timeout.as_micros())]
     Expired { timeout: Duration },
@@ -93,6 +93,15 @@ pub enum Reject {
     /// A device or the state cache failed; the log has the details.
     #[error("the server could not go on with this generation: {what}")]
     Internal { what: &'static str },
+}
+
+/// What there is no more room for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Room {
+    /// Of the Open Inference Protocol.
+    Calls,
+    /// Pictures, at one device.
+    Rows,
 }
 
 /// The variants of [`Reject`] without what they hold: a label.
@@ -258,6 +267,15 @@ impl Reject {
             | Self::Busy { retry_after, .. }
             | Self::Unavailable { retry_after } => Some(retry_after),
             _ => None,
+        }
+    }
+}
+
+impl Room {
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Calls => "calls of the Open Inference Protocol are open, which is oip.calls_max",
+            Self::Rows => "pictures wait for this device, which is batcher.queue_rows_max",
         }
     }
 }

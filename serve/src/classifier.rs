@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tracing::error;
 
 use crate::{
-    admission::{Permit, Reject},
+    admission::{Permit, Reject, Room},
     batcher::{self, Batcher, Extent, Full, Job, Next, Priority, Ticket},
     device::DeviceError,
     telemetry::metrics::ClassifierMetrics,
@@ -198,9 +198,7 @@ impl<D: Device> Worker<D> {
             Ok(()) => _ = self.waiting.insert(ticket, submission),
             Err(Full { queue_rows_max }) => {
                 let retry_after = self.parts.retry_after;
-                let what = "pictures wait for this device";
-                let limit = "batcher.queue_rows_max";
-                let busy = Reject::Busy { what, limit, max: queue_rows_max, retry_after };
+                let busy = Reject::Busy { room: Room::Rows, max: queue_rows_max, retry_after };
                 answer(*submission, Err(busy));
             }
         }

@@ -19,7 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::StreamExt as _;
 
 use crate::{
-    admission::Reject,
+    admission::{Reject, Room},
     auth::Principal,
     oip::{
         EXTENSIONS, Setup, VERSION,
@@ -84,8 +84,7 @@ impl Oip {
     pub(super) fn enter(&self) -> Result<Place, Reject> {
         let Setup { config, room, .. } = self.setup();
         let busy = || Reject::Busy {
-            what: "calls of the Open Inference Protocol are open",
-            limit: "oip.calls_max",
+            room: Room::Calls,
             max: config.calls_max,
             retry_after: self.service.parts().admission.retry_after(),
         };
