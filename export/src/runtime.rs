@@ -1,6 +1,9 @@
 //! ONNX Runtime, for the commands that run graphs: its library, and a step graph with the state of its
 //! sessions. Which tokens are run, and what is made of the answers, is theirs.
 
+#[cfg(feature = "torch")]
+pub(crate) mod classifier;
+
 use std::{
     env,
     path::{Path, PathBuf},
@@ -119,14 +122,6 @@ impl Runtime {
     ) -> Result<StepGraph, RuntimeError> {
         let mut builder = self.builder(target)?.with_profiling(trace).map_err(plain)?;
         StepGraph::new(builder.commit_from_file(file)?, layout, target)
-    }
-
-    /// Opens the classifier in `file`.
-    ///
-    /// # Errors
-    /// If the runtime refuses it.
-    pub(crate) fn open_classifier(&self, file: &Path) -> Result<Classifier, RuntimeError> {
-        Ok(Classifier { session: self.builder(Target::Portable)?.commit_from_file(file)? })
     }
 
     /// Opens a ragged graph in `file` that is no model and has no state.
@@ -359,28 +354,6 @@ impl Outputs<'_> {
         let no_output = || RuntimeError::NoOutput { name: name.to_owned() };
         let (_, elements) = self.0.get(name).ok_or_else(no_output)?.try_extract_tensor::<f32>()?;
         Ok(elements)
-    }
-}
-
-/// A classifier's graph.
-#[derive(Debug)]
-pub(crate) struct Classifier {
-    session: Session,
-}
-
-impl Classifier {
-    /// Logits `[B, K]` of `pixels` of shape `[B, 3, H, W]`.
-    ///
-    /// # Errors
-    /// If the runtime refuses them.
-    pub(crate) fn logits(
-        &mut self,
-        shape: [usize; 4],
-        pixels: Vec<f32>,
-    ) -> Result<Vec<f32>, RuntimeError> {
-        let pixels = Tensor::from_array((shape, pixels))?;
-        let outputs = Outputs(self.session.run(ort::inputs!["pixels" => pixels])?);
-        Ok(outputs.floats("logits")?.to_vec())
     }
 }
 

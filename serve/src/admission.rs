@@ -50,6 +50,8 @@ pub enum Reject {
     /// Nobody knows who asks.
     #[error("the call {problem}")]
     Unauthenticated { problem: &'static str },
+    #[error("the call is for admins")]
+    NotAdmin,
     /// Who asks may know of it, but not do this.
     #[error("session {id} belongs to another tenant")]
     Forbidden { id: SessionId },
@@ -109,6 +111,7 @@ pub enum Room {
 pub enum RejectKind {
     Invalid,
     Unauthenticated,
+    NotAdmin,
     Forbidden,
     UnknownModel,
     UnknownSession,
@@ -138,6 +141,11 @@ impl Admission {
     /// Holds tenants to `quotas` as well.
     pub fn with_quotas(self, quotas: Quotas) -> Self {
         Self { quotas, ..self }
+    }
+
+    /// What tenants have and may have.
+    pub fn quotas(&self) -> &Quotas {
+        &self.quotas
     }
 
     /// Takes a place for a tenant.
@@ -201,6 +209,7 @@ impl Reject {
         match self {
             Self::Invalid { .. } => RejectKind::Invalid,
             Self::Unauthenticated { .. } => RejectKind::Unauthenticated,
+            Self::NotAdmin => RejectKind::NotAdmin,
             Self::Forbidden { .. } => RejectKind::Forbidden,
             Self::UnknownModel { .. } => RejectKind::UnknownModel,
             Self::UnknownSession { .. } => RejectKind::UnknownSession,
@@ -282,9 +291,10 @@ impl Room {
 
 impl RejectKind {
     /// Every kind, so that each has its series from the start.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Invalid,
         Self::Unauthenticated,
+        Self::NotAdmin,
         Self::Forbidden,
         Self::UnknownModel,
         Self::UnknownSession,
@@ -309,6 +319,7 @@ impl RejectKind {
         match self {
             Self::Invalid => "invalid",
             Self::Unauthenticated => "unauthenticated",
+            Self::NotAdmin => "not_admin",
             Self::Forbidden => "forbidden",
             Self::UnknownModel => "unknown_model",
             Self::UnknownSession => "unknown_session",

@@ -1,4 +1,4 @@
-//! Who asks: bearer tokens, the tenants that they belong to, and what a tenant is shown.
+//! Who asks: bearer tokens and certificates, the tenants that they belong to, and what a tenant is shown.
 //!
 //! Tokens are random, so that a hash of each is all that a server has to keep:
 //!
@@ -6,36 +6,36 @@
 //! [[tenants]]
 //! name = "tales"
 //! tokens = ["<BLAKE3 of a token, 64 hexadecimal digits>"]
+//! certificates = ["<SHA-256 of a certificate>", "<a name that a certificate is for>"]
 //! admin = false
 //! sessions_max = 100
 //! generations_max = 4
 //! ```
+//!
+//! The file may be read again while the server runs. What is in it holds for all calls from then on.
 
+mod list;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    fmt, fs, io,
-    num::NonZeroU32,
-    path::{Path, PathBuf},
-    sync::Arc,
+    fmt, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::watch;
 
-use crate::{
-    admission::Reject,
-    quotas::Quota,
-    service::Hex,
-    sessions::{Name, NameError},
-};
+pub use self::list::{ListError, Tokens};
+use crate::{admission::Reject, quotas::Quota, service::Hex, sessions::Name, tls::PeerCertificate};
 
-/// Whose tokens are taken.
+/// Whose tokens and certificates are taken.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Tenants and the hashes of their tokens; without it everybody is one anonymous tenant.
+    /// Tenants and what they are known by; without it everybody is one anonymous tenant.
     pub tokens_file: Option<PathBuf>,
     /// What a tenant may have at once whose entry in that file does not say; and the anonymous one.
     pub quota: Quota,
@@ -53,25 +53,54 @@ pub struct TenantMark(pub u32);
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Principal {
     pub tenant: TenantId,
-    /// Whether it may see and delete the sessions of all tenants.
+    /// Whether it may see, delete and move the sessions of all tenants; only calls to the admin listener may.
     pub is_admin: bool,
 }
 
-/// Tells who makes a call from the token that came with it; cloning gives another handle.
-#[derive(Clone, Debug, Default)]
-pub struct Auth {
-    /// None lets everybody in.
-    tokens: Option<Arc<Tokens>>,
-    /// Of tenants that have none of their own.
-    quota: Quota,
+/// Who makes a call, and what tells so.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub who: Principal,
+    evidence: Evidence,
 }
 
-/// The tokens that are taken.
+/// What a call shows of who makes it.
+#[derive(Clone, Debug, Default)]
+pub enum Evidence {
+    #[default]
+    Nothing,
+    /// The hash of its token.
+    Token(blake3::Hash),
+    Certificate(Arc<PeerCertificate>),
+}
+
+/// Tells who makes a call from what it shows; cloning gives another handle.
+#[derive(Clone, Debug)]
+pub struct Auth {
+    inner: Arc<Inner>,
+}
+
 #[derive(Debug)]
-pub struct Tokens {
-    known: Vec<(blake3::Hash, Principal)>,
-    /// Their names, and what their entries say of quotas.
-    tenants: Vec<(String, Quota)>,
+struct Inner {
+    config: Config,
+    /// Whether clients are asked for certificates at all.
+    asks_certificates: bool,
+    /// None lets everybody in.
+    tokens: watch::Sender<Option<Arc<Tokens>>>,
+    /// Taken while the file is read again: of two at a time, the later one counts.
+    reading: Mutex<()>,
+}
+
+/// A tenant of the file, or the anonymous one, who has no name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tenant {
+    pub name: String,
+    pub id: TenantId,
+    pub is_admin: bool,
+    pub n_tokens: usize,
+    pub n_certificates: usize,
+    /// Its own, and for the rest that of all.
+    pub quota: Quota,
 }
 
 /// A token as its owner has it, who alone is told.
@@ -80,182 +109,168 @@ pub struct Token(String);
 /// Why a file lists no [`Tokens`].
 #[derive(Debug, Error)]
 pub enum TokensError {
+    #[error("auth.tokens_file is not set: there is nothing to read")]
+    NoFile,
     #[error("auth.tokens_file = {}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "auth.tokens_file = {}: {found_bytes} bytes, but it has at most {FILE_BYTES_MAX}",
+        "auth.tokens_file = {}: {found_bytes} bytes, but it has at most {max_bytes}",
         path.display()
     )]
-    TooLarge { path: PathBuf, found_bytes: u64 },
+    TooLarge { path: PathBuf, found_bytes: u64, max_bytes: u64 },
     #[error("auth.tokens_file = {}: {source}", path.display())]
     List { path: PathBuf, source: ListError },
+    #[error(
+        "auth.tokens_file = {}: tenant {name:?} has certificates, but without tls.client_ca nobody is asked for one",
+        path.display()
+    )]
+    NoClientCa { path: PathBuf, name: String },
 }
 
-/// Why a text lists no [`Tokens`].
-#[derive(Debug, Error)]
-pub enum ListError {
-    /// The source tells the line and the field.
-    #[error(transparent)]
-    Parse(#[from] toml::de::Error),
-    #[error("no tenant has a token: nobody could call")]
-    Empty,
-    #[error("the tenants have {found} tokens; at most {TOKENS_MAX} are allowed")]
-    TooMany { found: usize },
-    #[error("the name {name:?} of a tenant {source}")]
-    Name { name: String, source: NameError },
-    #[error("two tenants have the name {name:?}")]
-    DuplicateName { name: String },
-    #[error("a token of tenant {name:?} is not the 64 hexadecimal digits of a BLAKE3 hash")]
-    Hash { name: String },
-    #[error("a token of tenant {name:?} is listed twice")]
-    DuplicateToken { name: String },
-    #[error("tenant {name:?}: {field} = {found}; it must be from 1 to {}", u32::MAX)]
-    Quota { name: String, field: &'static str, found: i64 },
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct List {
-    #[serde(default)]
-    tenants: Vec<Tenant>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Tenant {
-    name: String,
-    tokens: Vec<String>,
-    #[serde(default)]
-    admin: bool,
-    sessions_max: Option<i64>,
-    generations_max: Option<i64>,
-}
-
-/// A list of [`TOKENS_MAX`] tokens has a quarter of it.
-const FILE_BYTES_MAX: u64 = 1 << 20;
-/// Every call compares its token with all that are known.
-const TOKENS_MAX: usize = 1024;
 /// Ours have 64; those that another program has made may be longer.
 pub const TOKEN_BYTES_MAX: usize = 512;
 
 impl Auth {
-    /// Reads the tokens that `config` names.
+    /// Reads the file that `config` names. Clients show certificates if the server `asks_certificates`.
     ///
     /// # Errors
     /// See [`TokensError`].
-    pub fn open(config: &Config) -> Result<Self, TokensError> {
-        let tokens = config.tokens_file.as_deref().map(Tokens::open).transpose()?;
-        Ok(Self { tokens: tokens.map(Arc::new), quota: config.quota })
+    pub fn open(config: &Config, asks_certificates: bool) -> Result<Self, TokensError> {
+        let inner = Inner {
+            config: config.clone(),
+            asks_certificates,
+            tokens: watch::Sender::new(None),
+            reading: Mutex::new(()),
+        };
+        if config.tokens_file.is_some() {
+            inner.tokens.send_replace(Some(Arc::new(inner.read()?)));
+        }
+        Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Takes the tokens of `tokens` and no others.
+    /// Takes what is in `tokens` and nothing else.
     pub fn with(tokens: Tokens) -> Self {
-        Self { tokens: Some(Arc::new(tokens)), quota: Quota::default() }
+        let auth = Self::default();
+        auth.inner.tokens.send_replace(Some(Arc::new(tokens)));
+        auth
     }
 
-    /// Everybody who may call: names, and what each may have at once. The anonymous tenant has no name.
-    pub fn tenants(&self) -> impl Iterator<Item = (&str, TenantId, Quota)> {
-        let anonymous = self.tokens.is_none().then_some(("", TenantId::ANONYMOUS, self.quota));
-        let named = self.tokens.iter().flat_map(|tokens| &tokens.tenants);
-        let named = named.map(|(name, own)| (&**name, TenantId::named(name), own.or(self.quota)));
-        anonymous.into_iter().chain(named)
+    /// Reads the file again; `prepare` sees its tenants before the first call is told by them.
+    ///
+    /// # Errors
+    /// See [`TokensError`]; what was read before holds on.
+    pub fn reload(&self, prepare: impl FnOnce(&[Tenant])) -> Result<Vec<Tenant>, TokensError> {
+        let _reading = self.inner.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let tokens = self.inner.read()?;
+        let tenants = tokens.tenants(self.inner.config.quota);
+        prepare(&tenants);
+        self.inner.tokens.send_replace(Some(Arc::new(tokens)));
+        Ok(tenants)
     }
 
-    /// Who has `token`.
+    /// Everybody who may call.
+    pub fn tenants(&self) -> Vec<Tenant> {
+        let quota = self.inner.config.quota;
+        match &*self.inner.tokens.borrow() {
+            Some(tokens) => tokens.tenants(quota),
+            None => vec![Tenant {
+                name: String::new(),
+                id: TenantId::ANONYMOUS,
+                is_admin: false,
+                n_tokens: 0,
+                n_certificates: 0,
+                quota,
+            }],
+        }
+    }
+
+    /// Changes each time that the file has been read again.
+    pub fn changes(&self) -> watch::Receiver<Option<Arc<Tokens>>> {
+        self.inner.tokens.subscribe()
+    }
+
+    /// Who makes a call that shows `evidence`.
     ///
     /// # Errors
     /// [`Reject::Unauthenticated`], unless everybody is let in.
-    pub fn principal(&self, token: Option<&str>) -> Result<Principal, Reject> {
-        match (&self.tokens, token) {
-            (None, _) => Ok(Principal::ANONYMOUS),
-            (Some(_), None) => Err(Reject::Unauthenticated { problem: "needs a token" }),
-            (Some(tokens), Some(token)) => {
-                let problem = "has a token that this server does not know";
-                tokens.principal(token).ok_or(Reject::Unauthenticated { problem })
-            }
-        }
+    pub fn caller(&self, evidence: Evidence) -> Result<Caller, Reject> {
+        let who = self.principal(&evidence)?;
+        Ok(Caller { who: Principal { is_admin: false, ..who }, evidence })
     }
-}
 
-impl Tokens {
-    /// Reads a file.
+    /// Who makes a call to the admin listener. Without a file that is everybody who reaches it.
     ///
     /// # Errors
-    /// See [`TokensError`].
-    pub fn open(path: &Path) -> Result<Self, TokensError> {
-        let io_error = |source| TokensError::Io { path: path.to_owned(), source };
-        let found_bytes = fs::metadata(path).map_err(io_error)?.len();
-        if FILE_BYTES_MAX < found_bytes {
-            return Err(TokensError::TooLarge { path: path.to_owned(), found_bytes });
+    /// [`Reject::Unauthenticated`], and [`Reject::NotAdmin`] for other tenants.
+    pub fn admin(&self, evidence: &Evidence) -> Result<Principal, Reject> {
+        let who = self.principal(evidence)?;
+        let is_open = self.inner.tokens.borrow().is_none();
+        if !who.is_admin && !is_open {
+            return Err(Reject::NotAdmin);
         }
-        let text = fs::read_to_string(path).map_err(io_error)?;
-        Self::parse(&text).map_err(|source| TokensError::List { path: path.to_owned(), source })
+        Ok(Principal { is_admin: true, ..who })
     }
 
-    /// Reads a list in TOML.
+    /// Whether a call is still its caller's, by the file as it is now.
     ///
     /// # Errors
-    /// See [`ListError`].
-    pub fn parse(text: &str) -> Result<Self, ListError> {
-        let List { tenants } = toml::from_str(text)?;
-        let found = tenants.iter().map(|it| it.tokens.len()).sum();
-        match found {
-            0 => return Err(ListError::Empty),
-            _ if TOKENS_MAX < found => return Err(ListError::TooMany { found }),
-            _ => {}
+    /// [`Reject::Unauthenticated`] if it is not.
+    pub fn check(&self, caller: &Caller) -> Result<(), Reject> {
+        let problem = "was its tenant's, who is not known by that any more";
+        match self.principal(&caller.evidence) {
+            Ok(who) if who.tenant == caller.who.tenant => Ok(()),
+            _ => Err(Reject::Unauthenticated { problem }),
         }
-        let mut known: Vec<(blake3::Hash, Principal)> = Vec::with_capacity(found);
-        let mut quotas = Vec::with_capacity(tenants.len());
-        for (i, tenant) in tenants.iter().enumerate() {
-            let Tenant { name, tokens, admin, .. } = tenant;
-            Name::parse(name).map_err(|source| ListError::Name { name: name.clone(), source })?;
-            if tenants[..i].iter().any(|it| it.name == *name) {
-                return Err(ListError::DuplicateName { name: name.clone() });
-            }
-            quotas.push((name.clone(), tenant.quota()?));
-            let principal = Principal { tenant: TenantId::named(name), is_admin: *admin };
-            for token in tokens {
-                let hash = blake3::Hash::from_hex(token)
-                    .map_err(|_| ListError::Hash { name: name.clone() })?;
-                if known.iter().any(|(other, _)| *other == hash) {
-                    return Err(ListError::DuplicateToken { name: name.clone() });
-                }
-                known.push((hash, principal));
-            }
-        }
-        Ok(Self { known, tenants: quotas })
     }
 
-    /// Who has `token`. How long it takes does not depend on which of them it is.
-    fn principal(&self, token: &str) -> Option<Principal> {
-        if TOKEN_BYTES_MAX < token.len() {
-            return None;
-        }
-        let hash = blake3::hash(token.as_bytes());
-        let mut found = None;
-        for (known, principal) in &self.known {
-            // Hashes of BLAKE3 are compared in constant time.
-            if *known == hash {
-                found = Some(*principal);
+    fn principal(&self, evidence: &Evidence) -> Result<Principal, Reject> {
+        let tokens = self.inner.tokens.borrow();
+        let Some(tokens) = &*tokens else { return Ok(Principal::ANONYMOUS) };
+        let (found, problem) = match evidence {
+            Evidence::Nothing => (None, "needs a token, or a certificate"),
+            Evidence::Token(hash) => {
+                (tokens.of_token(*hash), "has a token that this server does not know")
             }
-        }
-        found
-    }
-}
-
-impl Tenant {
-    fn quota(&self) -> Result<Quota, ListError> {
-        let limit = |field, limit: Option<i64>| {
-            let Some(found) = limit else { return Ok(None) };
-            match u32::try_from(found).ok().and_then(NonZeroU32::new) {
-                Some(limit) => Ok(Some(limit)),
-                None => Err(ListError::Quota { name: self.name.clone(), field, found }),
-            }
+            Evidence::Certificate(certificate) => (
+                tokens.of_certificate(certificate),
+                "needs a token, as its certificate is of no tenant",
+            ),
         };
-        Ok(Quota {
-            sessions_max: limit("sessions_max", self.sessions_max)?,
-            generations_max: limit("generations_max", self.generations_max)?,
-        })
+        found.ok_or(Reject::Unauthenticated { problem })
+    }
+}
+
+/// Lets everybody in.
+impl Default for Auth {
+    fn default() -> Self {
+        Self::open(&Config::default(), false).expect("there is no file to read")
+    }
+}
+
+impl Inner {
+    fn read(&self) -> Result<Tokens, TokensError> {
+        let path = self.config.tokens_file.as_deref().ok_or(TokensError::NoFile)?;
+        let tokens = Tokens::open(path)?;
+        match tokens.certified() {
+            Some(name) if !self.asks_certificates => {
+                Err(TokensError::NoClientCa { path: path.to_owned(), name: name.to_owned() })
+            }
+            _ => Ok(tokens),
+        }
+    }
+}
+
+impl Evidence {
+    /// What a call shows: its token, or if it has none the certificate of its connection.
+    pub fn of(token: Option<&str>, certificate: Option<&Arc<PeerCertificate>>) -> Self {
+        match (token, certificate) {
+            // One that is too long is none, and no more than its beginning need be looked at.
+            (Some(token), _) => {
+                Self::Token(blake3::hash(&token.as_bytes()[..token.len().min(TOKEN_BYTES_MAX + 1)]))
+            }
+            (None, Some(certificate)) => Self::Certificate(Arc::clone(certificate)),
+            (None, None) => Self::Nothing,
+        }
     }
 }
 
@@ -273,6 +288,12 @@ impl TenantId {
     /// The tenant of a server that asks for no tokens.
     pub const ANONYMOUS: Self = Self(0);
 
+    /// The tenant that [`TenantId`]'s `Display` tells of.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix('#').filter(|it| it.len() == 32)?;
+        u128::from_str_radix(digits, 16).ok().map(Self)
+    }
+
     pub fn named(name: &str) -> Self {
         let hash = blake3::derive_key("aerie 2026 tenant of a session", name.as_bytes());
         Self(u128::from_le_bytes(*hash.first_chunk().expect("a hash has 32 bytes")).max(1))
@@ -281,6 +302,13 @@ impl TenantId {
     #[expect(clippy::cast_possible_truncation, reason = "some bits of it are what is asked for")]
     pub fn mark(self) -> TenantMark {
         TenantMark(self.0 as u32 & 0xFF_FFFF)
+    }
+}
+
+/// For one whose name is not known: no name looks like that.
+impl fmt::Display for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{:032x}", self.0)
     }
 }
 

@@ -35,6 +35,10 @@ Examples:
     aerie-serve token tales >> tokens.toml
     aerie-serve --model models/bundles/tales --grpc 0.0.0.0:7447 --grpc-tls --tokens tokens.toml
 
+  Let tenants be listed anew, or have the server drain, from this machine alone:
+    aerie-serve --model models/bundles/tales --tokens tokens.toml --admin-listen 7449
+    aerie admin reload
+
   Watch it:
     curl http://127.0.0.1:7448/metrics
 
@@ -88,6 +92,10 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", help_heading = "Listeners")]
     http: Option<SocketAddr>,
 
+    /// Where admins are listened to, on loopback if it is only a port; nowhere by default
+    #[arg(long, value_name = "ADDRESS", value_parser = admin_address, help_heading = "Listeners")]
+    admin_listen: Option<SocketAddr>,
+
     /// Certificate chain in PEM; without it one is generated in the data folder
     #[arg(long, value_name = "FILE", requires = "key", help_heading = "Listeners")]
     certificate: Option<PathBuf>,
@@ -100,7 +108,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Who may call")]
     client_ca: Option<PathBuf>,
 
-    /// Refuse calls without a token of one of the tenants in this TOML file; see aerie-serve token
+    /// Refuse calls without a token, or certificate, of a tenant in this TOML file; see aerie-serve token. SIGHUP has it
+    /// read again
     #[arg(long, value_name = "FILE", help_heading = "Who may call")]
     tokens: Option<PathBuf>,
 
@@ -200,6 +209,7 @@ impl Args {
         }
         config.grpc.tls |= self.grpc_tls;
         config.rest.tls |= self.rest_tls;
+        config.admin.listen = self.admin_listen.or(config.admin.listen);
         override_with(&mut config.data_dir, self.data.as_ref());
         override_with(&mut config.grpc.listen, self.grpc.as_ref());
         override_with(&mut config.quic.listen, self.quic.as_ref());
@@ -244,9 +254,20 @@ impl Args {
         if let Some(rest) = server.rest_addr() {
             lines.push_str(&format!("{}://{rest}/v2\n", server.rest_scheme()));
         }
+        if let Some(admin) = server.admin_addr() {
+            lines.push_str(&format!("admin+{scheme}://{admin}\n"));
+        }
         fs::write(&new, lines)
             .and_then(|()| fs::rename(&new, path))
             .with_context(|| format!("--addresses {}", path.display()))
+    }
+}
+
+/// An address, or a port of this machine.
+fn admin_address(text: &str) -> Result<SocketAddr, std::net::AddrParseError> {
+    match text.parse::<u16>() {
+        Ok(port) => Ok((std::net::Ipv4Addr::LOCALHOST, port).into()),
+        Err(_) => text.parse(),
     }
 }
 
@@ -285,6 +306,19 @@ fn coherent(config: Config) -> anyhow::Result<Config> {
             "grpc.tls = false: with auth.tokens_file, tokens would cross the network in plaintext to \
              grpc.listen = {listen}; encrypt gRPC, or have it listen on a loopback address"
         );
+    }
+    if let Some(listen) = config.admin.listen.filter(|it| !it.ip().is_loopback()) {
+        if config.auth.tokens_file.is_none() {
+            bail!(
+                "admin.listen = {listen}: without auth.tokens_file, everybody would be an admin; have it listen on a \
+                 loopback address, or list an admin"
+            );
+        }
+        if !config.grpc.tls {
+            bail!(
+                "admin.listen = {listen}: tokens would cross the network in plaintext; set grpc.tls"
+            );
+        }
     }
     if config.tls.client_ca.is_some() && !config.grpc.tls {
         bail!("grpc.tls = false: gRPC would ask nobody for the certificate of tls.client_ca");

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    admission, auth, batcher,
+    admin, admission, auth, batcher,
     device::DeviceSpec,
     oip, pipe, request, scheduler, sessions,
     telemetry::http,
@@ -39,6 +39,7 @@ pub struct Config {
     pub quic: quic::Config,
     pub http: http::Config,
     pub rest: rest::Config,
+    pub admin: admin::Config,
     pub tls: tls::Config,
     pub auth: auth::Config,
     pub admission: admission::Config,
@@ -98,6 +99,7 @@ impl Default for Config {
             quic: quic::Config::default(),
             http: http::Config::default(),
             rest: rest::Config::default(),
+            admin: admin::Config::default(),
             tls: tls::Config::default(),
             auth: auth::Config::default(),
             admission: admission::Config::default(),

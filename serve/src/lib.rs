@@ -10,6 +10,7 @@
 //!     +----------------- pipe <---------------------+--- sampler <------ device <-------+
 //! ```
 
+pub mod admin;
 pub mod admission;
 pub mod auth;
 pub mod batcher;

@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use aerie_serve::{cli::Args, server::Server, service::Readiness};
+use aerie_serve::{admin::Admin, cli::Args, server::Server, service::Readiness};
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,6 +37,8 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         }
     };
 
+    let has_tokens = config.auth.tokens_file.is_some();
+
     let server = tokio::select! {
         server = Server::start(config) => server?,
         () = stop() => return Ok(()),
@@ -46,7 +48,11 @@ async fn run(args: &Args) -> anyhow::Result<()> {
 
     let mut readiness = server.service().readiness();
     let broke = tokio::select! {
+        // A drain that was asked for shows in the readiness too.
+        biased;
         () = stop() => false,
+        () = server.admin().drained() => false,
+        error = reload(server.admin()), if has_tokens => return Err(error),
         _ = readiness.wait_for(|it| *it == Readiness::Draining) => true,
     };
     info!("draining; a second signal exits at once");
@@ -61,4 +67,17 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         bail!("a worker died; the log tells why");
     }
     Ok(())
+}
+
+/// Reads the tenants' file again at each SIGHUP; ends if there is no such signal to be had.
+async fn reload(admin: &Admin) -> anyhow::Error {
+    let mut hangup = match signal(SignalKind::hangup()).context("SIGHUP") {
+        Ok(hangup) => hangup,
+        Err(error) => return error,
+    };
+    while hangup.recv().await.is_some() {
+        // The log has what came of it.
+        let _ = admin.reload().await;
+    }
+    std::future::pending().await
 }

@@ -1,16 +1,18 @@
 //! What one tenant may have at once, so that it leaves room for others: sessions that are kept, generations, readers.
 //!
 //! The workers count sessions, as they alone know when one is made and when it is gone; admission and the workers count
-//! generations. A count is one number that all threads share, and nobody ever waits for it.
+//! generations. A count is one number that all threads share. Nobody waits for it, but for the moment in which a tenant is
+//! met for the first time or limits are changed.
 
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    mem,
     num::NonZeroU32,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -19,8 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     admission::Reject,
-    auth::{Auth, TenantId},
-    telemetry::metrics::{Metrics, TenantMetrics},
+    auth::{self, Auth, TenantId},
 };
 
 /// Limits of one tenant; what is none is limited by the server alone.
@@ -33,18 +34,25 @@ pub struct Quota {
     pub generations_max: Option<NonZeroU32>,
 }
 
-/// What each tenant has, and may have; cloning gives another handle to the same. Tenants that it does not know have no
-/// limits.
+/// What each tenant has, and may have; cloning gives another handle to the same. Tenants that are not listed have no
+/// limits, and are counted as well: they may be listed one day.
 #[derive(Clone, Debug, Default)]
 pub struct Quotas {
-    tenants: Arc<HashMap<TenantId, Arc<Tenant>>>,
+    /// Those that are listed, and those that have something.
+    tenants: Arc<RwLock<HashMap<TenantId, Arc<Tenant>>>>,
+}
+
+/// What a worker keeps of each tenant, as its part of what they have.
+#[derive(Debug)]
+pub struct Ledger {
+    quotas: Quotas,
+    kept: HashMap<TenantId, u32>,
 }
 
 /// What one call has of its tenant's share: a reader's place until it is a generation's; dropping it gives it back.
 #[derive(Debug)]
 pub struct Share {
-    /// None of a tenant without limits.
-    tenant: Option<Arc<Tenant>>,
+    tenant: Arc<Tenant>,
     generates: bool,
 }
 
@@ -54,20 +62,26 @@ pub struct TooMany {
     pub generations_max: u32,
 }
 
-#[derive(Debug)]
+/// What a tenant has.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Usage {
+    pub sessions: u32,
+    pub generations: u32,
+}
+
+#[derive(Debug, Default)]
 struct Tenant {
     sessions: Count,
     generations: Count,
     /// Generations and readers together.
     calls: Count,
-    metrics: TenantMetrics,
 }
 
 /// How many there are of something that is limited.
 #[derive(Debug)]
 struct Count {
     n: AtomicU32,
-    max: u32,
+    max: AtomicU32,
 }
 
 /// Calls for each generation that a tenant may have: itself, and somebody who reads it. Without room for the
@@ -84,47 +98,61 @@ impl Quota {
     }
 }
 
+/// What the quotas of all tenants come to that have one: sessions that are kept, and one for each generation.
+pub fn promised(tenants: &[auth::Tenant]) -> u64 {
+    let limits = tenants.iter().flat_map(|it| [it.quota.sessions_max, it.quota.generations_max]);
+    limits.flatten().map(|limit| u64::from(limit.get())).sum()
+}
+
 impl Quotas {
     /// Those of the tenants that `auth` knows, who have nothing yet.
-    pub fn new(auth: &Auth, metrics: &Metrics) -> Self {
-        let tenants = auth
-            .tenants()
-            .map(|(name, id, quota)| (id, Arc::new(Tenant::new(quota, metrics.tenant(name)))));
-        Self { tenants: Arc::new(tenants.collect()) }
+    pub fn new(auth: &Auth) -> Self {
+        let quotas = Self::default();
+        quotas.limit(&auth.tenants());
+        quotas
+    }
+
+    /// Holds tenants to other limits from now on, and those that are not among them to none. Who has more keeps it, and
+    /// gets no more.
+    pub fn limit(&self, tenants: &[auth::Tenant]) {
+        let mut map = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
+        let mut listed = HashSet::new();
+        for tenant in tenants {
+            map.entry(tenant.id).or_default().limit(tenant.quota);
+            listed.insert(tenant.id);
+        }
+        map.retain(|id, tenant| {
+            let is_listed = listed.contains(id);
+            if !is_listed {
+                tenant.limit(Quota::default());
+            }
+            // Whoever is about to count something has another handle.
+            is_listed || !tenant.has_nothing() || 1 < Arc::strong_count(tenant)
+        });
     }
 
     /// Counts a session that is going to be made.
     ///
     /// # Errors
     /// [`Reject::QuotaSessions`] if the tenant has as many as it may.
-    pub fn take_session(&self, tenant: TenantId) -> Result<(), Reject> {
-        let Some(tenant) = self.tenants.get(&tenant) else { return Ok(()) };
-        if !tenant.sessions.take() {
-            return Err(Reject::QuotaSessions { sessions_max: tenant.sessions.max });
-        }
-        tenant.metrics.sessions.inc();
-        Ok(())
-    }
-
-    /// Counts `n` sessions that are there, be they more than the tenant may have.
-    pub fn add_sessions(&self, tenant: TenantId, n: u32) {
-        if let Some(tenant) = self.tenants.get(&tenant) {
-            tenant.sessions.n.fetch_add(n, Ordering::Relaxed);
-            tenant.metrics.sessions.add(n.into());
+    fn take_session(&self, tenant: TenantId) -> Result<(), Reject> {
+        let Tenant { sessions, .. } = &*self.tenant(tenant);
+        match sessions.take() {
+            true => Ok(()),
+            false => Err(Reject::QuotaSessions { sessions_max: sessions.max() }),
         }
     }
 
-    /// Counts a session less.
-    pub fn give_back_session(&self, tenant: TenantId) {
-        if let Some(tenant) = self.tenants.get(&tenant) {
-            tenant.sessions.give_back();
-            tenant.metrics.sessions.dec();
-        }
+    /// What a tenant has.
+    pub fn usage(&self, tenant: TenantId) -> Usage {
+        let map = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        map.get(&tenant).map_or_else(Usage::default, |tenant| tenant.usage())
     }
 
-    /// Sessions of a tenant; 0 of one that is not known.
-    pub fn n_sessions(&self, tenant: TenantId) -> u32 {
-        self.tenants.get(&tenant).map_or(0, |tenant| tenant.sessions.n.load(Ordering::Relaxed))
+    /// Every tenant that is listed or has something.
+    pub fn all(&self) -> Vec<(TenantId, Usage)> {
+        let map = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        map.iter().map(|(id, tenant)| (*id, tenant.usage())).collect()
     }
 
     /// Counts a call, as a reader's at first.
@@ -132,10 +160,72 @@ impl Quotas {
     /// # Errors
     /// If the tenant has as many calls as it may.
     pub fn begin_call(&self, tenant: TenantId) -> Result<Share, TooMany> {
-        let tenant = self.tenants.get(&tenant).map(Arc::clone);
-        match tenant {
-            Some(tenant) if !tenant.calls.take() => Err(tenant.too_many()),
-            tenant => Ok(Share { tenant, generates: false }),
+        let tenant = self.tenant(tenant);
+        match tenant.calls.take() {
+            true => Ok(Share { tenant, generates: false }),
+            false => Err(tenant.too_many()),
+        }
+    }
+
+    fn tenant(&self, id: TenantId) -> Arc<Tenant> {
+        let known = self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        known.unwrap_or_else(|| {
+            let mut map = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(map.entry(id).or_default())
+        })
+    }
+}
+
+impl Ledger {
+    /// That of a worker which keeps nothing yet.
+    pub fn new(quotas: Quotas) -> Self {
+        Self { quotas, kept: HashMap::new() }
+    }
+
+    /// Counts a session that is going to be made.
+    ///
+    /// # Errors
+    /// [`Reject::QuotaSessions`] if the tenant has as many as it may.
+    pub fn take(&mut self, tenant: TenantId) -> Result<(), Reject> {
+        self.quotas.take_session(tenant)?;
+        self.arrive(tenant);
+        Ok(())
+    }
+
+    /// Counts `n` sessions that are there, be they more than the tenant may have.
+    pub fn add(&mut self, tenant: TenantId, n: u32) {
+        self.quotas.tenant(tenant).sessions.add(n);
+        *self.kept.entry(tenant).or_default() += n;
+    }
+
+    /// Counts a session less.
+    pub fn give_back(&mut self, tenant: TenantId) {
+        self.quotas.tenant(tenant).sessions.give_back(1);
+        self.depart(tenant);
+    }
+
+    /// Notes a session that comes from another worker: its tenant has no more than before.
+    pub fn arrive(&mut self, tenant: TenantId) {
+        *self.kept.entry(tenant).or_default() += 1;
+    }
+
+    /// Notes one that goes to another.
+    pub fn depart(&mut self, tenant: TenantId) {
+        if let Some(kept) = self.kept.get_mut(&tenant) {
+            *kept = kept.saturating_sub(1);
+            if *kept == 0 {
+                self.kept.remove(&tenant);
+            }
+        }
+    }
+
+    /// Corrects the counts: what is kept is `found`, as somebody has looked.
+    pub fn correct(&mut self, found: HashMap<TenantId, u32>) {
+        for (&tenant, &n) in &found {
+            self.quotas.tenant(tenant).sessions.add(n);
+        }
+        for (tenant, n) in mem::replace(&mut self.kept, found) {
+            self.quotas.tenant(tenant).sessions.give_back(n);
         }
     }
 }
@@ -146,11 +236,9 @@ impl Share {
     /// # Errors
     /// If the tenant has as many generations as it may.
     pub fn generate(&mut self) -> Result<(), TooMany> {
-        let Some(tenant) = self.tenant.as_ref().filter(|_| !self.generates) else { return Ok(()) };
-        if !tenant.generations.take() {
-            return Err(tenant.too_many());
+        if !self.generates && !self.tenant.generations.take() {
+            return Err(self.tenant.too_many());
         }
-        tenant.metrics.generations.inc();
         self.generates = true;
         Ok(())
     }
@@ -158,46 +246,69 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let Some(tenant) = &self.tenant else { return };
-        tenant.calls.give_back();
+        self.tenant.calls.give_back(1);
         if self.generates {
-            tenant.generations.give_back();
-            tenant.metrics.generations.dec();
+            self.tenant.generations.give_back(1);
         }
     }
 }
 
 impl Tenant {
-    fn new(quota: Quota, metrics: TenantMetrics) -> Self {
+    fn limit(&self, quota: Quota) {
         let max = |limit: Option<NonZeroU32>| limit.map_or(u32::MAX, NonZeroU32::get);
         let generations_max = max(quota.generations_max);
-        Self {
-            sessions: Count::up_to(max(quota.sessions_max)),
-            generations: Count::up_to(generations_max),
-            calls: Count::up_to(generations_max.saturating_mul(CALLS_PER_GENERATION)),
-            metrics,
-        }
+        self.sessions.limit(max(quota.sessions_max));
+        self.generations.limit(generations_max);
+        self.calls.limit(generations_max.saturating_mul(CALLS_PER_GENERATION));
+    }
+
+    fn usage(&self) -> Usage {
+        Usage { sessions: self.sessions.n(), generations: self.generations.n() }
+    }
+
+    fn has_nothing(&self) -> bool {
+        self.usage() == Usage::default() && self.calls.n() == 0
     }
 
     fn too_many(&self) -> TooMany {
-        TooMany { generations_max: self.generations.max }
+        TooMany { generations_max: self.generations.max() }
     }
 }
 
+/// Numbers that stand on their own: nothing else is read or written on the strength of them.
 impl Count {
-    fn up_to(max: u32) -> Self {
-        Self { n: AtomicU32::new(0), max }
-    }
-
     /// One more, unless there are as many as there may be; says whether there was room.
     fn take(&self) -> bool {
-        let more = |n: u32| (n < self.max).then(|| n + 1);
-        // Nothing else is read or written on the strength of it.
+        let max = self.max();
+        let more = |n: u32| (n < max).then(|| n + 1);
         self.n.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    fn give_back(&self) {
-        let before = self.n.fetch_sub(1, Ordering::Relaxed);
-        debug_assert!(0 < before, "more was given back than was taken");
+    fn add(&self, n: u32) {
+        self.n.fetch_add(n, Ordering::Relaxed);
+    }
+
+    fn give_back(&self, n: u32) {
+        let before = self.n.fetch_sub(n, Ordering::Relaxed);
+        debug_assert!(n <= before, "more was given back than was taken");
+    }
+
+    fn limit(&self, max: u32) {
+        self.max.store(max, Ordering::Relaxed);
+    }
+
+    fn n(&self) -> u32 {
+        self.n.load(Ordering::Relaxed)
+    }
+
+    fn max(&self) -> u32 {
+        self.max.load(Ordering::Relaxed)
+    }
+}
+
+/// None yet, of as many as there may ever be.
+impl Default for Count {
+    fn default() -> Self {
+        Self { n: AtomicU32::new(0), max: AtomicU32::new(u32::MAX) }
     }
 }

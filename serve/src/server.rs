@@ -26,6 +26,7 @@ use self::{
     workers::{ClassifierPost, Crew, Post},
 };
 use crate::{
+    admin::Admin,
     admission::Admission,
     auth::{Auth, TokensError},
     classifier,
@@ -42,7 +43,7 @@ use crate::{
     telemetry::{http, metrics::Metrics},
     text::TokenizerError,
     tls::{Identity, TlsError},
-    transport::{grpc, oip::rest, quic},
+    transport::{admin, grpc, oip::rest, quic},
     worker::Clock,
 };
 
@@ -58,9 +59,11 @@ pub struct Server {
     rest: Option<Listener>,
     rest_scheme: &'static str,
     http: Listener,
+    admin: Admin,
+    admins: Option<Listener>,
     /// For the transports that carry generations.
     stop_calls: watch::Sender<bool>,
-    /// For the one that tells of the drain, and so outlasts it.
+    /// For those that tell of the drain, and so outlast it.
     stop_http: watch::Sender<bool>,
 }
 
@@ -108,6 +111,8 @@ pub enum StartError {
     #[error(transparent)]
     Grpc(#[from] grpc::BindError),
     #[error(transparent)]
+    Admin(#[from] admin::BindError),
+    #[error(transparent)]
     Quic(#[from] quic::BindError),
     #[error(transparent)]
     Rest(#[from] rest::BindError),
@@ -131,12 +136,12 @@ impl Server {
     /// See [`StartError`]; what had been started is stopped again.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         check_lists(&config)?;
-        let auth = Auth::open(&config.auth)?;
+        let auth = Auth::open(&config.auth, config.tls.client_ca.is_some())?;
         let mut drafts = bundles::read(&config).await?;
         let senders = mem::take(&mut drafts.senders);
         let (readiness, _) = watch::channel(Readiness::Starting);
         let (metrics, clock) = (Metrics::new(), Clock::start());
-        let quotas = Quotas::new(&auth, &metrics);
+        let quotas = Quotas::new(&auth);
         // Side by side, as each takes about as long as the others.
         let (verified, hosted, workers) = tokio::join!(
             bundles::verify(&drafts),
@@ -168,6 +173,14 @@ impl Server {
         let (stop_http, http) = watch::channel(false);
         let identity = Identity::open(&config.tls, &config.data_dir)?;
         let listen = config.http.listen;
+        let admin = Admin::new(service.clone(), config.sessions.sessions_max);
+        let admins = match config.admin.listen {
+            Some(listen) => {
+                let stop = http.clone();
+                Some(admin::listen(listen, &config.grpc, &identity, admin.clone(), stop).await?)
+            }
+            None => None,
+        };
         let http = http::listen(&config.http, service.clone(), http)
             .await
             .map_err(|source| StartError::Http { listen, source })?;
@@ -188,6 +201,8 @@ impl Server {
             rest,
             rest_scheme,
             http,
+            admin,
+            admins,
             stop_calls,
             stop_http,
         })
@@ -220,6 +235,16 @@ impl Server {
         self.http.addr
     }
 
+    /// Where operators are listened to, if they are.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admins.as_ref().map(|it| it.addr)
+    }
+
+    /// What operators may do.
+    pub fn admin(&self) -> &Admin {
+        &self.admin
+    }
+
     pub fn service(&self) -> &Service {
         &self.service
     }
@@ -227,10 +252,10 @@ impl Server {
     /// Stops accepting, lets generations finish or parks their sessions, flushes, joins everything.
     pub async fn drain(self) {
         let Self { service, crew, drain_grace, grpc, quic, rest, http, .. } = self;
-        let Self { stop_calls, stop_http, .. } = self;
+        let Self { admin, admins, stop_calls, stop_http, .. } = self;
         service.set_readiness(Readiness::Draining);
         stop_calls.send_replace(true);
-        crew.drain(&service, drain_grace).await;
+        crew.drain(&service, admin.grace().unwrap_or(drain_grace)).await;
         for (listener, what) in [(Some(grpc), "grpc"), (Some(quic), "quic"), (rest, "rest")] {
             if let Some(listener) = listener {
                 wind_up(listener, what).await;
@@ -238,6 +263,9 @@ impl Server {
         }
         stop_http.send_replace(true);
         wind_up(http, "http").await;
+        if let Some(admins) = admins {
+            wind_up(admins, "admin").await;
+        }
     }
 }
 

@@ -19,11 +19,12 @@ use tokio_stream::Stream;
 
 use crate::{
     admission::{Admission, Reject},
-    auth::{Auth, Principal},
+    auth::{Auth, Caller, Evidence, Principal, TenantId},
     device::{DeviceSpec, DeviceSpecError},
     oip,
     pipe::{self, FinishReason, PipeEvent, PipeReader, RecomputeReason, pipe},
     prefixes::Miss,
+    quotas::Usage,
     request::{self, Origin, Request},
     router::{Load, Residence, Router, SendError, WorkerId},
     sealed,
@@ -148,12 +149,20 @@ impl Service {
         result
     }
 
-    /// Who makes a call that came with `token`.
+    /// Who makes a call that shows `evidence`.
     ///
     /// # Errors
     /// [`Reject::Unauthenticated`], unless everybody is let in.
-    pub fn principal(&self, token: Option<&str>) -> Result<Principal, Reject> {
-        self.parts().auth.principal(token).inspect_err(|reject| self.count_reject(reject))
+    pub fn caller(&self, evidence: Evidence) -> Result<Caller, Reject> {
+        self.parts().auth.caller(evidence).inspect_err(|reject| self.count_reject(reject))
+    }
+
+    /// Who makes a call to the admin listener.
+    ///
+    /// # Errors
+    /// [`Reject::Unauthenticated`] or [`Reject::NotAdmin`].
+    pub fn admin(&self, evidence: &Evidence) -> Result<Principal, Reject> {
+        self.parts().auth.admin(evidence).inspect_err(|reject| self.count_reject(reject))
     }
 
     /// A page of the sessions that `who` is shown, in no order; each that is there all the while is on one page. `from` is
@@ -166,7 +175,7 @@ impl Service {
         who: Principal,
         from: ListPlace,
         sessions_max: usize,
-    ) -> Result<(Vec<v1::Session>, Option<ListPlace>), Reject> {
+    ) -> Result<(Vec<(TenantId, v1::Session)>, Option<ListPlace>), Reject> {
         let ListPlace { worker, place } = from;
         let n_workers = self.parts().router.workers().len();
         if n_workers <= worker {
@@ -175,7 +184,7 @@ impl Service {
         let worker = WorkerId(worker);
         let page =
             self.ask(worker, |reply| Event::List(List { who, place, sessions_max, reply })).await?;
-        let describe = |standing| self.describe(worker, standing);
+        let describe = |standing: Standing| (standing.tenant, self.describe(worker, standing));
         let sessions = page.sessions.into_iter().map(describe).collect();
         let next = match page.next {
             Some(place) => Some(ListPlace { worker: worker.0, place }),
@@ -190,10 +199,22 @@ impl Service {
     /// # Errors
     /// [`Reject::Invalid`], [`Reject::UnknownSession`] or [`Reject::UnknownName`].
     pub async fn session(&self, who: Principal, id: &str) -> Result<v1::Session, Reject> {
+        Ok(self.owned_session(who, id).await?.1)
+    }
+
+    /// The same, and whose it is.
+    ///
+    /// # Errors
+    /// As [`Service::session`].
+    pub async fn owned_session(
+        &self,
+        who: Principal,
+        id: &str,
+    ) -> Result<(TenantId, v1::Session), Reject> {
         let (id, worker) = self.find(who, "session_id", id)?;
         let look = |reply| Event::Look(Look { who, id, reply });
         let standing = self.answer(who, worker, look).await?;
-        Ok(self.describe(worker, standing))
+        Ok((standing.tenant, self.describe(worker, standing)))
     }
 
     /// Lets a reader follow a session from a position on.
@@ -419,6 +440,18 @@ impl Service {
 
     pub fn metrics(&self) -> &Metrics {
         &self.parts().metrics
+    }
+
+    /// All metrics in text, with what each tenant has now.
+    pub fn render_metrics(&self) -> String {
+        let Parts { auth, admission, metrics, .. } = self.parts();
+        for tenant in auth.tenants() {
+            let Usage { sessions, generations } = admission.quotas().usage(tenant.id);
+            let gauges = metrics.tenant(&tenant.name);
+            gauges.sessions.set(sessions.into());
+            gauges.generations.set(generations.into());
+        }
+        metrics.render()
     }
 
     /// Generations in flight.

@@ -59,6 +59,8 @@ pub struct Config {
     /// Sessions on each device that may have a name: they stay, whoever else has to give way. Never more than
     /// half of all.
     pub names_max: u32,
+    /// Calls on each device that wait at once because their sessions are on their way to another; one more is refused.
+    pub held_calls_max: u32,
     /// Bytes of states kept on each device of what several prompts begin with, out of `states_bytes_max` and at most
     /// half of it; 0 for none.
     pub prefix_bytes_max: u64,
@@ -214,6 +216,7 @@ impl Default for Config {
             detached_ms_max: 60_000,
             idle_s_max: 0,
             names_max: 128,
+            held_calls_max: 256,
             prefix_bytes_max: 1 << 30,
             prefix_tokens_min: 32,
             prefix_tokens_max: 1 << 20,

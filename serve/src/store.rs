@@ -12,6 +12,7 @@
 
 mod free;
 mod gone;
+mod losses;
 pub mod packing;
 mod parcel;
 mod recovery;
@@ -71,6 +72,8 @@ pub struct Store<S> {
     /// Whose rows were written since: of a row that is written twice, a loss of power may leave nothing.
     written: HashSet<SessionId>,
     evicted: Vec<(SessionId, Session)>,
+    /// Whose row or log has turned out damaged.
+    lost: Vec<SessionId>,
     /// Tapes that are free once the disk knows that whoever had them is gone: it might come back, and read what another has
     /// written by then.
     freeing: Vec<u32>,
@@ -192,6 +195,7 @@ impl<S: Storage> Store<S> {
             owes_rows: false,
             written: HashSet::new(),
             evicted: Vec::new(),
+            lost: Vec::new(),
             freeing: Vec::new(),
             words: Vec::new(),
         };
@@ -262,7 +266,8 @@ impl<S: Storage> Store<S> {
             Ok(session) => sessions.insert(id, session),
             Err(WakeError::Read(ReadError::Absent { .. })) => return false,
             Err(error) => {
-                warn!(session = %id, %error, "the row of a session cannot be read");
+                warn!(session = %id, %error, "a session is lost");
+                self.lost.push(id);
                 return false;
             }
         }
@@ -551,7 +556,7 @@ impl<S: Storage> Store<S> {
     ) -> Option<Session> {
         if !self.wake(sessions, id) {
             // Nothing is known of it that could be given back before the next start.
-            self.remove_row(id, TenantId::ANONYMOUS, Some(Gone::Lost), 0);
+            self.remove_damaged(id);
             return None;
         }
         if let Err(error) = self.part_from_forks(sessions, id, u64::MAX) {

@@ -9,7 +9,7 @@
 mod tests;
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -51,6 +51,18 @@ pub struct Identity {
     /// Who signs the certificates of clients; none if they need none.
     client_ca: Option<Arc<RootCertStore>>,
 }
+
+/// The certificate that a client has shown, as far as it tells who that is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PeerCertificate {
+    pub fingerprint: Fingerprint,
+    /// Hosts and URIs that it is for, in lower case.
+    pub names: Vec<String>,
+}
+
+/// SHA-256 of a certificate.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Fingerprint([u8; 32]);
 
 /// Why there is no [`Identity`].
 #[derive(Debug, Error)]
@@ -106,8 +118,7 @@ impl Identity {
 
     /// SHA-256 of the certificate, in hexadecimal: what a client may pin.
     pub fn fingerprint(&self) -> String {
-        let digest = digest::digest(&digest::SHA256, &self.chain[0]);
-        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+        Fingerprint::of(&self.chain[0]).to_string()
     }
 
     /// A secret for `purpose`, which stays the same as long as the private key does.
@@ -142,6 +153,50 @@ impl Identity {
             .map_err(|source| TlsError::Mismatch { source })?;
         config.alpn_protocols = vec![alpn.to_vec()];
         Ok(config)
+    }
+}
+
+impl PeerCertificate {
+    /// The first certificate of a chain that has been verified; none if the client has shown none.
+    pub fn first(chain: &[CertificateDer<'_>]) -> Option<Self> {
+        let certificate = chain.first()?;
+        let fingerprint = Fingerprint::of(certificate);
+        let names = match webpki::EndEntityCert::try_from(certificate) {
+            Ok(parsed) => {
+                let names = parsed.valid_dns_names().chain(parsed.valid_uri_names());
+                names.map(str::to_ascii_lowercase).collect()
+            }
+            // Whoever verified it was less strict; its fingerprint is one all the same.
+            Err(_) => Vec::new(),
+        };
+        Some(Self { fingerprint, names })
+    }
+}
+
+impl Fingerprint {
+    fn of(certificate: &[u8]) -> Self {
+        let digest = digest::digest(&digest::SHA256, certificate);
+        Self(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+    }
+
+    /// Reads 64 hexadecimal digits, which may have colons between them.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b':').collect();
+        if digits.len() != 64 {
+            return None;
+        }
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            let digit = |digit: u8| char::from(digit).to_digit(16);
+            *byte = u8::try_from(digit(pair[0])? << 4 | digit(pair[1])?).ok()?;
+        }
+        Some(Self(bytes))
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

@@ -1,9 +1,11 @@
-//! What clients speak: gRPC and QUIC, the same messages over both; and the Open Inference Protocol.
+//! What clients speak: gRPC and QUIC, the same messages over both, and the Open Inference Protocol; and what operators
+//! speak, gRPC on a port of its own.
 //!
 //! A transport decodes, calls [`Service`] and encodes. What both do alike (the turns of a
 //! generation stream, the pages of a list) lives here and in [`turns`]; what a wire makes of a
 //! `Reject` lives in its own file, in one function.
 
+pub mod admin;
 mod call;
 mod door;
 pub mod grpc;
@@ -22,7 +24,7 @@ use tokio_stream::{Stream, StreamExt};
 use self::turns::Broken;
 use crate::{
     admission::Reject,
-    auth::Principal,
+    auth::{Principal, TenantId},
     server::Shutdown,
     service::{ListPlace, Service},
 };
@@ -35,11 +37,24 @@ async fn list_sessions(
     who: Principal,
     request: &v1::ListSessionsRequest,
 ) -> Result<v1::ListSessionsResponse, Reject> {
-    let page_size = match usize::try_from(request.page_size).unwrap_or(usize::MAX) {
+    let v1::ListSessionsRequest { page_size, page_token } = request;
+    let (sessions, next_page_token) = page(service, who, *page_size, page_token).await?;
+    let sessions = sessions.into_iter().map(|(_, session)| session).collect();
+    Ok(v1::ListSessionsResponse { sessions, next_page_token })
+}
+
+/// One page of the sessions that `who` is shown, and the token of the next.
+async fn page(
+    service: &Service,
+    who: Principal,
+    page_size: u32,
+    page_token: &str,
+) -> Result<(Vec<(TenantId, v1::Session)>, String), Reject> {
+    let page_size = match usize::try_from(page_size).unwrap_or(usize::MAX) {
         0 => PAGE_SESSIONS_MAX,
         page_size => page_size.min(PAGE_SESSIONS_MAX),
     };
-    let from = match request.page_token.as_str() {
+    let from = match page_token {
         "" => ListPlace::default(),
         token => ListPlace::parse(token).ok_or_else(|| {
             let problem = "is none that this server gave".to_owned();
@@ -47,8 +62,7 @@ async fn list_sessions(
         })?,
     };
     let (sessions, next) = service.sessions(who, from, page_size).await?;
-    let next_page_token = next.map_or_else(String::new, |it| it.to_string());
-    Ok(v1::ListSessionsResponse { sessions, next_page_token })
+    Ok((sessions, next.map_or_else(String::new, |it| it.to_string())))
 }
 
 impl ListPlace {

@@ -7,6 +7,7 @@ mod changes;
 mod events;
 pub mod generation;
 mod looks;
+mod losses;
 mod moves;
 mod opening;
 mod shared;
@@ -41,7 +42,7 @@ use crate::{
     pipe::{FinishReason, PipeEvent},
     planted::{Bug, planted},
     prefixes::{self, Prefixes},
-    quotas::Quotas,
+    quotas::{Ledger, Quotas},
     residency::{Place, Residency},
     router::{Gone, Residence},
     sampler::Sampler,
@@ -64,6 +65,7 @@ pub struct Worker<S, D> {
     n_generations: usize,
     /// What has ended, or did long ago, and is still being read.
     stages: Vec<Stage>,
+    ledger: Ledger,
     moves: Moves,
     /// Notices for which the channel had no room, oldest first.
     outbox: VecDeque<Notice>,
@@ -112,6 +114,8 @@ pub struct Limits {
     pub idle_max: Option<Duration>,
     /// Sessions that may have a name.
     pub names_max: u32,
+    /// Calls that wait for sessions which are on their way to another worker.
+    pub held_calls_max: u32,
     /// Of what prompts have in common; see [`prefixes::Limits`].
     pub prefix_bytes_max: u64,
     pub prefix_tokens_min: u32,
@@ -182,8 +186,11 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let dims = parts.device.dims();
         let config = parts.scheduler;
         let sessions = std::mem::take(&mut parts.sessions);
+        // Nobody was told of them yet.
+        parts.store.take_lost();
+        let mut ledger = Ledger::new(parts.quotas.clone());
         for (tenant, n) in parts.store.take_tenants() {
-            parts.quotas.add_sessions(tenant, n);
+            ledger.add(tenant, n);
         }
         let lanes_max = config.lanes_max as usize;
         let requests_max = parts.limits.requests_max as usize;
@@ -195,6 +202,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
             generations: Vec::with_capacity(requests_max),
             n_generations: 0,
             stages: Vec::new(),
+            ledger,
             moves: Moves::default(),
             outbox: VecDeque::new(),
             drain: None,
@@ -253,6 +261,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
     pub fn step(&mut self, now: &impl Fn() -> Instant) -> Progress {
         let started = now();
         self.send_notices();
+        self.settle_losses();
         self.send_outbound(started);
         let expired = self.expire(started);
         let ended = self.end_cancelled(started) || expired;
@@ -565,7 +574,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
             // Interrupted by us, it may be gone on with, even if its client meant it to end here.
             if reason == FinishReason::Shutdown && !session.record.keep {
                 session.record.keep = true;
-                self.parts.quotas.add_sessions(session.record.tenant, 1);
+                self.ledger.add(session.record.tenant, 1);
             }
             if let Some(turn) = &mut session.record.turn {
                 turn.end = Some(reason);
@@ -640,21 +649,23 @@ impl<S: Storage, D: Device> Worker<S, D> {
     /// Forgets a session wherever it is.
     fn forget(&mut self, id: SessionId, why: Gone) {
         let forgotten = self.parts.store.forget(&mut self.sessions, id, Some(why));
-        if let Some(session) = &forgotten {
-            self.parts.residency.forgotten(&mut self.parts.device, session);
+        match forgotten {
+            Some(session) => {
+                self.parts.residency.forgotten(&mut self.parts.device, &session);
+                self.tell_gone(id, &session, why);
+            }
+            None => self.settle_losses(),
         }
-        self.tell_gone(id, forgotten.as_ref(), why);
     }
 
     /// Tells the directory of a session that is not there any more.
-    fn tell_gone(&mut self, id: SessionId, session: Option<&Session>, why: Gone) {
-        let tenant = session.map(|it| it.record.tenant).unwrap_or_default();
-        if let Some(name) = session.and_then(|it| it.record.name) {
+    fn tell_gone(&mut self, id: SessionId, session: &Session, why: Gone) {
+        let Record { tenant, name, keep, .. } = session.record;
+        if let Some(name) = name {
             self.notify(Notice::Unnamed { id, tenant, name });
         }
-        // One whose row cannot be read counts for its tenant until the next start.
-        if session.is_some_and(|it| it.record.keep) {
-            self.parts.quotas.give_back_session(tenant);
+        if keep {
+            self.ledger.give_back(tenant);
         }
         self.notify(Notice::Gone { id, tenant: tenant.mark(), why });
     }
@@ -662,7 +673,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
     /// Has a session awake that `who` may be shown.
     fn wake(&mut self, who: Principal, id: SessionId) -> Result<(), Reject> {
         let unknown = Reject::UnknownSession { id, gone: None };
-        if !self.parts.store.wake(&mut self.sessions, id) {
+        if !self.rouse(id) {
             return Err(unknown);
         }
         if !who.sees(self.sessions.expect(id).record.tenant) && !planted(Bug::SkipTenant) {

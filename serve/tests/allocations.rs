@@ -231,6 +231,7 @@ fn worker(sessions: &Path) -> Worker<MappedFile, onnx::OrtDevice> {
             replay_tokens_max: 1024,
             idle_max: None,
             names_max: 4,
+            held_calls_max: 64,
             prefix_bytes_max: 1 << 20,
             prefix_tokens_min: 32,
             prefix_tokens_max: 200,

@@ -380,6 +380,7 @@ impl Fixture {
                 replay_tokens_max: 1024,
                 idle_max: None,
                 names_max: 4,
+                held_calls_max: 64,
                 prefix_bytes_max: 1 << 30,
                 prefix_tokens_min: 32,
                 prefix_tokens_max: 1 << 16,

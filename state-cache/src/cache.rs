@@ -213,8 +213,11 @@ impl<S: Storage> StateCache<S> {
     pub fn open_on_with(mut storage: S, config: Config, verify: Verify) -> Result<Self, OpenError> {
         let layout = Layout::new(config)?;
         let has_short = recovery::admit(&mut storage, &layout)?;
-        let Scan { index, order, superseded, sequence, recovery, .. } =
+        let Scan { index, order, superseded, refuted, sequence, recovery, .. } =
             recovery::scan(&storage, &layout, verify)?;
+        for (place, stamp) in refuted {
+            storage.write(layout.stamp(place), &stamp.to_damaged_bytes())?;
+        }
         let mut cache = Self {
             storage,
             layout,

@@ -272,6 +272,13 @@ impl Stamp {
         bytes
     }
 
+    /// As [`Stamp::to_bytes`], but damaged: its copy is nobody's from now on.
+    pub(crate) fn to_damaged_bytes(self) -> [u8; STAMP_BYTES] {
+        let mut bytes = self.to_bytes();
+        bytes[44..48].iter_mut().for_each(|byte| *byte = !*byte);
+        bytes
+    }
+
     pub(crate) fn from_bytes(bytes: &[u8]) -> StampRead {
         if bytes.iter().all(|byte| *byte == 0) {
             return StampRead::Blank;

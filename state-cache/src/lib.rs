@@ -67,7 +67,8 @@
 //!
 //! [`Verify::OnRead`] takes nothing from this but the time: what is lost or rolled back is found when
 //! it is read, and until then the latest stamp is believed. Only if two slabs have a record of one key,
-//! which takes a loss of power, are both verified at once, for the earlier is then removed.
+//! which takes a loss of power, are both verified at once, for the earlier is then removed. Whatever is verified at
+//! the opening and found damaged has its stamp damaged as well, so that the next opening comes to the same.
 //!
 //! # Memory
 //!

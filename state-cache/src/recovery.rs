@@ -91,6 +91,9 @@ pub(crate) struct Scan<'a, S> {
     doubtful: Vec<SlabId>,
     /// Records to bury, no longer in the index: another slab has a later one of the same key.
     pub superseded: Vec<(Key, SlabId)>,
+    /// Copies that were looked at and are not whole, though their stamps are. Those are to be damaged too: what was
+    /// found in their stead must not depend on whether somebody looks at the next opening.
+    pub refuted: Vec<(Place, Stamp)>,
     /// Of the latest stamp in the file.
     pub sequence: u64,
     pub recovery: Recovery,
@@ -156,6 +159,7 @@ pub(crate) fn scan<'a, S: Storage>(
         order: Evictable::new(layout.config().records_max),
         doubtful: Vec::new(),
         superseded: Vec::new(),
+        refuted: Vec::new(),
         sequence: 0,
         recovery: Recovery::default(),
     };
@@ -239,6 +243,7 @@ impl<S: Storage> Scan<'_, S> {
             if is_whole {
                 return Ok(Found { place, stamp: Some(stamp), n_damaged });
             }
+            self.refuted.push((place, stamp));
             n_damaged += 1;
         }
         Ok(Found { place: Place { slab, plane: Plane::B }, stamp: None, n_damaged })

@@ -207,7 +207,9 @@ fn random_parameter(seed: u64, path: &Path, spec: &ParameterSpec, len: usize) ->
     let between = |random: &mut Random, low: f64, high: f64| low + (high - low) * random.unit();
     match spec.init {
         Init::Zeros => random.normals(len, 0.1),
-        Init::Constant(value) => vec![value as f32; len],
+        Init::Constant(value) => {
+            random.normals(len, 0.1).iter().map(|it| value as f32 + it).collect()
+        }
         Init::Normal { std } => random.normals(len, std as f32),
         Init::RgLruCode { rho_min, rho_max } => {
             let rho =

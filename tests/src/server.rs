@@ -105,11 +105,32 @@ impl Server {
         self.restart();
     }
 
+    /// Sends the process a signal, as in `HUP`.
+    pub fn signal(&self, name: &str) {
+        let (signal, pid) = (format!("-{name}"), self.process.id().to_string());
+        let killed = Command::new("kill").args([&signal, &pid]).status().expect("kill is there");
+        assert!(killed.success(), "kill {signal} {pid}: {killed}");
+    }
+
+    /// Waits until something holds.
+    pub async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+        for _ in 0..POLLS_MAX {
+            if holds().await {
+                return;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        panic!("{what}, but not in time:\n{}", self.log());
+    }
+
     /// SIGTERM, and what the process says when it is gone.
     pub fn terminate(&mut self) -> ExitStatus {
-        let pid = self.process.id().to_string();
-        let killed = Command::new("kill").args(["-TERM", &pid]).status().expect("kill is there");
-        assert!(killed.success(), "kill -TERM {pid}: {killed}");
+        self.signal("TERM");
+        self.ended()
+    }
+
+    /// What the process says when it has ended by itself.
+    pub fn ended(&mut self) -> ExitStatus {
         for _ in 0..POLLS_MAX {
             if let Some(status) = self.process.try_wait().expect("the server is our child") {
                 return status;

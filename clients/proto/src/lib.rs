@@ -1,7 +1,8 @@
 //! What Aerie's clients and servers say to each other: messages, gRPC stubs, QUIC framing.
 //!
 //! The messages are the same over both transports; `proto/aerie/v1/aerie.proto` is their
-//! reference. `proto/inference` has those of the Open Inference Protocol. This crate does no IO.
+//! reference. `admin.proto` beside it is for operators, and over gRPC alone; `proto/inference` is the Open Inference
+//! Protocol. This crate does no IO.
 
 pub mod early;
 pub mod frame;
@@ -42,6 +43,9 @@ pub mod inference {
 
 /// An encoded `FileDescriptorSet` of `aerie.v1` and `inference`, as gRPC reflection serves it.
 pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("aerie");
+
+/// An encoded `FileDescriptorSet` of what operators call.
+pub const ADMIN_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("aerie.v1.admin");
 
 /// The application protocol that QUIC peers agree on in TLS; one for each incompatible version.
 pub const ALPN: &[u8] = b"aerie/1";

@@ -1,5 +1,6 @@
 //! The command line: flags, and what the commands share.
 
+mod admin;
 mod bench;
 mod chat;
 mod classify;
@@ -26,7 +27,8 @@ Examples:
   aerie chat --session 0b1c9a52-8f0e-4c3e-9d0f-1f6a2c7f9e11
   aerie classify picture.jpg
   aerie sessions ls
-  aerie bench --rate 20 --duration 30 --tokens 64";
+  aerie bench --rate 20 --duration 30 --tokens 64
+  aerie admin tenants";
 
 /// Talks to an Aerie server.
 #[derive(Debug, Parser)]
@@ -99,6 +101,8 @@ enum Command {
     Models,
     /// Measure latency and throughput
     Bench(bench::Args),
+    /// Tenants and sessions of all, for whoever runs the server
+    Admin(admin::Args),
 }
 
 /// Runs the command.
@@ -111,6 +115,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Command::Sessions(command) => inventory::sessions(&server, command).await,
         Command::Models => inventory::models(&server).await,
         Command::Bench(args) => bench::run(&server, args).await,
+        Command::Admin(args) => admin::run(&server, args).await,
     }
 }
 
@@ -169,6 +174,9 @@ fn hint(error: &Error) -> Option<String> {
         }
         Error::Rejected { code: Code::Unauthenticated, .. } => {
             "pass --token, or set AERIE_TOKEN; whoever runs the server makes one with: aerie-serve token NAME"
+        }
+        Error::Rejected { code: Code::PermissionDenied, reason, .. } if reason == "NOT_ADMIN" => {
+            "the token's tenant needs admin = true in the server's tenants' file"
         }
         Error::Rejected { code: Code::NotFound, .. } => {
             "what there is: aerie models, aerie sessions ls"

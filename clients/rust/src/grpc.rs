@@ -44,11 +44,11 @@ pub(crate) struct Connection {
 }
 
 /// What every call goes through.
-type Secured = InterceptedService<Channel, Bearer>;
+pub(crate) type Secured = InterceptedService<Channel, Bearer>;
 
 /// Adds the token, if there is one.
 #[derive(Clone)]
-struct Bearer(Option<MetadataValue<Ascii>>);
+pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -103,6 +103,11 @@ impl Connection {
         })?;
         let bearer = bearer(credentials.token.as_deref()).ok_or(Error::Token)?;
         Ok(Self { channel: InterceptedService::new(channel, bearer) })
+    }
+
+    /// For calls that are not of the API of clients.
+    pub(crate) fn channel(&self) -> Secured {
+        self.channel.clone()
     }
 
     pub(crate) async fn generate(&self, start: v1::Start) -> Result<Responses, Error> {
@@ -217,7 +222,7 @@ fn session(answer: Result<tonic::Response<v1::Session>, Status>) -> Result<Answe
     answer.map(|it| Answer::Session(it.into_inner()))
 }
 
-fn rejected(status: Status) -> Error {
+pub(crate) fn rejected(status: Status) -> Error {
     // What did not come from the server has a cause; a status off the wire has none.
     if std::error::Error::source(&status).is_some() {
         let code = status.code();

@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+mod admin;
 mod classify;
 mod client;
 mod credentials;
@@ -28,6 +29,7 @@ mod retry;
 mod stitch;
 mod tls;
 
+pub use admin::Admin;
 pub use aerie_proto::v1;
 pub use classify::Class;
 pub use client::{Client, Event, Generation, random_id};

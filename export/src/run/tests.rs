@@ -35,7 +35,7 @@ pub(crate) fn text_run() -> Run {
 /// A short training of a small classifier.
 pub(crate) fn image_run() -> Run {
     let toml = "images = \"train.parquet\"\n\
-                [preprocessing]\nheight = 8\nwidth = 8\nresize = \"none\"\ncrop_share = 1.0\n\
+                [preprocessing]\nheight = 32\nwidth = 32\nresize = \"none\"\ncrop_share = 1.0\n\
                 interpolation = \"bicubic\"\nmean = [0.5, 0.5, 0.5]\nstd = [0.25, 0.25, 0.25]\n\
                 [batch]\nbatch = 8\n";
     let sgd = SgdConfig { momentum: 0.9, nesterov: true, decay: 1e-4, clip: Some(0.02) };

@@ -10,7 +10,7 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use crate::{
     checkpoint::{RunDir, Tensors, Values},
     onnx::{Weights, weights::Checkpoint},
-    runtime::Runtime,
+    runtime::{Runtime, classifier::Classifier},
     torch::reference,
     verify::VerifyError,
 };
@@ -67,7 +67,7 @@ pub(super) fn verify(
     tolerance: Option<f64>,
 ) -> Result<ImageReport, VerifyError> {
     let tensors = read(checkpoint, &manifest.model)?;
-    let mut graph = runtime.open_classifier(&dir.join(MODEL_FILE))?;
+    let mut graph = Classifier::open(runtime, &dir.join(MODEL_FILE))?;
     let input = &manifest.interface.input;
     let [height, width] = [input.height, input.width].map(|it| it as usize);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);

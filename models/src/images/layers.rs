@@ -3,6 +3,7 @@
 use crate::{
     backend::{Init, ParameterSpec, Role},
     images::{
+        activation::Gains,
         backend::{ChannelWeights, Conv, ImageBackend},
         config::{Attention, GainPlace, ImageConfig, NORM_GROUPS, Norm, Standardise},
     },
@@ -30,9 +31,8 @@ impl ConvLayer {
         let Conv { kernel, groups, .. } = self.conv;
         let fan_in = self.inputs / groups * kernel * kernel;
         let shape = [self.outputs, self.inputs / groups, kernel, kernel];
-        // Norms of activations are compared with networks that begin as He et al. 2015
-        // (arXiv:1502.01852) have them; standardised weights forget their scale.
-        let variance = if config.standardise == Standardise::Off { 2.0 } else { 1.0 };
+        // As He et al. 2015 (arXiv:1502.01852) have it where no gain makes up for what ReLU takes.
+        let variance = if config.gains == Gains::One { 2.0 } else { 1.0 };
         let std = (variance / f64::from(fan_in)).sqrt();
         let weight = backend.parameter(
             &path.child("weight"),

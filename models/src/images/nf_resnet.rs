@@ -61,6 +61,11 @@ pub(crate) fn timm_nf_resnet(depths: [u32; 4]) -> ImageConfig {
     }
 }
 
+/// The same network without standardised weights: its means grow with depth.
+pub fn unstandardised(config: ImageConfig) -> ImageConfig {
+    ImageConfig { standardise: Standardise::Off, ..config }
+}
+
 /// The same network with batch normalisation in the place of all that makes it do without.
 pub fn normalised(config: ImageConfig) -> ImageConfig {
     ImageConfig { norm: Norm::Batch, ..bare(config) }

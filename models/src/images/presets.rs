@@ -6,7 +6,7 @@ mod tests;
 use crate::images::{
     config::{ImageConfig, Norm},
     nf_regnet::{nf_regnet, timm_nf_regnet},
-    nf_resnet::{bare, nf_resnet, normalised, timm_nf_resnet},
+    nf_resnet::{bare, nf_resnet, normalised, timm_nf_resnet, unstandardised},
     nfnet::{
         Middle, nfnet, nfnet_plus, nfnet_small, timm_dm_nfnet, timm_nfnet, timm_nfnet_light,
         timm_test_nfnet,
@@ -40,6 +40,7 @@ const PRESETS: &[(&str, Make, Shown)] = &[
     ("nf-resnet-152", || nf_resnet([3, 8, 36, 3]), margin(224)),
     ("nf-resnet-200", || nf_resnet([3, 24, 36, 3]), margin(224)),
     ("nf-resnet-288", || nf_resnet([24, 24, 24, 24]), margin(224)),
+    ("nf-resnet-50-unstandardised", || unstandardised(nf_resnet([3, 4, 6, 3])), margin(224)),
     ("bn-resnet-50", || normalised(nf_resnet([3, 4, 6, 3])), margin(224)),
     ("bare-resnet-50", || bare(nf_resnet([3, 4, 6, 3])), margin(224)),
     ("nf-regnet-b0", || nf_regnet(0), margin(224)),

@@ -1,8 +1,5 @@
 use super::*;
-use crate::{
-    auth::{Auth, Tokens},
-    telemetry::metrics::Metrics,
-};
+use crate::auth::{Auth, Tokens};
 
 const NOBODY: TenantId = TenantId::ANONYMOUS;
 
@@ -27,7 +24,7 @@ fn a_tenant_has_its_own_limit_beside_the_server() {
                    [[tenants]]\nname = 'verses'\ntokens = ['TOKEN']\n";
     let auth = Auth::with(Tokens::parse(&tenants.replace("TOKEN", &"a".repeat(64))).unwrap());
     let config = Config { requests_max: 4, retry_after_ms: 40 };
-    let admission = Admission::new(config).with_quotas(Quotas::new(&auth, &Metrics::new()));
+    let admission = Admission::new(config).with_quotas(Quotas::new(&auth));
     let [tales, verses] = ["tales", "verses"].map(TenantId::named);
     let retry_after = Duration::from_millis(40);
     let too_many = Reject::QuotaGenerations { generations_max: 1, retry_after };

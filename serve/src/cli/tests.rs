@@ -5,7 +5,7 @@ use expect_test::expect_file;
 
 use super::Args;
 use crate::{
-    auth::{Auth, TenantId, Tokens},
+    auth::{Auth, Evidence, TenantId, Tokens},
     config::Config,
     sessions::Windows,
 };
@@ -66,13 +66,29 @@ fn plaintext_where_callers_have_to_prove_themselves_is_named() {
     );
 }
 
+/// Goal: nobody becomes an admin by being able to reach a port from afar.
+#[test]
+fn admins_are_listened_to_where_it_is_safe() {
+    assert_eq!(parse(&[]).unwrap().admin.listen, None);
+    let listen = |text: &str| parse(&["--admin-listen", text]).map(|it| it.admin.listen.unwrap());
+    assert_eq!(listen("7449").unwrap().to_string(), "127.0.0.1:7449");
+    assert_eq!(listen("[::1]:7449").unwrap().to_string(), "[::1]:7449");
+    let error = listen("0.0.0.0:7449").unwrap_err().to_string();
+    assert!(error.starts_with("admin.listen = 0.0.0.0:7449: without auth.tokens_file"), "{error}");
+    let far = ["--admin-listen", "0.0.0.0:7449", "--tokens", "a.toml"];
+    let error = parse(&far).unwrap_err().to_string();
+    assert!(error.contains("in plaintext"), "{error}");
+    assert!(parse(&[&far[..], &["--grpc-tls"]].concat()).is_ok());
+}
+
 #[test]
 fn a_token_is_printed_with_lines_that_know_it() {
     let args = Args::try_parse_from(["aerie-serve", "token", "tales"]).unwrap();
     let text = args.new_token().unwrap().unwrap();
     let token = text.lines().next().unwrap().rsplit_once(' ').unwrap().1;
     let auth = Auth::with(Tokens::parse(&text).unwrap());
-    assert_eq!(auth.principal(Some(token)).unwrap().tenant, TenantId::named("tales"));
+    let caller = auth.caller(Evidence::of(Some(token), None)).unwrap();
+    assert_eq!(caller.who.tenant, TenantId::named("tales"));
     let args = Args::try_parse_from(["aerie-serve", "token", "a b"]).unwrap();
     assert!(args.new_token().is_err());
 }

@@ -8,38 +8,84 @@ const TALES: &str = "[[tenants]]\nname = 'tales'\ntokens = ['TOKEN']\nsessions_m
 #[test]
 fn who_has_its_quota_gets_no_more_until_it_gives_back() {
     let (quotas, tales) = (quotas(TALES), TenantId::named("tales"));
-    quotas.add_sessions(tales, 2);
-    quotas.take_session(tales).unwrap();
+    let mut ledger = Ledger::new(quotas.clone());
+    ledger.add(tales, 2);
+    ledger.take(tales).unwrap();
     let refused = Err(Reject::QuotaSessions { sessions_max: 3 });
-    assert_eq!(quotas.take_session(tales), refused);
-    quotas.give_back_session(tales);
-    quotas.take_session(tales).unwrap();
+    assert_eq!(ledger.take(tales), refused);
+    ledger.give_back(tales);
+    ledger.take(tales).unwrap();
 
     // Lowered quotas, or a shutdown that keeps what was not to be kept.
-    quotas.add_sessions(tales, 2);
-    assert_eq!(quotas.n_sessions(tales), 5);
-    quotas.give_back_session(tales);
-    quotas.give_back_session(tales);
-    assert_eq!(quotas.take_session(tales), refused);
-    assert_eq!(quotas.n_sessions(tales), 3);
+    ledger.add(tales, 2);
+    assert_eq!(quotas.usage(tales).sessions, 5);
+    ledger.give_back(tales);
+    ledger.give_back(tales);
+    assert_eq!(ledger.take(tales), refused);
+    assert_eq!(quotas.usage(tales).sessions, 3);
 }
 
 #[test]
-fn tenants_without_limits_are_counted_and_unknown_ones_are_not() {
+fn tenants_without_limits_and_unknown_ones_are_counted() {
     let free = TALES.replace("sessions_max = 3", "");
     let (quotas, tales) = (quotas(&free), TenantId::named("tales"));
-    for tenant in [tales, TenantId::ANONYMOUS] {
-        (0..100).for_each(|_| quotas.take_session(tenant).unwrap());
-        let _calls: Vec<_> = (0..100)
+    let mut ledger = Ledger::new(quotas.clone());
+    for tenant in [tales, TenantId::named("verses")] {
+        (0..100).for_each(|_| ledger.take(tenant).unwrap());
+        let calls: Vec<_> = (0..100)
             .map(|_| {
                 let mut share = quotas.begin_call(tenant).unwrap();
                 share.generate().unwrap();
                 share
             })
             .collect();
+        assert_eq!(quotas.usage(tenant), Usage { sessions: 100, generations: 100 });
+        drop(calls);
+        assert_eq!(quotas.usage(tenant), Usage { sessions: 100, generations: 0 });
     }
-    assert_eq!(quotas.n_sessions(tales), 100);
-    assert_eq!(quotas.n_sessions(TenantId::ANONYMOUS), 0, "nobody can come as that");
+}
+
+/// Goal: limits that change hold from then on, for tenants that were not listed before as well; what was counted stays.
+#[test]
+fn limits_may_change_while_they_hold() {
+    let (quotas, tales) = (quotas(TALES), TenantId::named("tales"));
+    let verses = TenantId::named("verses");
+    let mut ledger = Ledger::new(quotas.clone());
+    ledger.add(tales, 2);
+    ledger.add(verses, 5);
+    let listed = |name: &str, n: u32| {
+        let list = listed(TALES).replace("tales", name).replace("= 3", &format!("= {n}"));
+        Auth::with(Tokens::parse(&list).unwrap()).tenants().remove(0)
+    };
+    quotas.limit(&[listed("tales", 1), listed("verses", 6)]);
+    assert_eq!(ledger.take(tales), Err(Reject::QuotaSessions { sessions_max: 1 }));
+    ledger.take(verses).unwrap();
+    assert_eq!(ledger.take(verses), Err(Reject::QuotaSessions { sessions_max: 6 }));
+
+    // Not listed any more: what it has is still there, and counts if it comes back.
+    quotas.limit(&[listed("verses", 6)]);
+    assert_eq!(quotas.usage(tales).sessions, 2);
+    ledger.give_back(tales);
+    quotas.limit(&[listed("tales", 1)]);
+    assert_eq!(ledger.take(tales), Err(Reject::QuotaSessions { sessions_max: 1 }));
+}
+
+/// Goal: what a worker has lost without knowing whose it was counts for nobody; what others keep is not touched.
+#[test]
+fn a_ledger_is_corrected_by_what_is_found() {
+    let (quotas, tales) = (quotas(TALES), TenantId::named("tales"));
+    let verses = TenantId::named("verses");
+    let (mut here, mut there) = (Ledger::new(quotas.clone()), Ledger::new(quotas.clone()));
+    here.add(tales, 2);
+    here.add(verses, 1);
+    there.add(tales, 1);
+    here.depart(tales);
+    there.arrive(tales);
+    here.correct([(verses, 1)].into());
+    assert_eq!(quotas.usage(tales).sessions, 2);
+    assert_eq!(quotas.usage(verses).sessions, 1);
+    there.correct([].into());
+    assert_eq!(quotas.usage(tales).sessions, 0);
 }
 
 /// Goal: workers that make sessions at the same time make no more than the quota.
@@ -48,47 +94,35 @@ fn threads_share_one_count() {
     let (quotas, tales) = (quotas(TALES), TenantId::named("tales"));
     let made: usize = thread::scope(|scope| {
         let makers = [(); 4].map(|()| {
-            scope.spawn(|| (0..100).filter(|_| quotas.take_session(tales).is_ok()).count())
+            let mut ledger = Ledger::new(quotas.clone());
+            scope.spawn(move || (0..100).filter(|_| ledger.take(tales).is_ok()).count())
         });
         makers.map(|it| it.join().unwrap()).iter().sum()
     });
-    assert_eq!((made, quotas.n_sessions(tales)), (3, 3));
-}
-
-#[test]
-fn metrics_tell_what_each_tenant_has() {
-    let auth = Auth::with(Tokens::parse(&listed(TALES)).unwrap());
-    let metrics = Metrics::new();
-    let (quotas, tales) = (Quotas::new(&auth, &metrics), TenantId::named("tales"));
-    let tells = |sessions: u32, generations: u32| {
-        let text = metrics.render();
-        for (what, n) in [("sessions", sessions), ("generations", generations)] {
-            let line = format!("serve_tenant_{what}{{tenant=\"tales\"}} {n}\n");
-            assert!(text.contains(&line), "{line} is missing from\n{text}");
-        }
-    };
-    tells(0, 0);
-    quotas.add_sessions(tales, 2);
-    quotas.give_back_session(tales);
-    let mut share = quotas.begin_call(tales).unwrap();
-    share.generate().unwrap();
-    share.generate().expect("it is one already");
-    tells(1, 1);
-    drop(share);
-    tells(1, 0);
+    assert_eq!((made, quotas.usage(tales).sessions), (3, 3));
 }
 
 #[test]
 fn the_anonymous_tenant_has_the_quota_of_those_that_say_nothing() {
     let quota = Quota { sessions_max: NonZeroU32::new(1), ..Quota::default() };
-    let auth = Auth::open(&auth::Config { quota, ..auth::Config::default() }).unwrap();
-    let quotas = Quotas::new(&auth, &Metrics::new());
-    quotas.take_session(TenantId::ANONYMOUS).unwrap();
-    quotas.take_session(TenantId::ANONYMOUS).unwrap_err();
+    let auth = Auth::open(&auth::Config { quota, ..auth::Config::default() }, false).unwrap();
+    let mut ledger = Ledger::new(Quotas::new(&auth));
+    ledger.take(TenantId::ANONYMOUS).unwrap();
+    ledger.take(TenantId::ANONYMOUS).unwrap_err();
+}
+
+#[test]
+fn what_is_promised_is_what_the_limits_come_to() {
+    let list = format!(
+        "{}[[tenants]]\nname = 'verses'\nsessions_max = 4\ngenerations_max = 2\n[[tenants]]\nname = 'free'\n",
+        listed(TALES),
+    );
+    let auth = Auth::with(Tokens::parse(&list).unwrap());
+    assert_eq!(promised(&auth.tenants()), 3 + 4 + 2);
 }
 
 fn quotas(list: &str) -> Quotas {
-    Quotas::new(&Auth::with(Tokens::parse(&listed(list)).unwrap()), &Metrics::new())
+    Quotas::new(&Auth::with(Tokens::parse(&listed(list)).unwrap()))
 }
 
 /// A list with a token.

@@ -302,6 +302,7 @@ fn limits(config: &Config) -> Limits {
         prefix_bytes_max: config.sessions.prefix_bytes_max,
         prefix_tokens_min: config.sessions.prefix_tokens_min.max(1),
         prefix_tokens_max: config.sessions.prefix_tokens_max,
+        held_calls_max: config.sessions.held_calls_max,
         names_max: config.sessions.names_max.min(config.sessions.sessions_max / 2),
     }
 }

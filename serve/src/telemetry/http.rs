@@ -62,7 +62,7 @@ fn router(service: Service) -> Router {
 }
 
 async fn metrics(State(service): State<Service>) -> Response {
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], service.metrics().render()).into_response()
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], service.render_metrics()).into_response()
 }
 
 async fn readyz(State(service): State<Service>) -> Response {

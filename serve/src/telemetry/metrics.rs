@@ -285,6 +285,13 @@ impl Metrics {
         }
     }
 
+    /// Tells no more of a tenant.
+    pub fn forget_tenant(&self, name: &str) {
+        // One that nobody has asked for has none.
+        self.tenant_sessions.remove_label_values(&[name]).ok();
+        self.tenant_generations.remove_label_values(&[name]).ok();
+    }
+
     /// All metrics in the text format of Prometheus.
     pub fn render(&self) -> String {
         let mut text = Vec::new();

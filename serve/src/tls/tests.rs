@@ -1,6 +1,9 @@
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
-use super::{Config, Identity};
+use rcgen::KeyPair;
+use rustls::pki_types::CertificateDer;
+
+use super::{Config, Fingerprint, Identity, PeerCertificate};
 
 #[test]
 fn generated_certificate_is_kept_and_its_key_is_private() {
@@ -58,4 +61,25 @@ fn key_of_another_certificate_is_refused() {
     let identity = Identity::open(&config, a.path()).unwrap();
     let error = identity.server_config(b"test").unwrap_err().to_string();
     assert!(error.starts_with("certificate and key do not fit together"), "{error}");
+}
+
+/// Goal: a client is known by its certificate's fingerprint, and by the names in it.
+#[test]
+fn a_certificate_tells_its_names() {
+    let key = KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["Client.Example".to_owned()]).unwrap();
+    let uri = "spiffe://aerie/Tales".try_into().unwrap();
+    params.subject_alt_names.push(rcgen::SanType::URI(uri));
+    let certificate = params.self_signed(&key).unwrap().der().clone();
+    let peer = PeerCertificate::first(std::slice::from_ref(&certificate)).unwrap();
+    assert_eq!(peer.names, ["client.example", "spiffe://aerie/tales"]);
+    let text = peer.fingerprint.to_string();
+    assert_eq!(Fingerprint::parse(&text), Some(peer.fingerprint));
+    assert_eq!(text.len(), 64);
+    let garbled = PeerCertificate::first(&[CertificateDer::from(vec![1, 2, 3])]).unwrap();
+    assert!(garbled.names.is_empty() && garbled.fingerprint != peer.fingerprint);
+    assert_eq!(PeerCertificate::first(&[]), None);
+    for text in ["", "ab", &"g".repeat(64), &"a".repeat(63), &"a".repeat(65)] {
+        assert_eq!(Fingerprint::parse(text), None, "{text:?}");
+    }
 }

@@ -21,7 +21,7 @@ use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 use super::stopped;
-use crate::server::Shutdown;
+use crate::{server::Shutdown, tls::PeerCertificate};
 
 /// Connections on their way from the door to those who serve them.
 const HANDED_MAX: usize = 16;
@@ -36,7 +36,7 @@ pub(super) struct Limits {
 }
 
 /// Lets connections in.
-pub(super) struct Door {
+pub(in crate::transport) struct Door {
     listener: TcpListener,
     /// None for plaintext.
     tls: Option<TlsAcceptor>,
@@ -46,7 +46,7 @@ pub(super) struct Door {
 
 /// A connection; its place is given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(in crate::transport) struct Socket {
     stream: Stream,
     _place: OwnedSemaphorePermit,
 }
@@ -58,7 +58,7 @@ enum Stream {
 }
 
 impl Door {
-    pub(super) fn new(
+    pub(in crate::transport) fn new(
         limits: Limits,
         listener: TcpListener,
         tls: Option<rustls::ServerConfig>,
@@ -72,7 +72,10 @@ impl Door {
     }
 
     /// Lets connections in until `shutdown`, or until nobody takes them any more.
-    pub(super) fn open(self, shutdown: Shutdown) -> ReceiverStream<io::Result<Socket>> {
+    pub(in crate::transport) fn open(
+        self,
+        shutdown: Shutdown,
+    ) -> ReceiverStream<io::Result<Socket>> {
         let (sockets, incoming) = mpsc::channel(HANDED_MAX);
         tokio::spawn(async move {
             tokio::select! {
@@ -130,10 +133,20 @@ async fn handshake(tls: Option<TlsAcceptor>, stream: TcpStream) -> io::Result<St
     }
 }
 
-impl Connected for Socket {
-    type ConnectInfo = ();
+/// Whoever is at the other end, as far as TLS has verified that.
+#[derive(Clone, Debug)]
+pub(in crate::transport) struct Peer(pub Option<Arc<PeerCertificate>>);
 
-    fn connect_info(&self) {}
+impl Connected for Socket {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        let chain = match &self.stream {
+            Stream::Plain(_) => None,
+            Stream::Tls(stream) => stream.get_ref().1.peer_certificates(),
+        };
+        Peer(chain.and_then(PeerCertificate::first).map(Arc::new))
+    }
 }
 
 impl AsyncRead for Socket {

@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     admission::Reject,
-    auth::{Principal, bearer},
+    auth::{Caller, Evidence, Principal, bearer},
     server::{Listener, Shutdown},
     service::{Readiness, Service},
     telemetry::metrics::Api,
@@ -85,7 +85,7 @@ pub enum BindError {
 }
 
 /// What TLS peers agree on for HTTP/2 (RFC 9113 §3.2).
-const ALPN: &[u8] = b"h2";
+pub(super) const ALPN: &[u8] = b"h2";
 
 impl Config {
     /// Of addresses.
@@ -185,7 +185,7 @@ pub(super) fn code(reject: &Reject) -> Code {
     match reject {
         Reject::Invalid { .. } => Code::InvalidArgument,
         Reject::Unauthenticated { .. } => Code::Unauthenticated,
-        Reject::Forbidden { .. } => Code::PermissionDenied,
+        Reject::NotAdmin | Reject::Forbidden { .. } => Code::PermissionDenied,
         Reject::UnknownModel { .. }
         | Reject::UnknownSession { .. }
         | Reject::UnknownName { .. } => Code::NotFound,
@@ -209,7 +209,7 @@ struct Front {
     service: Service,
 }
 
-/// Lets in who has a token, and notes who it is.
+/// Lets in who has a token or a certificate, and notes who it is.
 #[derive(Clone, Debug)]
 pub(super) struct Guard {
     service: Service,
@@ -217,16 +217,26 @@ pub(super) struct Guard {
 
 impl Interceptor for Guard {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let token = request.metadata().get(AUTHORIZATION).and_then(|it| bearer(it.as_bytes()));
-        let who = self.service.principal(token).map_err(|reject| status(&reject))?;
-        request.extensions_mut().insert(who);
+        let caller = self.service.caller(evidence(&request)).map_err(|reject| status(&reject))?;
+        request.extensions_mut().insert(caller);
         Ok(request)
     }
 }
 
+/// What a call shows of who makes it.
+pub(super) fn evidence(request: &Request<()>) -> Evidence {
+    let token = request.metadata().get(AUTHORIZATION).and_then(|it| bearer(it.as_bytes()));
+    let peer: Option<&super::door::Peer> = request.extensions().get();
+    Evidence::of(token, peer.and_then(|peer| peer.0.as_ref()))
+}
+
 /// Who makes a call, as [`Guard`] has noted.
+fn caller<T>(request: &Request<T>) -> Caller {
+    request.extensions().get().cloned().expect("no call comes past its guard")
+}
+
 pub(super) fn principal<T>(request: &Request<T>) -> Principal {
-    *request.extensions().get().expect("no call comes past its guard")
+    caller(request).who
 }
 
 type Chunks = Pin<Box<dyn Stream<Item = Result<v1::Chunk, Status>> + Send>>;
@@ -240,9 +250,9 @@ impl Inference for Front {
         &self,
         request: Request<Streaming<v1::GenerateRequest>>,
     ) -> Result<Response<Responses>, Status> {
-        let who = principal(&request);
+        let caller = caller(&request);
         let requests = request.into_inner().map(|it| it.map_err(|status| broken(&status)));
-        let responses = Turns::new(Api::Grpc, self.service.clone(), who, requests)
+        let responses = Turns::new(Api::Grpc, self.service.clone(), caller, requests)
             .map(|it| it.map_err(|reject| status(&reject)));
         Ok(Response::new(Box::pin(responses)))
     }
@@ -253,8 +263,8 @@ impl Inference for Front {
         &self,
         request: Request<v1::AttachRequest>,
     ) -> Result<Response<Responses>, Status> {
-        let (who, service) = (principal(&request), self.service.clone());
-        let responses = Turns::attached(Api::Grpc, service, who, request.into_inner())
+        let (caller, service) = (caller(&request), self.service.clone());
+        let responses = Turns::attached(Api::Grpc, service, caller, request.into_inner())
             .map(|it| it.map_err(|reject| status(&reject)));
         Ok(Response::new(Box::pin(responses)))
     }

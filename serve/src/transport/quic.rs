@@ -27,9 +27,10 @@ use aerie_proto::{
     v1::{self, call, call_response, generate_response},
 };
 use quinn::{
-    Endpoint, RecvStream, SendStream, TokioRuntime, VarInt, WriteError,
+    Connection, Endpoint, RecvStream, SendStream, TokioRuntime, VarInt, WriteError,
     crypto::rustls::NoInitialCipherSuite,
 };
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{
@@ -54,11 +55,11 @@ use super::{
 };
 use crate::{
     admission::Reject,
-    auth::Principal,
+    auth::{Evidence, Principal},
     server::{Listener, Shutdown},
     service::Service,
     telemetry::metrics::{Api, QuicMetrics},
-    tls::{Identity, TlsError},
+    tls::{Identity, PeerCertificate, TlsError},
 };
 
 /// What a connection is closed with when the server stops.
@@ -179,7 +180,7 @@ async fn serve_connection(visit: Visit, context: Context) {
         Ok(begun) => begun,
         Err(error) => return debug!(%remote, %error, "handshake failed"),
     };
-    let (mut handshake, mut open) = (Some(handshake), None);
+    let (mut handshake, mut open, mut certificate) = (Some(handshake), None, None);
     let mut traffic = Traffic::new(&connection);
     let mut samples = interval(SAMPLE_INTERVAL);
     samples.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -209,7 +210,9 @@ async fn serve_connection(visit: Visit, context: Context) {
                 Ok((send, receive)) => {
                     let early = handshake.as_ref().filter(|_| receive.is_0rtt());
                     let early = early.map(Handshake::confirmation);
-                    streams.spawn(serve_stream(send, receive, early, context.clone()));
+                    certificate = certificate.or_else(|| peer(&connection));
+                    let visitor = Visitor { early, certificate: certificate.clone() };
+                    streams.spawn(serve_stream(send, receive, visitor, context.clone()));
                 }
                 Err(reason) => {
                     debug!(%remote, %reason, "disconnected");
@@ -244,11 +247,24 @@ impl Drop for Open<'_> {
     }
 }
 
-/// Serves one call; `early` is there if it came before the handshake was complete.
+/// The certificate of whoever is at the other end.
+fn peer(connection: &Connection) -> Option<Arc<PeerCertificate>> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    PeerCertificate::first(&chain).map(Arc::new)
+}
+
+/// Whose stream it is, as far as its connection tells.
+struct Visitor {
+    /// It came before the handshake was complete.
+    early: Option<Confirmation>,
+    certificate: Option<Arc<PeerCertificate>>,
+}
+
+/// Serves one call.
 async fn serve_stream(
     mut send: SendStream,
     receive: RecvStream,
-    early: Option<Confirmation>,
+    Visitor { early, certificate }: Visitor,
     context: Context,
 ) {
     let Context { service, shutdown } = context;
@@ -265,9 +281,9 @@ async fn serve_stream(
         },
     };
     let v1::Call { call, token } = call;
-    let token = (!token.is_empty()).then_some(token);
-    let who = match service.principal(token.as_deref()) {
-        Ok(who) => who,
+    let token = Some(&*token).filter(|it| !it.is_empty());
+    let caller = match service.caller(Evidence::of(token, certificate.as_ref())) {
+        Ok(caller) => caller,
         Err(reject) => {
             let _ = refuse(&mut send, call.as_ref(), &reject).await;
             return finish(send).await;
@@ -284,13 +300,14 @@ async fn serve_stream(
             Early::Wait => return,
         }
     }
+    let who = caller.who;
     let sent = match call {
         Some(call::Call::Generate(first)) => {
             let requests = iter([Ok(first)]).chain(Requests::new(frames));
-            stream(&mut send, Turns::new(Api::Quic, service, who, requests)).await
+            stream(&mut send, Turns::new(Api::Quic, service, caller, requests)).await
         }
         Some(call::Call::Attach(request)) => {
-            stream(&mut send, Turns::attached(Api::Quic, service, who, request)).await
+            stream(&mut send, Turns::attached(Api::Quic, service, caller, request)).await
         }
         Some(call::Call::ExportSession(request)) => {
             let mut call = Call::begin(Api::Quic, &service);

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -14,7 +15,7 @@ use tokio_stream::{Empty, Stream, empty, wrappers::WatchStream};
 use super::call::Call;
 use crate::{
     admission::Reject,
-    auth::Principal,
+    auth::{Caller, Tokens},
     service::{Readiness, Service, TokenEvent, TokenStream},
     telemetry::metrics::Api,
 };
@@ -22,11 +23,13 @@ use crate::{
 /// The responses to a stream of requests.
 ///
 /// Ends after the last turn of a client that has half-closed, at the first refusal, when the client
-/// has gone, and between turns when the server drains. Dropping it cancels what runs.
+/// has gone, when it is its tenant's no more, and between turns when the server drains. Dropping it cancels what runs.
 pub(super) struct Turns<R> {
     call: Call,
     service: Service,
-    who: Principal,
+    caller: Caller,
+    /// Tells when the tenants' file has been read again.
+    tenants: WatchStream<Option<Arc<Tokens>>>,
     requests: R,
     /// No further request will come.
     half_closed: bool,
@@ -49,10 +52,11 @@ impl Turns<Empty<Result<v1::GenerateRequest, Broken>>> {
     pub(super) fn attached(
         api: Api,
         service: Service,
-        who: Principal,
+        caller: Caller,
         request: v1::AttachRequest,
     ) -> Self {
-        let mut turns = Self::new(api, service.clone(), who, empty());
+        let who = caller.who;
+        let mut turns = Self::new(api, service.clone(), caller, empty());
         turns.half_closed = true;
         turns.turn = Turn::Starting(Box::pin(async move { service.attach(who, &request).await }));
         turns
@@ -72,9 +76,10 @@ impl<R> Turns<R>
 where
     R: Stream<Item = Result<v1::GenerateRequest, Broken>> + Unpin,
 {
-    pub(super) fn new(api: Api, service: Service, who: Principal, requests: R) -> Self {
+    pub(super) fn new(api: Api, service: Service, caller: Caller, requests: R) -> Self {
         Self {
-            who,
+            caller,
+            tenants: WatchStream::from_changes(service.parts().auth.changes()),
             call: Call::begin(api, &service),
             readiness: WatchStream::new(service.readiness()),
             service,
@@ -117,7 +122,7 @@ where
     fn take(&mut self, request: v1::GenerateRequest) -> Result<(), Reject> {
         match (request.message, &self.turn) {
             (Some(Message::Start(start)), Turn::Idle) => {
-                let (service, who) = (self.service.clone(), self.who);
+                let (service, who) = (self.service.clone(), self.caller.who);
                 let starting = async move { service.generate(who, start).await };
                 self.turn = Turn::Starting(Box::pin(starting));
                 Ok(())
@@ -141,6 +146,14 @@ where
                 problem: "is neither `start` nor `cancel`".to_owned(),
             }),
         }
+    }
+
+    /// Whether the caller is still who it was when the stream began.
+    fn check_caller(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        while let Poll::Ready(Some(_)) = Pin::new(&mut self.tenants).poll_next(cx) {
+            self.service.parts().auth.check(&self.caller).map_err(Broken::Refused)?;
+        }
+        Ok(())
     }
 
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -180,7 +193,10 @@ where
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         loop {
-            if let Err(broken) = this.take_requests(cx) {
+            if matches!(this.turn, Turn::Over) {
+                return Poll::Ready(None);
+            }
+            if let Err(broken) = this.check_caller(cx).and_then(|()| this.take_requests(cx)) {
                 return Poll::Ready(this.end(Err(broken)));
             }
             let reject = match &mut this.turn {

@@ -129,7 +129,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         parcel: &Parcel,
         digest: Option<u128>,
     ) -> Result<Standing, Reject> {
-        if self.parts.store.wake(&mut self.sessions, id) {
+        if self.rouse(id) {
             self.wake_own(who, id)?;
             if self.was_moved_by(id, digest) {
                 return Ok(self.stands(id));
@@ -137,12 +137,12 @@ impl<S: Storage, D: Device> Worker<S, D> {
             let position = self.sessions.expect(id).record.position;
             return Err(Reject::SessionExists { id, position });
         }
-        self.parts.quotas.take_session(who.tenant)?;
+        self.ledger.take(who.tenant)?;
         let unpacked = self.parts.store.unpack(&mut self.sessions, id, parcel);
         self.tell_evicted();
         unpacked.map_err(|error| {
             warn!(session = %id, %error, "a session could not be made of a copy");
-            self.parts.quotas.give_back_session(who.tenant);
+            self.ledger.give_back(who.tenant);
             Reject::Internal { what: "it could not be written" }
         })?;
         self.notify(Notice::Made { id });
@@ -197,7 +197,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         now: Instant,
     ) -> Result<Standing, Reject> {
         if let What::Fork(Fork { new, digest, .. }) = what
-            && self.parts.store.wake(&mut self.sessions, new)
+            && self.rouse(new)
         {
             self.wake_own(who, new)?;
             if self.was_moved_by(new, digest) {
@@ -272,7 +272,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
     ) -> Result<Standing, Reject> {
         let Fork { new, position, digest } = fork;
         let at = self.fork_position(of, position)?;
-        self.parts.quotas.take_session(who.tenant)?;
+        self.ledger.take(who.tenant)?;
         self.parts.store.fork(&mut self.sessions, of, at, new);
         let session = self.sessions.expect(new);
         session.used_at = used_at;

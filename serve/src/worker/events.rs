@@ -8,7 +8,7 @@ use super::{Arrival, Arrived, Change, Fork, List, Look, Move, Pack, Unpack, What
 use crate::{
     admission::{Permit, Reject},
     auth::{Principal, TenantId, TenantMark},
-    pipe::Pipe,
+    pipe::{Pipe, PipeEvent},
     request::{Origin, Request},
     router::{Gone, Load, Residence, WorkerId},
     sessions::{Name, SessionId},
@@ -46,6 +46,29 @@ impl Event {
             },
             Self::Unpack(unpack) => Some(unpack.id),
             _ => None,
+        }
+    }
+
+    /// Answers a call with a refusal; what workers tell each other has none.
+    pub(super) fn refuse(self, reject: Reject) {
+        // Whoever asked may have gone.
+        match self {
+            Self::Open(submission) => {
+                let Submission { pipe, permit, load, .. } = *submission;
+                drop((permit, load));
+                pipe.send(PipeEvent::Failed(reject));
+            }
+            Self::Attach(attachment) => {
+                let Attachment { pipe, permit, .. } = *attachment;
+                drop(permit);
+                pipe.send(PipeEvent::Failed(reject));
+            }
+            Self::Look(Look { reply, .. }) => _ = reply.send(Err(reject)),
+            Self::Change(change) => _ = change.reply.send(Err(reject)),
+            Self::Pack(pack) => _ = pack.reply.send(Err(reject)),
+            Self::Unpack(unpack) => _ = unpack.reply.send(Err(reject)),
+            Self::Move(departure) => _ = departure.reply.send(Err(reject)),
+            Self::List(_) | Self::Arrive(_) | Self::Arrived(_) | Self::Drain { .. } => {}
         }
     }
 

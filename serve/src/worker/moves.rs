@@ -79,6 +79,8 @@ pub(super) struct Moves {
     left_order: VecDeque<SessionId>,
     /// For other workers, oldest first.
     outbound: VecDeque<(Sender<Event>, Event)>,
+    /// Calls that are held back for all that leave.
+    n_held: usize,
 }
 
 #[derive(Debug)]
@@ -103,6 +105,11 @@ impl Moves {
         !self.outbound.is_empty()
     }
 
+    /// Calls that wait: for a session to arrive where it goes, or for room in another worker's inbox.
+    fn n_waiting(&self) -> usize {
+        self.n_held + self.outbound.len()
+    }
+
     fn remember(&mut self, id: SessionId, to: Sender<Event>) {
         if self.left.insert(id, to).is_none() {
             self.left_order.push_back(id);
@@ -117,23 +124,37 @@ impl Moves {
 
 impl<S: Storage, D: Device> Worker<S, D> {
     /// Gives an event back that is to be handled here and now. One for a session that is about to leave waits; one for a
-    /// session that has left goes where that is.
+    /// session that has left goes where that is. If too many wait already, it is refused.
     pub(super) fn here(&mut self, event: Event) -> Option<Event> {
-        let Moves { leaving, left, .. } = &mut self.moves;
+        let is_full = self.parts.limits.held_calls_max as usize <= self.moves.n_waiting();
+        let Moves { leaving, left, n_held, .. } = &mut self.moves;
         for id in event.sessions().into_iter().flatten() {
-            if let Some(leaving) = leaving.get_mut(&id) {
-                leaving.held.push(event);
+            let leaving = leaving.get_mut(&id);
+            let to = left.get(&id).filter(|_| !self.parts.store.has(id)).cloned();
+            if is_full && (leaving.is_some() || to.is_some()) {
+                self.turn_away(event);
                 return None;
             }
-            if let Some(to) = left.get(&id)
-                && !self.parts.store.has(id)
-            {
-                let to = to.clone();
+            if let Some(leaving) = leaving {
+                leaving.held.push(event);
+                *n_held += 1;
+                return None;
+            }
+            if let Some(to) = to {
                 self.send_on(to, event);
                 return None;
             }
         }
         Some(event)
+    }
+
+    /// Refuses a call for which there is no room to wait.
+    fn turn_away(&mut self, event: Event) {
+        let placed = event.placed();
+        event.refuse(Reject::Unavailable { retry_after: self.parts.limits.retry_after });
+        if let Some(id) = placed {
+            self.notify(Notice::Settled { id });
+        }
     }
 
     /// Sends an event on to where its session is now. Not so one that was to bring it from here to there or elsewhere: whoever
@@ -240,7 +261,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         if self.drain.is_some() || self.is_broken {
             return Err(Reject::Unavailable { retry_after: self.parts.limits.retry_after });
         }
-        if self.parts.store.wake(&mut self.sessions, id) {
+        if self.rouse(id) {
             let position = self.sessions.expect(id).record.position;
             return Err(Reject::SessionExists { id, position });
         }
@@ -268,6 +289,9 @@ impl<S: Storage, D: Device> Worker<S, D> {
             return Err(reject);
         }
         self.sessions.expect(id).active = running;
+        if parcel.record.keep {
+            self.ledger.arrive(parcel.record.tenant);
+        }
         self.moves.left.remove(&id);
         let standing = self.stands(id);
         self.sleep(id);
@@ -280,11 +304,15 @@ impl<S: Storage, D: Device> Worker<S, D> {
         let Some(Leaving { to, reply, held, began }) = self.moves.leaving.remove(&id) else {
             return;
         };
+        self.moves.n_held -= held.len();
         match outcome {
             Ok(standing) => {
                 let forgotten = self.parts.store.forget(&mut self.sessions, id, None);
                 if let Some(session) = &forgotten {
                     self.parts.residency.forgotten(&mut self.parts.device, session);
+                    if session.record.keep {
+                        self.ledger.depart(session.record.tenant);
+                    }
                 }
                 self.notify(Notice::Moved { id, to: to.worker });
                 self.parts.metrics.session_move.observe((now - began).as_secs_f64());

@@ -118,7 +118,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
         if self.drain.is_some() || self.is_broken {
             return Err(Reject::Unavailable { retry_after: self.parts.limits.retry_after });
         }
-        if !self.parts.store.wake(&mut self.sessions, id) {
+        if !self.rouse(id) {
             return match request.origin {
                 Origin::Session if request.expected_position != Some(0) => {
                     Err(Reject::UnknownSession { id, gone: None })
@@ -173,7 +173,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
             Origin::Fork { of, position } if is_new => {
                 self.wake_own(request.who, of)?;
                 let at = self.fork_position(of, position).and_then(|at| {
-                    self.parts.quotas.take_session(request.who.tenant)?;
+                    self.ledger.take(request.who.tenant)?;
                     Ok(at)
                 });
                 if let Ok(at) = at {
@@ -184,7 +184,7 @@ impl<S: Storage, D: Device> Worker<S, D> {
             }
             _ if is_new => {
                 if request.keep {
-                    self.parts.quotas.take_session(request.who.tenant)?;
+                    self.ledger.take(request.who.tenant)?;
                 }
                 let mut session = Session::new(id, request.keep, used_at);
                 session.record.tenant = request.who.tenant;
@@ -274,9 +274,10 @@ impl<S: Storage, D: Device> Worker<S, D> {
             self.parts.residency.forgotten(&mut self.parts.device, &session);
             self.parts.metrics.sessions_evicted.inc();
             if !planted(Bug::EvictSilently) {
-                self.tell_gone(id, Some(&session), Gone::Evicted);
+                self.tell_gone(id, &session, Gone::Evicted);
             }
         }
+        self.settle_losses();
     }
 
     /// Sets a generation going.

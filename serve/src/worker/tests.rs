@@ -3,6 +3,7 @@
 mod acts;
 mod dying;
 mod isolation;
+mod losses;
 mod moves;
 mod peers;
 mod simulation;

@@ -2,7 +2,7 @@
 //! token is held to what an undisturbed server says and the server's memory is watched.
 //!
 //! `make soak` runs it. The environment tells for how long (`AERIE_SOAK_SECONDS`, 600), by which seed (`_SEED`), with
-//! which `_DURABILITY`, `_MODEL`, `_CLIENTS` and `_SESSIONS`, and where samples and picture go (`_OUT`).
+//! which `_DURABILITY`, `_MODEL`, `_CLIENTS` and `_SESSIONS`, on which `_DEVICES`, and where samples and picture go (`_OUT`).
 
 mod audit;
 mod caretaker;
@@ -70,7 +70,9 @@ async fn main() -> anyhow::Result<ExitCode> {
     fs::write(&config, settings.server())?;
     let config = config.to_str().context("AERIE_SOAK_OUT is not UTF-8")?.to_owned();
     let model = settings.model.clone();
-    let server = Server::start(&model, &["--config", &config, "--log", "warn"]);
+    let mut flags = vec!["--config", &config, "--log", "warn"];
+    flags.extend(settings.devices.iter().flat_map(|device| ["--device", device]));
+    let server = Server::start(&model, &flags);
     let mut visitors = JoinSet::new();
     for _ in 0..settings.visitors {
         let clients = [patient(&server, Wire::Grpc).await, patient(&server, Wire::Quic).await];
@@ -145,6 +147,7 @@ fn limits(settings: &Settings) -> Limits {
     Limits {
         seed: settings.seed,
         sessions_max: settings.sessions_max().into(),
+        devices: settings.devices.clone(),
         idle_max: Duration::from_secs(settings::IDLE_S.into()),
         visitors: settings.visitors.into(),
         // A name that was taken away may still count while the answer is on its way.

@@ -13,10 +13,12 @@ pub(crate) struct Settings {
     pub(crate) model: PathBuf,
     pub(crate) visitors: u32,
     pub(crate) sessions: u32,
+    /// As the server has them; none for its default, which is one.
+    pub(crate) devices: Vec<String>,
     pub(crate) out: PathBuf,
 }
 
-/// Lanes of the server: so few that nearly all sessions are parked.
+/// Lanes of the server, on all devices together: so few that nearly all sessions are parked.
 const LANES: u32 = 4;
 /// Tokens in one step.
 const STEP_TOKENS: u32 = 64;
@@ -39,17 +41,25 @@ impl Settings {
             model: var("AERIE_SOAK_MODEL", PathBuf::from("models/bundles/tales"))?,
             visitors: var("AERIE_SOAK_CLIENTS", 24)?,
             sessions: var("AERIE_SOAK_SESSIONS", 1000)?,
+            devices: devices(&var("AERIE_SOAK_DEVICES", String::new())?),
             out: var("AERIE_SOAK_OUT", PathBuf::from("target/soak"))?,
         };
         if settings.sessions < 16 * settings.visitors {
             bail!("AERIE_SOAK_SESSIONS is less than 16 for each of AERIE_SOAK_CLIENTS");
         }
+        if LANES < settings.n_devices() {
+            bail!("AERIE_SOAK_DEVICES has more than {LANES} devices");
+        }
         Ok(settings)
     }
 
-    /// Sessions that the server keeps: somewhat fewer than there are, so that some are evicted.
+    pub(crate) fn n_devices(&self) -> u32 {
+        u32::try_from(self.devices.len().max(1)).unwrap_or(u32::MAX)
+    }
+
+    /// Sessions that a device of the server keeps: somewhat fewer than there are of it, so that some are evicted.
     pub(crate) fn sessions_max(&self) -> u32 {
-        self.sessions - self.sessions / 20
+        (self.sessions - self.sessions / 20) / self.n_devices()
     }
 
     /// Sessions that may have a name.
@@ -61,16 +71,23 @@ impl Settings {
     pub(crate) fn server(&self) -> String {
         let (sessions_max, names_max) = (self.sessions_max(), self.names_max());
         let durability = &self.durability;
+        let n_devices = self.n_devices();
+        let (lanes, states_bytes) = (LANES / n_devices, STATES_BYTES / u64::from(n_devices));
         format!(
             "drain_grace_ms = 300\n\
-             [scheduler]\nlanes_max = {LANES}\nstep_tokens_max = {STEP_TOKENS}\n\
+             [scheduler]\nlanes_max = {lanes}\nstep_tokens_max = {STEP_TOKENS}\n\
              [pipe]\nevents_max = 8\n\
-             [sessions]\nsessions_max = {sessions_max}\nstates_bytes_max = {STATES_BYTES}\n\
+             [sessions]\nsessions_max = {sessions_max}\nstates_bytes_max = {states_bytes}\n\
              log_tokens_max = {LOG_TOKENS}\nstate_interval_tokens = 32\nstates_max = 6\n\
              durability = \"{durability}\"\nidle_s_max = {IDLE_S}\nnames_max = {names_max}\n\
              prefix_tokens_min = 8\nprefix_bytes_max = {PREFIX_BYTES}\n"
         )
     }
+}
+
+/// Names with commas between them.
+fn devices(text: &str) -> Vec<String> {
+    text.split(',').filter(|it| !it.is_empty()).map(str::to_owned).collect()
 }
 
 fn var<T>(name: &str, default: T) -> anyhow::Result<T>

@@ -39,10 +39,12 @@ pub(crate) struct Town {
 }
 
 /// How the server was told to forget.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Limits {
     pub(crate) seed: u32,
     pub(crate) sessions_max: u64,
+    /// Where sessions are brought.
+    pub(crate) devices: Vec<String>,
     pub(crate) idle_max: Duration,
     pub(crate) visitors: u64,
     pub(crate) names_max: u64,
@@ -58,6 +60,7 @@ pub(crate) struct Counts {
     pub(crate) readers: AtomicU64,
     pub(crate) tokens: AtomicU64,
     pub(crate) forks: AtomicU64,
+    pub(crate) moves: AtomicU64,
     pub(crate) rewinds: AtomicU64,
     pub(crate) names: AtomicU64,
     pub(crate) carried: AtomicU64,

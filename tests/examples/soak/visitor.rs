@@ -41,6 +41,7 @@ enum Deed {
     Rewind,
     Name,
     Carry,
+    Move,
     Delete,
     Stale,
 }
@@ -62,6 +63,7 @@ const DEEDS: &[(Deed, u32)] = &[
     (Deed::Rewind, 10),
     (Deed::Name, 4),
     (Deed::Carry, 5),
+    (Deed::Move, 6),
     (Deed::Delete, 4),
     (Deed::Stale, 3),
 ];
@@ -119,7 +121,13 @@ impl Visitor {
                 *DEEDS.choose_weighted(&mut self.rng, |it| it.1).expect("some weigh something");
             let goes_on = !matches!(
                 deed,
-                Deed::Read | Deed::Fork | Deed::Rewind | Deed::Name | Deed::Carry | Deed::Delete
+                Deed::Read
+                    | Deed::Fork
+                    | Deed::Rewind
+                    | Deed::Name
+                    | Deed::Carry
+                    | Deed::Move
+                    | Deed::Delete
             );
             if !(is_at_end && goes_on) {
                 return deed;
@@ -145,6 +153,7 @@ impl Visitor {
             Deed::Rewind => self.rewind(guest).await?,
             Deed::Name => self.name(guest).await?,
             Deed::Carry => self.carry(guest).await?,
+            Deed::Move => self.bring(guest).await?,
             Deed::Stale => self.stale(guest).await?,
             Deed::Delete => {
                 self.delete(guest).await?;

@@ -227,7 +227,7 @@ pub(super) fn write_session(out: &mut impl Write, session: &v1::Session) -> io::
 }
 
 /// Writes rows with their columns aligned, numbers too: a terminal is for reading.
-fn write_table<const N: usize>(rows: &[[String; N]]) -> io::Result<()> {
+pub(super) fn write_table<const N: usize>(rows: &[[String; N]]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     let widths: [usize; N] = std::array::from_fn(|column| {
         rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
@@ -240,7 +240,7 @@ fn write_table<const N: usize>(rows: &[[String; N]]) -> io::Result<()> {
     Ok(())
 }
 
-fn residence(session: &v1::Session) -> &'static str {
+pub(super) fn residence(session: &v1::Session) -> &'static str {
     match session.residence() {
         v1::SessionResidence::Active => "active",
         v1::SessionResidence::Resident => "resident",
@@ -249,7 +249,7 @@ fn residence(session: &v1::Session) -> &'static str {
     }
 }
 
-fn idle(session: &v1::Session) -> String {
+pub(super) fn idle(session: &v1::Session) -> String {
     let idle = Duration::try_from_secs_f64(session.idle_seconds).unwrap_or_default();
     match idle.as_secs() {
         0..60 => Seconds(idle).to_string(),

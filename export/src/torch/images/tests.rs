@@ -7,7 +7,7 @@ use aerie_models::{
         activation::Gains,
         config::{Norm, Padding, Stage, Standardise},
         network,
-        nf_resnet::bare,
+        nf_resnet::{bare, unstandardised},
         presets::preset,
     },
 };
@@ -17,7 +17,7 @@ use super::*;
 use crate::{
     checkpoint::{Tensors, Values},
     onnx::{self, Limits, Weights, images::tests::Moved},
-    runtime,
+    runtime::{self, classifier::Classifier},
 };
 
 fn tensors(config: &ImageConfig, weights: &dyn Weights) -> Tensors {
@@ -85,7 +85,7 @@ fn graphs_compute_what_libtorch_does() {
             let dir = tempfile::tempdir().unwrap();
             let graph = onnx::images::emit(&config, precision, &Moved(3)).unwrap();
             onnx::write(graph, "test", &Moved(3), Limits::default(), dir.path()).unwrap();
-            let mut graph = runtime.open_classifier(&dir.path().join(MODEL_FILE)).unwrap();
+            let mut graph = Classifier::open(runtime, &dir.path().join(MODEL_FILE)).unwrap();
             for shape in [[2, 3, 64, 64], [1, 3, 61, 75]] {
                 let pixels = pixels(shape);
                 let expected = logits(&config, &pixels, Kind::Double);
@@ -156,11 +156,7 @@ fn signals_propagate_as_predicted() {
         assert!((ratio - 1.0).abs() < 0.05, "{found} is not {predicted}");
     }
     assert!(mean_square.iter().all(|&it| it < 0.02), "{mean_square:?}");
-    let without = ImageConfig {
-        standardise: Standardise::Off,
-        branch_end: aerie_models::images::config::BranchEnd::Plain,
-        ..config
-    };
+    let without = unstandardised(config);
     let [_, mean_square] = propagate(&without);
     assert!(5.0 < mean_square[15], "{mean_square:?}");
 }
@@ -173,10 +169,6 @@ fn propagate(config: &ImageConfig) -> [Vec<f64>; 2] {
         for (path, it) in parameters.iter() {
             if path.as_str().ends_with("skipinit_gain") {
                 let _ = it.tensor.shallow_clone().fill_(1.0);
-            }
-            if it.role == aerie_models::Role::Matrix && config.standardise == Standardise::Off {
-                // As He et al. 2015 (arXiv:1502.01852) have it, but for the gain, which is elsewhere.
-                let _ = it.tensor.shallow_clone().g_mul_scalar_(0.5f64.sqrt());
             }
         }
     });

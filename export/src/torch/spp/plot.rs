@@ -58,7 +58,9 @@ fn draw_panel(
         .y_label_area_size(64)
         .build_cartesian_2d(0.0..blocks as f64 - 0.5, y.clone())?;
     let label = if log { format!("{name} (log10)") } else { (*name).to_owned() };
-    chart.configure_mesh().disable_x_mesh().x_desc("block").y_desc(label).draw()?;
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_x_mesh().x_desc("block").x_label_formatter(&|it| format!("{it:.0}"));
+    mesh.y_desc(label).draw()?;
     if let [only] = found {
         let lines = only.stage_starts.iter().map(|&it| it as f64 - 0.5).filter(|it| 0.0 < *it);
         let line = |x: f64| PathElement::new([(x, y.start), (x, y.end)], BLACK.mix(0.3));

@@ -90,19 +90,17 @@ fn learning_rate_rises_then_falls_to_its_final_share() {
 
 /// A run of a small classifier on pictures of two kinds: lighter above, or lighter below.
 fn begin_image_run(dir: &std::path::Path, change: impl FnOnce(&mut Run)) -> RunDir {
-    for class in ["above", "below"] {
-        let folder = dir.join("pictures").join(class);
-        fs::create_dir_all(&folder).unwrap();
-        for number in 0..12u8 {
-            let light = |row: u8| if (row < 4) == (class == "above") { 200_u8 } else { 40 };
-            let pixel = |at: u8| light(at / 8).wrapping_add(at.wrapping_mul(number) % 32);
-            let grey: Vec<u8> = (0..64).map(pixel).collect();
-            let mut file = fs::File::create(folder.join(format!("{number}.png"))).unwrap();
-            let mut encoder = png::Encoder::new(&mut file, 8, 8);
-            encoder.set_color(png::ColorType::Grayscale);
-            encoder.write_header().unwrap().write_image_data(&grey).unwrap();
-        }
+    let mut records = Vec::new();
+    for number in 0..24u8 {
+        let class = number % 2;
+        let light = |row: usize| if (row < 16) == (class == 0) { 200 } else { 40 };
+        let pixel = |at: usize| light(at % 1024 / 32) + (at * usize::from(number) % 32) as u8;
+        records.push(class);
+        records.extend((0..3072).map(pixel));
     }
+    fs::create_dir(dir.join("pictures")).unwrap();
+    fs::write(dir.join("pictures/batches.meta.txt"), "above\nbelow\n").unwrap();
+    fs::write(dir.join("pictures/data_batch_1.bin"), records).unwrap();
     let mut run = image_run();
     let (Model::Images(model), Data::Images(data)) = (&mut run.model, &mut run.data) else {
         panic!("it is a run on images")

@@ -29,7 +29,7 @@ use tracing::{debug, info};
 use super::Oip;
 use crate::{
     admission::Reject,
-    auth::{Principal, bearer},
+    auth::{Evidence, Principal, bearer},
     server::{Listener, Shutdown},
     service::Service,
     telemetry::metrics::Api,
@@ -265,7 +265,7 @@ impl Front {
 
     fn principal(&self, headers: &HeaderMap) -> Result<Principal, Reject> {
         let token = headers.get(header::AUTHORIZATION).and_then(|it| bearer(it.as_bytes()));
-        self.oip.service().principal(token)
+        Ok(self.oip.service().caller(Evidence::of(token, None))?.who)
     }
 
     /// Answers a request without a body, in JSON.
@@ -329,7 +329,7 @@ pub(in crate::transport) fn status(reject: &Reject) -> StatusCode {
     match reject {
         Reject::Invalid { .. } | Reject::OutOfRange { .. } => StatusCode::BAD_REQUEST,
         Reject::Unauthenticated { .. } => StatusCode::UNAUTHORIZED,
-        Reject::Forbidden { .. } => StatusCode::FORBIDDEN,
+        Reject::Forbidden { .. } | Reject::NotAdmin => StatusCode::FORBIDDEN,
         Reject::UnknownModel { .. }
         | Reject::UnknownSession { .. }
         | Reject::UnknownName { .. } => StatusCode::NOT_FOUND,

@@ -46,6 +46,19 @@ impl Dying {
         &self.inner
     }
 
+    /// Damages the record that is `bytes` in a state cache, and its other copy.
+    pub(super) fn spoil(&mut self, bytes: &[u8]) {
+        const HEADER_BYTES: usize = 4096;
+
+        let file = self.inner.bytes_mut();
+        let at = file.windows(bytes.len()).position(|it| it == bytes).expect("it is in the file");
+        let plane_bytes = (file.len() - HEADER_BYTES) / 2;
+        let in_plane = (at - HEADER_BYTES) % plane_bytes;
+        for plane in 0..2 {
+            file[HEADER_BYTES + plane * plane_bytes + in_plane] ^= 1;
+        }
+    }
+
     fn dead() -> io::Error {
         io::Error::other("the process is dead")
     }

@@ -78,6 +78,53 @@ fn a_session_that_moves_is_the_same() {
     assert!(3 * seeds < moved, "{moved} moves in {seeds} seeds");
 }
 
+/// Goal: calls for a session on its way wait for it, but not any number of them.
+#[test]
+fn who_comes_for_a_session_on_its_way_waits_if_there_is_room() {
+    let mut world = World::new(3);
+    world.ask();
+    while world.peers.iter().all(|it| !it.peer.is_known || it.peer.turn.is_some()) {
+        world.advance();
+    }
+    let client = world.peers.iter().find(|it| it.peer.is_known).unwrap();
+    let (id, home, now) = (client.peer.id, client.home, world.now);
+    let (there, (reply, _answer)) = (1 - home, oneshot::channel());
+    let departure = Move {
+        who: Principal::ANONYMOUS,
+        id,
+        expected_position: None,
+        only_idle: false,
+        from: world.router.peer(WorkerId(home)),
+        to: world.router.peer(WorkerId(there)),
+        load: world.router.load(WorkerId(there)),
+        reply,
+    };
+    world.workers[home].handle(Event::Move(Box::new(departure)), now);
+    let held_max = world.workers[home].parts.limits.held_calls_max as usize;
+    let look = |world: &mut World| {
+        let (reply, answer) = oneshot::channel();
+        let look = Event::Look(Look { who: Principal::ANONYMOUS, id, reply });
+        world.workers[home].handle(look, now);
+        answer
+    };
+    let mut answers: Vec<_> = (0..held_max + 2).map(|_| look(&mut world)).collect();
+    for answer in answers.split_off(held_max) {
+        let refused = answer.blocking_recv().unwrap().unwrap_err();
+        assert!(matches!(refused, Reject::Unavailable { .. }), "{refused}");
+    }
+    for _ in 0..100 {
+        world.advance();
+    }
+    // It has left, and there is room again.
+    answers.push(look(&mut world));
+    for _ in 0..100 {
+        world.advance();
+    }
+    for answer in answers {
+        assert_eq!(answer.blocking_recv().unwrap().unwrap().id, id);
+    }
+}
+
 /// Goal: of two rows of a session the right one is taken.
 #[test]
 fn taking_the_wrong_epoch_is_found() {

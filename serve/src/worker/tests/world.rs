@@ -67,6 +67,8 @@ pub(super) struct World {
     /// Sessions that gave way, and in which life of the server.
     evicted: HashMap<SessionId, u32>,
     life: u32,
+    /// Rows were damaged on purpose.
+    pub(super) is_spoilt: bool,
     /// What has happened, to see that it does.
     pub(super) counts: Counts,
 }
@@ -114,6 +116,7 @@ impl World {
             kept: Vec::new(),
             evicted: HashMap::new(),
             life: 0,
+            is_spoilt: false,
             counts: Counts::default(),
         }
     }
@@ -157,7 +160,7 @@ impl World {
     fn count_sessions(&self) {
         let worker = &self.worker;
         if worker.n_generations == 0 && !self.fuse.is_dead() {
-            let of = |name: &str| worker.parts.quotas.n_sessions(TenantId::named(name));
+            let of = |name: &str| worker.parts.quotas.usage(TenantId::named(name)).sessions;
             let counted: u32 = TENANTS.into_iter().map(of).sum();
             assert_eq!(counted as usize, worker.n_sessions(), "{}", self.context);
         }
@@ -191,8 +194,11 @@ impl World {
             if let Notice::Gone { id, why, .. } = notice
                 && !self.fuse.is_dead()
             {
-                let unused = |why| !matches!(why, Gone::Lost | Gone::Expired);
-                assert!(unused(why), "{}: {id} is gone, {why:?}", self.context);
+                let is_known = match why {
+                    Gone::Lost => self.is_spoilt,
+                    why => why != Gone::Expired,
+                };
+                assert!(is_known, "{}: {id} is gone, {why:?}", self.context);
                 if why == Gone::Evicted {
                     self.counts.evicted += 1;
                     let named = self.peers.iter().find(|it| it.id == id && it.name.is_some());
@@ -459,13 +465,14 @@ pub(super) fn start_with(
             replay_tokens_max: 4096,
             idle_max: None,
             names_max: shape.names_max,
+            held_calls_max: 3,
             prefix_bytes_max: 1 << 20,
             prefix_tokens_min: 2,
             prefix_tokens_max: 200,
         },
         text: Text::new(Arc::clone(vocabulary), 8),
         notices,
-        quotas: Quotas::new(&tenants(), &metrics),
+        quotas: Quotas::new(&tenants()),
         metrics: metrics.worker("fake", "fake"),
         clock,
     });

@@ -19,7 +19,7 @@ use crate::{
     storage::faulty::{Fault, FaultyStorage},
 };
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 2_000;
 const OPERATIONS: u32 = 200;
 const KEYS: u64 = 8;
 

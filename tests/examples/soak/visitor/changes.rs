@@ -1,7 +1,7 @@
 //! Forks, rewinds, names, files, deletions, and questions that must be refused.
 
 use aerie_client::{Code, Error, v1};
-use rand::Rng as _;
+use rand::{Rng as _, seq::IndexedRandom as _};
 use tokio_stream::StreamExt as _;
 
 use super::{Visitor, turns::whole};
@@ -80,6 +80,29 @@ impl Visitor {
             guest.position = to;
         }
         Counts::one(&self.town.counts.rewinds);
+        Ok(())
+    }
+
+    /// Brings a session to a device, maybe the one where it is; amid a turn if there is more to say.
+    pub(super) async fn bring(&mut self, guest: &mut Guest) -> Result<(), Surprise> {
+        let Some(device) = self.town.limits.devices.choose(&mut self.rng).cloned() else {
+            return Ok(());
+        };
+        guest.note(format!("  to {device}"));
+        let session_id = guest.id.clone();
+        let request = v1::MoveSessionRequest { session_id, device, expected_position: None };
+        let (client, town) = (self.client(), std::sync::Arc::clone(&self.town));
+        let moving = async || knock(&town, || client.move_session(request.clone())).await;
+        let is_at_end = guest.position == self.town.scripts[guest.script].len();
+        let moved = if is_at_end || self.rng.random_bool(0.5) {
+            moving().await
+        } else {
+            let (turn, moved) = tokio::join!(self.turn(guest, std::time::Duration::ZERO), moving());
+            turn?;
+            moved
+        };
+        moved.map_err(Surprise::call("a move"))?;
+        Counts::one(&self.town.counts.moves);
         Ok(())
     }
 

@@ -80,6 +80,65 @@ fn targets_are_shared_as_pictures_are() {
     }
 }
 
+/// Goal: what a batch's mean varies by is what theory says (Fort et al. 2021, arXiv:2105.13343): with `K` of
+/// `N` pictures and `n` draws of each, `V_img/K · (N-K)/(N-1) + V_aug/(K n)`.
+///
+/// Method: the mean over a batch of a fixed function of the pixels, as a gradient is one, over many batches;
+/// the two variances are taken of draws picture by picture. Both are estimates of some 1 %.
+#[test]
+fn means_of_batches_vary_as_their_pictures_and_draws_do() {
+    const DRAWS: usize = 4000;
+    let crop = Some(Crop::Padded { padding: 2, fill: Fill::Zero });
+    let function = |pixels: &[f32]| -> f64 {
+        let weight = |at: usize| f64::from((at * 37 % 101) as u32) / 101.0;
+        pixels.iter().enumerate().map(|(at, it)| weight(at) * f64::from(*it)).sum()
+    };
+    let moments = |values: &[f64]| {
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let square = values.iter().map(|it| (it - mean).powi(2)).sum::<f64>();
+        (mean, square / values.len() as f64)
+    };
+    let all = BatchOptions { crop, ..BatchOptions::plain(PICTURES.into()) };
+    let mut by_picture = vec![Vec::new(); PICTURES.into()];
+    for batch in feed(all.clone()).batches(Cursor::default()).take(DRAWS).map(Result::unwrap) {
+        for (pixels, &source) in batch.pixels.chunks(48).zip(&batch.sources) {
+            by_picture[source as usize].push(function(pixels));
+        }
+    }
+    let means: Vec<f64> = by_picture.iter().map(|it| moments(it).0).collect();
+    let within: f64 = by_picture.iter().map(|it| moments(it).1).sum();
+    let (of_images, of_draws) = (moments(&means).1, within / f64::from(PICTURES));
+    for (mode, batch, multiplicity) in [
+        (Multiplicity::Fixed, 4, 1),
+        (Multiplicity::Fixed, 4, 2),
+        (Multiplicity::Fixed, 4, 4),
+        (Multiplicity::Growing, 5, 1),
+        (Multiplicity::Growing, 5, 4),
+    ] {
+        let options = BatchOptions { batch, multiplicity, multiplicity_mode: mode, ..all.clone() };
+        let pictures = options.shape().pictures;
+        // A batch that goes over the end of a pass may have a picture twice.
+        let per_pass = usize::from(PICTURES) / pictures as usize;
+        let is_whole = usize::from(PICTURES) == per_pass * pictures as usize;
+        let batches = feed(options).batches(Cursor::default()).take(4 * DRAWS).map(Result::unwrap);
+        let batches = batches.enumerate().filter(|(at, _)| {
+            is_whole || {
+                let first = at * pictures as usize % usize::from(PICTURES);
+                first + pictures as usize <= usize::from(PICTURES)
+            }
+        });
+        let means: Vec<f64> = batches
+            .map(|(_, it)| {
+                it.pixels.chunks(48).map(function).sum::<f64>() * 48.0 / it.pixels.len() as f64
+            })
+            .collect();
+        let [k, total, n] = [pictures, PICTURES.into(), multiplicity].map(f64::from);
+        let expected = of_images / k * (total - k) / (total - 1.0) + of_draws / (k * n);
+        let found = moments(&means).1;
+        assert!((found / expected - 1.0).abs() < 0.05, "{mode:?} {n}: {found}, not {expected}");
+    }
+}
+
 /// Half of the rows are means of two pictures, the others are cut together.
 #[test]
 fn mixup_and_cutmix_take_turns() {
