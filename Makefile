@@ -31,8 +31,9 @@ bench: .deps/onnxruntime .deps/libtorch ## kernels beside the memory bandwidth m
 	cargo bench -p aerie-ops -p aerie-state-cache -p aerie-serve
 	cargo bench -p aerie-export --bench scan
 
-python: ## what the tests run Aerie against, and its Python client: onnxruntime, grpcio, mypy (330 MB)
+python: ## what the tests run Aerie against, and its Python client: onnxruntime, grpcio, mypy, tritonclient (450 MB)
 	@tests/setup/python.sh
+	@tests/setup/python.sh .deps/triton tests/python/triton.txt
 
 parity: ## Google's code, transformers and timm beside ours (Python packages of 6 GB, CUDA's among them)
 	@tests/setup/python.sh .deps/parity tests/python/parity.txt

@@ -84,11 +84,26 @@ pub enum Reject {
          generations_max = {generations_max} allows"
     )]
     QuotaGenerations { generations_max: u32, retry_after: Duration },
+    /// There is no room for more of something else.
+    #[error("{max} {}", room.describe())]
+    Busy { room: Room, max: u32, retry_after: Duration },
+    /// It waited as long as its client wanted it to.
+    #[error("the request waited for {} µs, which is its timeout", timeout.as_micros())]
+    Expired { timeout: Duration },
     #[error("the server is not ready to take requests")]
     Unavailable { retry_after: Duration },
     /// A device or the state cache failed; the log has the details.
     #[error("the server could not go on with this generation: {what}")]
     Internal { what: &'static str },
+}
+
+/// What there is no more room for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Room {
+    /// Of the Open Inference Protocol.
+    Calls,
+    /// Pictures, at one device.
+    Rows,
 }
 
 /// The variants of [`Reject`] without what they hold: a label.
@@ -110,6 +125,8 @@ pub enum RejectKind {
     QueueFull,
     QuotaSessions,
     QuotaGenerations,
+    Busy,
+    Expired,
     Unavailable,
     Internal,
 }
@@ -158,7 +175,8 @@ impl Admission {
         self.config.requests_max as usize - self.slots.available_permits()
     }
 
-    fn retry_after(&self) -> Duration {
+    /// What a client is told to wait.
+    pub fn retry_after(&self) -> Duration {
         Duration::from_millis(self.config.retry_after_ms.into())
     }
 }
@@ -205,6 +223,8 @@ impl Reject {
             Self::QueueFull { .. } => RejectKind::QueueFull,
             Self::QuotaSessions { .. } => RejectKind::QuotaSessions,
             Self::QuotaGenerations { .. } => RejectKind::QuotaGenerations,
+            Self::Busy { .. } => RejectKind::Busy,
+            Self::Expired { .. } => RejectKind::Expired,
             Self::Unavailable { .. } => RejectKind::Unavailable,
             Self::Internal { .. } => RejectKind::Internal,
         }
@@ -253,15 +273,25 @@ impl Reject {
         match *self {
             Self::QueueFull { retry_after, .. }
             | Self::QuotaGenerations { retry_after, .. }
+            | Self::Busy { retry_after, .. }
             | Self::Unavailable { retry_after } => Some(retry_after),
             _ => None,
         }
     }
 }
 
+impl Room {
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Calls => "calls of the Open Inference Protocol are open, which is oip.calls_max",
+            Self::Rows => "pictures wait for this device, which is batcher.queue_rows_max",
+        }
+    }
+}
+
 impl RejectKind {
     /// Every kind, so that each has its series from the start.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::Invalid,
         Self::Unauthenticated,
         Self::NotAdmin,
@@ -278,6 +308,8 @@ impl RejectKind {
         Self::QueueFull,
         Self::QuotaSessions,
         Self::QuotaGenerations,
+        Self::Busy,
+        Self::Expired,
         Self::Unavailable,
         Self::Internal,
     ];
@@ -301,6 +333,8 @@ impl RejectKind {
             Self::QueueFull => "queue_full",
             Self::QuotaSessions => "quota_sessions",
             Self::QuotaGenerations => "quota_generations",
+            Self::Busy => "busy",
+            Self::Expired => "expired",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
         }

@@ -80,6 +80,14 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS", help_heading = "Listeners")]
     quic: Option<SocketAddr>,
 
+    /// Speak the Open Inference Protocol over HTTP too, here; over gRPC it is spoken where gRPC is
+    #[arg(long, value_name = "ADDRESS", help_heading = "Listeners")]
+    rest: Option<SocketAddr>,
+
+    /// Encrypt that too, with the certificate that QUIC has
+    #[arg(long, help_heading = "Listeners")]
+    rest_tls: bool,
+
     /// Where /metrics, /healthz and /readyz are [default: 127.0.0.1:7448]
     #[arg(long, value_name = "ADDRESS", help_heading = "Listeners")]
     http: Option<SocketAddr>,
@@ -200,11 +208,13 @@ impl Args {
             config.auth.tokens_file.clone_from(&self.tokens);
         }
         config.grpc.tls |= self.grpc_tls;
+        config.rest.tls |= self.rest_tls;
         config.admin.listen = self.admin_listen.or(config.admin.listen);
         override_with(&mut config.data_dir, self.data.as_ref());
         override_with(&mut config.grpc.listen, self.grpc.as_ref());
         override_with(&mut config.quic.listen, self.quic.as_ref());
         override_with(&mut config.http.listen, self.http.as_ref());
+        config.rest.listen = self.rest.or(config.rest.listen);
         override_with(&mut config.scheduler.lanes_max, self.lanes_max.as_ref());
         override_with(&mut config.scheduler.step_tokens_max, self.step_tokens_max.as_ref());
         override_with(&mut config.sessions.sessions_max, self.sessions_max.as_ref());
@@ -241,6 +251,9 @@ impl Args {
         let (grpc, quic, http) = (server.grpc_addr(), server.quic_addr(), server.http_addr());
         let new = path.with_added_extension("new");
         let mut lines = format!("{scheme}://{grpc}\nquic://{quic}\nhttp://{http}\n");
+        if let Some(rest) = server.rest_addr() {
+            lines.push_str(&format!("{}://{rest}/v2\n", server.rest_scheme()));
+        }
         if let Some(admin) = server.admin_addr() {
             lines.push_str(&format!("admin+{scheme}://{admin}\n"));
         }
@@ -277,6 +290,13 @@ fn coherent(config: Config) -> anyhow::Result<Config> {
              scheduler.lanes_max = {lanes_max} streams; it must be more"
         );
     }
+    let (rows_max, queue_rows_max) = (config.batcher.rows_max, config.batcher.queue_rows_max);
+    if rows_max == 0 || queue_rows_max < rows_max {
+        bail!(
+            "batcher.rows_max = {rows_max} and batcher.queue_rows_max = {queue_rows_max}: a batch must \
+             have rows, and as many must be able to wait"
+        );
+    }
     if config.sessions.sessions_max == 0 {
         bail!("sessions.sessions_max = 0: no generation could have a session");
     }
@@ -303,8 +323,21 @@ fn coherent(config: Config) -> anyhow::Result<Config> {
     if config.tls.client_ca.is_some() && !config.grpc.tls {
         bail!("grpc.tls = false: gRPC would ask nobody for the certificate of tls.client_ca");
     }
-    if config.grpc.connections_max == 0 {
-        bail!("grpc.connections_max = 0: nobody would be let in");
+    if config.grpc.connections_max == 0 || config.rest.connections_max == 0 {
+        bail!("grpc.connections_max = 0 or rest.connections_max = 0: nobody would be let in");
+    }
+    if let Some(listen) = config.rest.listen
+        && !config.rest.tls
+    {
+        if config.auth.tokens_file.is_some() && !listen.ip().is_loopback() {
+            bail!(
+                "rest.tls = false: with auth.tokens_file, tokens would cross the network in plaintext to \
+                 rest.listen = {listen}; encrypt it, or have it listen on a loopback address"
+            );
+        }
+        if config.tls.client_ca.is_some() {
+            bail!("rest.tls = false: HTTP would ask nobody for the certificate of tls.client_ca");
+        }
     }
     if config.admission.requests_max == 0 {
         bail!("admission.requests_max = 0: every generation would be refused");

@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    admin, admission, auth,
+    admin, admission, auth, batcher,
     device::DeviceSpec,
-    pipe, request, scheduler, sessions,
+    oip, pipe, request, scheduler, sessions,
     telemetry::http,
     tls,
-    transport::{grpc, quic},
+    transport::{grpc, oip::rest, quic},
 };
 
 /// A configuration file is a few kilobytes; what is larger is not one.
@@ -38,13 +38,16 @@ pub struct Config {
     pub grpc: grpc::Config,
     pub quic: quic::Config,
     pub http: http::Config,
+    pub rest: rest::Config,
     pub admin: admin::Config,
     pub tls: tls::Config,
     pub auth: auth::Config,
     pub admission: admission::Config,
     pub request: request::Config,
     pub pipe: pipe::Config,
+    pub oip: oip::Config,
     pub scheduler: scheduler::Config,
+    pub batcher: batcher::Config,
     pub sessions: sessions::Config,
 }
 
@@ -95,13 +98,16 @@ impl Default for Config {
             grpc: grpc::Config::default(),
             quic: quic::Config::default(),
             http: http::Config::default(),
+            rest: rest::Config::default(),
             admin: admin::Config::default(),
             tls: tls::Config::default(),
             auth: auth::Config::default(),
             admission: admission::Config::default(),
             request: request::Config::default(),
             pipe: pipe::Config::default(),
+            oip: oip::Config::default(),
             scheduler: scheduler::Config::default(),
+            batcher: batcher::Config::default(),
             sessions: sessions::Config::default(),
         }
     }

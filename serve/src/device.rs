@@ -1,5 +1,6 @@
 //! What runs a step: one trait, and how a device is named.
 
+pub mod classifier;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod files;

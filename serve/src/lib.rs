@@ -13,9 +13,12 @@
 pub mod admin;
 pub mod admission;
 pub mod auth;
+pub mod batcher;
+pub mod classifier;
 pub mod cli;
 pub mod config;
 pub mod device;
+pub mod oip;
 pub mod pipe;
 mod planted;
 pub mod prefixes;

@@ -9,7 +9,7 @@ pub(crate) mod stores;
 mod tests;
 pub(crate) mod workers;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, mem, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use aerie_models::BundleError;
 use aerie_state_cache::OpenError;
@@ -22,22 +22,28 @@ use tokio::{
 use tracing::warn;
 
 use self::{
-    bundles::Draft,
-    workers::{Crew, Post},
+    bundles::Drafts,
+    workers::{ClassifierPost, Crew, Post},
 };
 use crate::{
     admin::Admin,
     admission::Admission,
     auth::{Auth, TokensError},
+    classifier,
     config::Config,
+    device::classifier::OrtClassifier,
     device::ort::{LoadError, OrtDevice, Runtime},
+    oip::{
+        self,
+        sequence::{KeyError, SequenceKey},
+    },
     quotas::Quotas,
     router::Router,
     service::{Parts, Readiness, Service},
     telemetry::{http, metrics::Metrics},
     text::TokenizerError,
     tls::{Identity, TlsError},
-    transport::{admin, grpc, quic},
+    transport::{admin, grpc, oip::rest, quic},
     worker::Clock,
 };
 
@@ -50,6 +56,8 @@ pub struct Server {
     grpc: Listener,
     grpc_scheme: &'static str,
     quic: Listener,
+    rest: Option<Listener>,
+    rest_scheme: &'static str,
     http: Listener,
     admin: Admin,
     admins: Option<Listener>,
@@ -106,12 +114,16 @@ pub enum StartError {
     Admin(#[from] admin::BindError),
     #[error(transparent)]
     Quic(#[from] quic::BindError),
+    #[error(transparent)]
+    Rest(#[from] rest::BindError),
     #[error("http.listen = {listen}: {source}")]
     Http { listen: SocketAddr, source: io::Error },
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
     Tokens(#[from] TokensError),
+    #[error(transparent)]
+    Sequences(#[from] KeyError),
 }
 
 /// What transports get, once all workers have drained, to send their last messages.
@@ -125,27 +137,33 @@ impl Server {
     pub async fn start(config: Config) -> Result<Self, StartError> {
         check_lists(&config)?;
         let auth = Auth::open(&config.auth, config.tls.client_ca.is_some())?;
-        let (drafts, senders) = bundles::read(&config).await?;
+        let mut drafts = bundles::read(&config).await?;
+        let senders = mem::take(&mut drafts.senders);
         let (readiness, _) = watch::channel(Readiness::Starting);
         let (metrics, clock) = (Metrics::new(), Clock::start());
         let quotas = Quotas::new(&auth);
         // Side by side, as each takes about as long as the others.
         let (verified, hosted, workers) = tokio::join!(
             bundles::verify(&drafts),
-            bundles::host(&drafts, senders),
+            bundles::host(&drafts.models, senders),
             start_workers(&config, &drafts, &quotas, &metrics, clock, readiness.clone()),
         );
         // What is not the bundle that it says to be may fail in any other way, too.
         verified?;
-        let (models, (crew, router)) = (hosted?, workers?);
+        let (models, (crew, router, handles)) = (hosted?, workers?);
+        let hosts = drafts.classifiers.iter().zip(handles);
+        let classifiers = hosts.map(|(draft, workers)| draft.host(workers)).collect();
         let service = Service::new(Parts {
             auth,
             models,
+            classifiers,
             router,
             admission: Admission::new(config.admission).with_quotas(quotas),
             request: config.request,
             log_tokens_max: config.sessions.log_tokens_max,
+            rows_max: config.batcher.rows_max,
             pipe: config.pipe,
+            oip: oip::Setup::new(config.oip, SequenceKey::open(&config.data_dir)?),
             metrics,
             readiness,
             clock,
@@ -168,6 +186,8 @@ impl Server {
             .map_err(|source| StartError::Http { listen, source })?;
         let grpc_scheme = config.grpc.scheme();
         let grpc = grpc::listen(&config.grpc, &identity, service.clone(), calls.clone()).await?;
+        let rest_scheme = config.rest.scheme();
+        let rest = rest::listen(&config.rest, &identity, service.clone(), calls.clone()).await?;
         let quic = quic::listen(&config.quic, &identity, service.clone(), calls)?;
         service.set_readiness(Readiness::Ready);
         let drain_grace = Duration::from_millis(config.drain_grace_ms.into());
@@ -178,6 +198,8 @@ impl Server {
             grpc,
             grpc_scheme,
             quic,
+            rest,
+            rest_scheme,
             http,
             admin,
             admins,
@@ -197,6 +219,16 @@ impl Server {
 
     pub fn quic_addr(&self) -> SocketAddr {
         self.quic.addr
+    }
+
+    /// `https` or `http`.
+    pub fn rest_scheme(&self) -> &'static str {
+        self.rest_scheme
+    }
+
+    /// Where the Open Inference Protocol is spoken over HTTP, if it is.
+    pub fn rest_addr(&self) -> Option<SocketAddr> {
+        self.rest.as_ref().map(|it| it.addr)
     }
 
     pub fn http_addr(&self) -> SocketAddr {
@@ -219,13 +251,15 @@ impl Server {
 
     /// Stops accepting, lets generations finish or parks their sessions, flushes, joins everything.
     pub async fn drain(self) {
-        let Self { service, crew, drain_grace, grpc, quic, http, admin, admins, .. } = self;
-        let Self { stop_calls, stop_http, .. } = self;
+        let Self { service, crew, drain_grace, grpc, quic, rest, http, .. } = self;
+        let Self { admin, admins, stop_calls, stop_http, .. } = self;
         service.set_readiness(Readiness::Draining);
         stop_calls.send_replace(true);
         crew.drain(&service, admin.grace().unwrap_or(drain_grace)).await;
-        for (listener, what) in [(grpc, "grpc"), (quic, "quic")] {
-            wind_up(listener, what).await;
+        for (listener, what) in [(Some(grpc), "grpc"), (Some(quic), "quic"), (rest, "rest")] {
+            if let Some(listener) = listener {
+                wind_up(listener, what).await;
+            }
         }
         stop_http.send_replace(true);
         wind_up(http, "http").await;
@@ -258,18 +292,18 @@ fn check_lists(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-/// One worker for each model on each device.
+/// One worker for each model on each device; of classifiers, their ends.
 async fn start_workers(
     config: &Config,
-    drafts: &[Draft],
+    drafts: &Drafts,
     quotas: &Quotas,
     metrics: &Metrics,
     clock: Clock,
     readiness: watch::Sender<Readiness>,
-) -> Result<(Crew, Router), StartError> {
+) -> Result<(Crew, Router, Vec<Vec<classifier::Handle>>), StartError> {
     let runtime = blocking(Runtime::load).await.map_err(StartError::Runtime)?;
     let mut crew = Crew::new(readiness);
-    for (i, draft) in drafts.iter().enumerate() {
+    for (i, draft) in drafts.models.iter().enumerate() {
         let stores = blocking({
             let lanes_max = config.scheduler.lanes_max;
             let owner = stores::Owner::new(&config.data_dir, draft, &config.sessions, lanes_max);
@@ -286,7 +320,20 @@ async fn start_workers(
             crew.hire(post, store, load)?;
         }
     }
-    crew.complete().await
+    for (i, draft) in drafts.classifiers.iter().enumerate() {
+        let name = &draft.manifest.name;
+        for device in &config.devices {
+            let metrics = metrics.classifier(name, &device.to_string());
+            let post = ClassifierPost::new(config, metrics, clock);
+            let (runtime, files) = (runtime.clone(), Arc::clone(&draft.files));
+            let (classes, spec) = (draft.manifest.model.classes, device.clone());
+            let load = move || OrtClassifier::load(&runtime, &files, &spec, classes);
+            crew.hire_classifier((i, name), device, post, load)?;
+        }
+    }
+    let classifiers = crew.classifiers().await?;
+    let (crew, router) = crew.complete().await?;
+    Ok((crew, router, classifiers))
 }
 
 /// Runs what takes long or reads files away from the threads that serve sockets.

@@ -21,6 +21,7 @@ use crate::{
     admission::{Admission, Reject},
     auth::{Auth, Caller, Evidence, Principal, TenantId},
     device::{DeviceSpec, DeviceSpecError},
+    oip,
     pipe::{self, FinishReason, PipeEvent, PipeReader, RecomputeReason, pipe},
     prefixes::Miss,
     quotas::Usage,
@@ -37,8 +38,11 @@ use crate::{
     },
 };
 
+mod classify;
 #[cfg(test)]
 mod tests;
+
+pub use self::classify::{Classified, Classifier};
 
 /// The server as its transports see it; cloning gives another handle to the same.
 #[derive(Clone, Debug)]
@@ -104,12 +108,16 @@ pub struct Hosted {
 pub struct Parts {
     pub auth: Auth,
     pub models: Vec<Hosted>,
+    pub classifiers: Vec<Classifier>,
     pub router: Router,
     pub admission: Admission,
     pub request: request::Config,
     /// Tokens of a session's log that are kept.
     pub log_tokens_max: u32,
+    /// Rows of one request to a classifier.
+    pub rows_max: u32,
     pub pipe: pipe::Config,
+    pub oip: oip::Setup,
     pub metrics: Metrics,
     pub readiness: watch::Sender<Readiness>,
     pub clock: Clock,
@@ -399,7 +407,7 @@ impl Service {
     pub fn sealed_bytes_max(&self) -> u64 {
         let Parts { models, log_tokens_max, .. } = self.parts();
         let bytes = models.iter().map(|it| sealed::bytes_max(&it.manifest, *log_tokens_max));
-        bytes.max().expect("there is a model")
+        bytes.max().unwrap_or(0)
     }
 
     /// Reads a file for the model that it is of.
@@ -411,13 +419,18 @@ impl Service {
                 Err(error) => _ = refused.get_or_insert(error),
             }
         }
-        let error = refused.expect("there is a model");
-        Err(Reject::Invalid { field: "chunk", problem: format!("is refused: {error}") })
+        let problem = match refused {
+            Some(error) => format!("is refused: {error}"),
+            None => "is refused: no model here has sessions".to_owned(),
+        };
+        Err(Reject::Invalid { field: "chunk", problem })
     }
 
-    /// Every model, in the order of the configuration.
+    /// Every model: those that generate, then those that classify, in the order of the configuration.
     pub fn models(&self) -> Vec<v1::Model> {
-        self.parts().models.iter().map(Hosted::describe).collect()
+        let Parts { models, classifiers, .. } = self.parts();
+        let classifiers = classifiers.iter().map(Classifier::describe);
+        models.iter().map(Hosted::describe).chain(classifiers).collect()
     }
 
     /// Readiness now and in the future.
@@ -587,8 +600,8 @@ impl Service {
     fn resolve(&self, who: Principal, start: &v1::Start) -> Result<Target, Reject> {
         let models = &self.parts().models;
         let named = models.iter().position(|it| it.name == start.model);
-        if named.is_none() && !start.model.is_empty() {
-            return Err(Reject::UnknownModel { name: start.model.clone() });
+        if named.is_none() && (!start.model.is_empty() || models.is_empty()) {
+            return Err(self.no_generator(&start.model));
         }
         let (origin, worker) = if !start.fork_of.is_empty() {
             let (of, worker) = self.find(who, "fork_of", &start.fork_of)?;
@@ -680,7 +693,12 @@ impl Service {
         Request::parse(who, start, origin, &self.parts().request, tokenizer, vocabulary.len())
     }
 
-    fn count_reject(&self, reject: &Reject) {
+    /// The refusal of a server that starts or drains.
+    pub(crate) fn unavailable(&self) -> Reject {
+        self.parts().admission.unavailable()
+    }
+
+    pub(crate) fn count_reject(&self, reject: &Reject) {
         let label = reject.kind().label();
         self.metrics().requests_rejected.with_label_values(&[label]).inc();
     }
@@ -882,6 +900,7 @@ impl Hosted {
             fingerprint: Hex(&self.fingerprint).to_string(),
             vocab: config.vocab,
             window: config.window,
+            classes: 0,
         }
     }
 }

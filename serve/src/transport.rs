@@ -1,4 +1,5 @@
-//! What clients speak: gRPC and QUIC, the same messages over both; and what operators speak, gRPC on a port of its own.
+//! What clients speak: gRPC and QUIC, the same messages over both, and the Open Inference Protocol; and what operators
+//! speak, gRPC on a port of its own.
 //!
 //! A transport decodes, calls [`Service`] and encodes. What both do alike (the turns of a
 //! generation stream, the pages of a list) lives here and in [`turns`]; what a wire makes of a
@@ -6,7 +7,9 @@
 
 pub mod admin;
 mod call;
+mod door;
 pub mod grpc;
+pub mod oip;
 pub mod quic;
 mod turns;
 

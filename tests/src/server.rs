@@ -68,6 +68,13 @@ impl Server {
         found.unwrap_or_else(|| panic!("no {scheme} address in {:?}", self.addresses))
     }
 
+    /// Host and port of the Open Inference Protocol over HTTP, where `--rest` asks for it.
+    pub fn rest_authority(&self) -> &str {
+        let found = self.addresses.iter().find_map(|it| it.strip_suffix("/v2"));
+        let address = found.unwrap_or_else(|| panic!("no such address in {:?}", self.addresses));
+        address.trim_start_matches("https://").trim_start_matches("http://")
+    }
+
     /// The certificate that the server generated.
     pub fn certificate(&self) -> PathBuf {
         self.data_dir().join("tls/certificate.pem")

@@ -1,7 +1,8 @@
 //! What Aerie's clients and servers say to each other: messages, gRPC stubs, QUIC framing.
 //!
 //! The messages are the same over both transports; `proto/aerie/v1/aerie.proto` is their
-//! reference. `admin.proto` beside it is for operators, and over gRPC alone. This crate does no IO.
+//! reference. `admin.proto` beside it is for operators, and over gRPC alone; `proto/inference` is the Open Inference
+//! Protocol. This crate does no IO.
 
 pub mod early;
 pub mod frame;
@@ -24,8 +25,24 @@ pub mod v1 {
     tonic::include_proto!("aerie.v1");
 }
 
-/// An encoded `FileDescriptorSet` of what clients call in `aerie.v1`, as gRPC reflection serves it.
-pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("aerie.v1");
+/// Messages, and gRPC clients and servers, of the Open Inference Protocol: the package `inference`.
+#[allow(
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::cast_possible_truncation,
+    clippy::or_fun_call,
+    clippy::str_to_string,
+    clippy::use_self,
+    reason = "generated"
+)]
+pub mod inference {
+    tonic::include_proto!("inference");
+}
+
+/// An encoded `FileDescriptorSet` of `aerie.v1` and `inference`, as gRPC reflection serves it.
+pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("aerie");
 
 /// An encoded `FileDescriptorSet` of what operators call.
 pub const ADMIN_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("aerie.v1.admin");

@@ -3,6 +3,7 @@
 mod admin;
 mod bench;
 mod chat;
+mod classify;
 mod generate;
 mod inventory;
 mod sampling;
@@ -24,6 +25,7 @@ Examples:
   aerie generate 'Once upon a time'
   aerie chat --server quic://127.0.0.1:7447 --certificate aerie-data/tls/certificate.pem
   aerie chat --session 0b1c9a52-8f0e-4c3e-9d0f-1f6a2c7f9e11
+  aerie classify picture.jpg
   aerie sessions ls
   aerie bench --rate 20 --duration 30 --tokens 64
   aerie admin tenants";
@@ -90,6 +92,8 @@ enum Command {
     Generate(generate::Args),
     /// Take turns with a model in one session, which the server keeps
     Chat(chat::Args),
+    /// Tell what is on a picture
+    Classify(classify::Args),
     /// List, show and remove the sessions that the server keeps
     #[command(subcommand)]
     Sessions(inventory::SessionsCommand),
@@ -107,6 +111,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     match command {
         Command::Generate(args) => generate::run(&server, args).await,
         Command::Chat(args) => chat::run(&server, args).await,
+        Command::Classify(args) => classify::run(&server, args).await,
         Command::Sessions(command) => inventory::sessions(&server, command).await,
         Command::Models => inventory::models(&server).await,
         Command::Bench(args) => bench::run(&server, args).await,

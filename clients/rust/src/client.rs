@@ -14,7 +14,9 @@ use aerie_proto::v1::{self, call::Call, call_response::Result as Answer, generat
 use tokio::time::sleep;
 use tokio_stream::Stream;
 
-use crate::{Credentials, Error, Retry, Trust, grpc, quic, retry::Backoff, stitch::Stitch};
+use crate::{
+    Class, Credentials, Error, Retry, Trust, classify, grpc, quic, retry::Backoff, stitch::Stitch,
+};
 
 /// How long a connection may take to come about.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -235,6 +237,30 @@ impl Client {
                 Responses::Quic(connection.attach(request).await?)
             }
         })
+    }
+
+    /// The `n` most probable classes of each of `pictures`, files of JPEG or PNG, as the classifier `model` has it.
+    ///
+    /// # Errors
+    /// [`Error::Wire`] over QUIC; else see [`Error`].
+    pub async fn classify(
+        &self,
+        model: &str,
+        pictures: &[Vec<u8>],
+        n: u32,
+    ) -> Result<Vec<Vec<Class>>, Error> {
+        let Transport::Grpc(connection) = &self.transport else { return Err(Error::Wire) };
+        let request = classify::request(model, pictures, n);
+        let mut backoff = Backoff::new(self.retry);
+        loop {
+            match connection.infer(request.clone()).await {
+                Ok(response) => return classify::classes(&response),
+                Err(error) => match backoff.wait(&error, now(), rand::random()) {
+                    Some(wait) => sleep(wait).await,
+                    None => return Err(error),
+                },
+            }
+        }
     }
 
     /// Every session that the server has, in the order of their ids.

@@ -63,6 +63,9 @@ pub enum Error {
     /// A message is too large for the wire, or the server's bytes are none.
     #[error(transparent)]
     Frame(#[from] FrameError),
+    /// The call is not one of those that this wire has.
+    #[error("pictures are classified over gRPC alone: connect to grpc:// or grpcs://")]
+    Wire,
     /// The server answered with something other than what was asked for.
     #[error("the server's answer is not one to this call")]
     Answer,
@@ -77,7 +80,9 @@ impl Error {
     /// The kind of the error in gRPC's terms.
     pub fn code(&self) -> Code {
         match self {
-            Self::Address { .. } | Self::Trust(_) | Self::Token => Code::InvalidArgument,
+            Self::Address { .. } | Self::Trust(_) | Self::Token | Self::Wire => {
+                Code::InvalidArgument
+            }
             Self::Unreachable { .. } | Self::Interrupted { .. } => Code::Unavailable,
             Self::Rejected { code, .. } => *code,
             Self::Frame(FrameError::TooLarge { .. }) => Code::InvalidArgument,

@@ -11,6 +11,10 @@ use std::{
 
 use aerie_proto::{
     frame::FRAME_BYTES_MAX,
+    inference::{
+        ModelInferRequest, ModelInferResponse,
+        grpc_inference_service_client::GrpcInferenceServiceClient,
+    },
     v1::{
         self, call, call_response::Result as Answer, generate_request::Message,
         inference_client::InferenceClient, models_client::ModelsClient,
@@ -149,6 +153,14 @@ impl Connection {
             | Call::ImportSession(_) => return Err(Error::Answer),
         };
         answer.map_err(rejected)
+    }
+
+    pub(crate) async fn infer(
+        &self,
+        request: ModelInferRequest,
+    ) -> Result<ModelInferResponse, Error> {
+        let mut client = GrpcInferenceServiceClient::new(self.channel.clone());
+        Ok(client.model_infer(request).await.map_err(rejected)?.into_inner())
     }
 
     pub(crate) async fn export(&self, request: v1::ExportSessionRequest) -> Result<Vec<u8>, Error> {

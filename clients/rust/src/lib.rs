@@ -19,6 +19,7 @@
 //! ```
 
 mod admin;
+mod classify;
 mod client;
 mod credentials;
 mod error;
@@ -30,6 +31,7 @@ mod tls;
 
 pub use admin::Admin;
 pub use aerie_proto::v1;
+pub use classify::Class;
 pub use client::{Client, Event, Generation, random_id};
 pub use credentials::{ClientCertificate, Credentials};
 pub use error::{Code, Error};

@@ -13,7 +13,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aerie_models::{BundleError, Manifest, bundle::verify_bytes};
+use aerie_models::{
+    BundleError, Manifest,
+    bundle::{Bundled, verify_bytes},
+};
 use memmap2::Mmap;
 
 /// The files that a manifest names, as memory that is shared with the page cache.
@@ -28,7 +31,7 @@ impl BundleFiles {
     ///
     /// # Errors
     /// [`BundleError::Io`] if one is not there.
-    pub fn open(dir: &Path, manifest: &Manifest) -> Result<Self, BundleError> {
+    pub fn open<M: Bundled>(dir: &Path, manifest: &Manifest<M>) -> Result<Self, BundleError> {
         let open = |file: &String| {
             let path = dir.join(file);
             let map = map(&path).map_err(|source| BundleError::Io { path, source })?;
@@ -42,7 +45,7 @@ impl BundleFiles {
     ///
     /// # Errors
     /// [`BundleError::Hash`] for the first that differs.
-    pub fn verify(&self, manifest: &Manifest) -> Result<(), BundleError> {
+    pub fn verify<M: Bundled>(&self, manifest: &Manifest<M>) -> Result<(), BundleError> {
         manifest
             .files
             .iter()

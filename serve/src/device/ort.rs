@@ -83,6 +83,8 @@ pub enum LoadError {
     Ort(#[from] ort::Error),
     #[error("step graph lacks the {kind} {name:?}")]
     Missing { kind: &'static str, name: String },
+    #[error("the graph {problem}")]
+    Classifier { problem: String },
     #[error("{name:?} has {row} elements for each of {rows} rows: there is no memory for them")]
     Memory { name: String, rows: usize, row: usize },
 }
@@ -137,15 +139,7 @@ impl OrtDevice {
         spec: &DeviceSpec,
         config: crate::scheduler::Config,
     ) -> Result<Self, LoadError> {
-        let mut builder = options(Session::builder(&runtime.environment)?, spec)?
-            .with_config_entry(EXTERNAL_FOLDER, files.dir().to_string_lossy())
-            .map_err(|error| ort::Error::new(error.to_string()))?;
-        let model = files.bytes(MODEL_FILE);
-        let weights = Lent::all(&mut builder, model, files)?;
-        let session = {
-            let _making = runtime.making.lock().unwrap_or_else(PoisonError::into_inner);
-            builder.commit_from_memory(model)?
-        };
+        let (session, weights) = open(runtime, files, spec)?;
         let mut binding = session.create_binding()?;
 
         let vocab = manifest.model.vocab;
@@ -183,6 +177,21 @@ impl OrtDevice {
             dims,
         })
     }
+}
+
+/// A session of the graph in a bundle, and what it borrows of the bundle's files: both have to outlive it.
+pub(super) fn open(
+    runtime: &Runtime,
+    files: &BundleFiles,
+    spec: &DeviceSpec,
+) -> Result<(Session, Vec<Lent>), LoadError> {
+    let mut builder = options(Session::builder(&runtime.environment)?, spec)?
+        .with_config_entry(EXTERNAL_FOLDER, files.dir().to_string_lossy())
+        .map_err(|error| ort::Error::new(error.to_string()))?;
+    let model = files.bytes(MODEL_FILE);
+    let weights = Lent::all(&mut builder, model, files)?;
+    let _making = runtime.making.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok((builder.commit_from_memory(model)?, weights))
 }
 
 impl Device for OrtDevice {
@@ -248,7 +257,7 @@ impl fmt::Debug for OrtDevice {
 }
 
 /// A weight that a session reads where it is mapped. Has to outlive the session.
-struct Lent {
+pub(super) struct Lent {
     value: NonNull<sys::OrtValue>,
 }
 
@@ -515,6 +524,6 @@ fn c_name(name: &str) -> CString {
     CString::new(name).expect("names of a graph have no zero")
 }
 
-fn missing(kind: &'static str, name: &str) -> LoadError {
+pub(super) fn missing(kind: &'static str, name: &str) -> LoadError {
     LoadError::Missing { kind, name: name.to_owned() }
 }

@@ -21,7 +21,7 @@ fn a_portable_bundle_is_refused_by_name() {
     }
     assert!(manifest.ops.is_empty());
     fs::write(dir.path().join(MANIFEST_FILE), manifest.to_toml()).unwrap();
-    let error = Draft::open(dir.path(), 1).unwrap_err();
+    let error = Drafts::default().open(dir.path(), 1).unwrap_err();
     assert!(matches!(&error, StartError::Portable { name, .. } if name == "tiny"), "{error}");
 }
 

@@ -12,6 +12,8 @@ use tracing::{error, info, warn};
 
 use super::{LoadError, StartError, bundles::Draft};
 use crate::{
+    admission::Config as AdmissionConfig,
+    batcher, classifier,
     config::Config,
     device::{Device, DeviceSpec},
     quotas::Quotas,
@@ -20,7 +22,7 @@ use crate::{
     service::{Readiness, Service},
     sessions::Sessions,
     store::Store,
-    telemetry::metrics::{Metrics, WorkerMetrics},
+    telemetry::metrics::{ClassifierMetrics, Metrics, WorkerMetrics},
     text::Vocabulary,
     worker::{self, Clock, Event, Limits, Notice, Worker, generation::Text},
 };
@@ -34,6 +36,7 @@ const NOTICES_PER_REQUEST: usize = 6;
 pub(crate) struct Crew {
     threads: Vec<thread::JoinHandle<()>>,
     starting: Vec<Starting>,
+    classifiers: Vec<StartingClassifier>,
     readiness: watch::Sender<Readiness>,
 }
 
@@ -44,6 +47,15 @@ struct Starting {
     device: String,
     handle: WorkerHandle,
     start: oneshot::Receiver<Result<Vec<Notice>, LoadError>>,
+}
+
+/// A classifier's worker that loads its device.
+#[derive(Debug)]
+struct StartingClassifier {
+    model: usize,
+    name: String,
+    handle: classifier::Handle,
+    start: oneshot::Receiver<Result<(), LoadError>>,
 }
 
 /// What a worker is hired for.
@@ -60,6 +72,24 @@ pub(crate) struct Post {
     quotas: Quotas,
     metrics: WorkerMetrics,
     clock: Clock,
+}
+
+/// What the worker of a classifier is hired for.
+#[derive(Clone, Debug)]
+pub(crate) struct ClassifierPost {
+    batcher: batcher::Config,
+    requests_max: u32,
+    retry_after: Duration,
+    metrics: ClassifierMetrics,
+    clock: Clock,
+}
+
+impl ClassifierPost {
+    pub(crate) fn new(config: &Config, metrics: ClassifierMetrics, clock: Clock) -> Self {
+        let AdmissionConfig { requests_max, retry_after_ms } = config.admission;
+        let retry_after = Duration::from_millis(retry_after_ms.into());
+        Self { batcher: config.batcher, requests_max, retry_after, metrics, clock }
+    }
 }
 
 impl Post {
@@ -90,7 +120,7 @@ impl Post {
 impl Crew {
     /// A crew without workers. If one dies, `readiness` says that the server drains.
     pub(crate) fn new(readiness: watch::Sender<Readiness>) -> Self {
-        Self { threads: Vec::new(), starting: Vec::new(), readiness }
+        Self { threads: Vec::new(), starting: Vec::new(), classifiers: Vec::new(), readiness }
     }
 
     /// Starts a worker on a thread of its own, which begins with loading its device.
@@ -147,6 +177,65 @@ impl Crew {
         Ok(())
     }
 
+    /// Starts the worker of classifier number `model`, which is called `name`, as [`Crew::hire`] does.
+    ///
+    /// # Errors
+    /// [`StartError::Io`] if there is no thread to be had.
+    pub(crate) fn hire_classifier<D: classifier::Device>(
+        &mut self,
+        (model, name): (usize, &str),
+        device: &DeviceSpec,
+        post: ClassifierPost,
+        load: impl FnOnce() -> Result<D, LoadError> + Send + 'static,
+    ) -> Result<(), StartError> {
+        let (events, inbox) = bounded(post.requests_max as usize + 16);
+        let (started, start) = oneshot::channel();
+        let handle = classifier::Handle::new(device.to_string(), events);
+        let alarm = Alarm { readiness: self.readiness.clone() };
+        let spec = device.clone();
+        let thread = thread::Builder::new()
+            .name(format!("worker {device}"))
+            .spawn(move || {
+                let _alarm = alarm;
+                pin(&spec);
+                let ClassifierPost { batcher, retry_after, metrics, clock, .. } = post;
+                let began = clock.now();
+                let device = match load() {
+                    Ok(device) => device,
+                    Err(source) => return drop(started.send(Err(source))),
+                };
+                metrics.model_load.observe((clock.now() - began).as_secs_f64());
+                let parts = classifier::Parts { device, batcher, retry_after, metrics, clock };
+                if started.send(Ok(())).is_ok() {
+                    classifier::run(classifier::Worker::new(parts), &inbox);
+                }
+            })
+            .map_err(|source| StartError::Io { path: "thread".into(), source })?;
+        self.threads.push(thread);
+        let name = name.to_owned();
+        self.classifiers.push(StartingClassifier { model, name, handle, start });
+        Ok(())
+    }
+
+    /// The ends of classifiers' workers, by number of the classifier. Waits until every device is loaded.
+    ///
+    /// # Errors
+    /// [`StartError::Load`] if one cannot be.
+    pub(crate) async fn classifiers(&mut self) -> Result<Vec<Vec<classifier::Handle>>, StartError> {
+        let mut handles: Vec<Vec<_>> = Vec::new();
+        for StartingClassifier { model, name, handle, start } in self.classifiers.drain(..) {
+            let device = handle.device.clone();
+            match start.await {
+                Ok(Ok(())) => info!(model = name, device, "worker started"),
+                Ok(Err(source)) => return Err(StartError::Load { model: name, device, source }),
+                Err(_) => return Err(StartError::WorkerEnded { model: name, device }),
+            }
+            handles.resize(handles.len().max(model + 1), Vec::new());
+            handles[model].push(handle);
+        }
+        Ok(handles)
+    }
+
     /// The router to all workers, which knows the sessions that they recovered. Waits until every
     /// device is loaded.
     ///
@@ -179,8 +268,11 @@ impl Crew {
         let deadline = parts.clock.now() + grace;
         let inboxes: Vec<_> =
             parts.router.workers().iter().map(|worker| worker.events.clone()).collect();
+        let classifiers: Vec<_> =
+            parts.classifiers.iter().flat_map(|it| it.workers.clone()).collect();
         let threads = self.threads;
         let joined = spawn_blocking(move || {
+            classifiers.iter().for_each(|it| it.drain(deadline));
             for inbox in inboxes {
                 // A worker takes its events between two steps; one that has ended needs none.
                 inbox.send(Event::Drain { deadline }).ok();

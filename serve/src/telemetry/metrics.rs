@@ -69,6 +69,10 @@ const WORKER: &[&str] = &["model", "device"];
 pub enum Api {
     Grpc,
     Quic,
+    /// The Open Inference Protocol over gRPC.
+    Oip,
+    /// And over HTTP.
+    Rest,
 }
 
 /// Where a session's state was when its generation began.
@@ -122,10 +126,24 @@ pub struct WorkerMetrics {
     finished: [IntCounter; 7],
 }
 
+/// The series of the worker of a classifier, looked up once.
+#[derive(Clone, Debug)]
+pub struct ClassifierMetrics {
+    pub model_load: Histogram,
+    /// A run of the graph over a batch.
+    pub step_duration: Histogram,
+    pub queue_wait: Histogram,
+    pub device_errors: IntCounter,
+    pub batch_rows: Histogram,
+    pub rows: IntCounter,
+    pub rows_waiting: IntGauge,
+}
+
 /// The families that have one series, or a few, for each worker.
 #[derive(Clone, Debug)]
 struct WorkerFamilies {
     model_load: HistogramVec,
+    batches: BatchFamilies,
     steps: StepFamilies,
     generations: GenerationFamilies,
     sessions: SessionFamilies,
@@ -164,6 +182,14 @@ struct SessionFamilies {
     resumed_tokens: IntCounterVec,
     recomputed_tokens: IntCounterVec,
     requests_repeated: IntCounterVec,
+}
+
+/// Of classifiers.
+#[derive(Clone, Debug)]
+struct BatchFamilies {
+    rows: HistogramVec,
+    rows_total: IntCounterVec,
+    rows_waiting: IntGaugeVec,
 }
 
 /// Of what prompts have in common.
@@ -219,7 +245,7 @@ impl Metrics {
         for kind in RejectKind::ALL {
             metrics.requests_rejected.with_label_values(&[kind.label()]);
         }
-        for api in [Api::Grpc, Api::Quic] {
+        for api in Api::ALL {
             metrics.calls_in_flight.with_label_values(&[api.label()]);
         }
         metrics.register_process();
@@ -229,6 +255,26 @@ impl Metrics {
     /// The series of the worker of `model` on `device`.
     pub fn worker(&self, model: &str, device: &str) -> WorkerMetrics {
         self.workers.worker(model, device)
+    }
+
+    /// The series of the worker of the classifier `model` on `device`.
+    pub fn classifier(&self, model: &str, device: &str) -> ClassifierMetrics {
+        let WorkerFamilies { model_load, batches, steps, generations, .. } = &self.workers;
+        let base = [model, device];
+        ClassifierMetrics {
+            model_load: model_load.with_label_values(&base),
+            step_duration: steps.duration.with_label_values(&base),
+            queue_wait: generations.queue_wait.with_label_values(&base),
+            device_errors: steps.device_errors.with_label_values(&base),
+            batch_rows: batches.rows.with_label_values(&base),
+            rows: batches.rows_total.with_label_values(&base),
+            rows_waiting: batches.rows_waiting.with_label_values(&base),
+        }
+    }
+
+    /// Steps that the worker of `model` on `device` has run.
+    pub fn steps(&self, model: &str, device: &str) -> u64 {
+        self.workers.steps.duration.with_label_values(&[model, device]).get_sample_count()
     }
 
     /// The series of a tenant that is listed in the tokens file, or has no name.
@@ -343,11 +389,15 @@ impl Default for Metrics {
 }
 
 impl Api {
+    pub const ALL: [Self; 4] = [Self::Grpc, Self::Quic, Self::Oip, Self::Rest];
+
     /// The label of metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Grpc => "grpc",
             Self::Quic => "quic",
+            Self::Oip => "oip",
+            Self::Rest => "rest",
         }
     }
 }
@@ -381,6 +431,7 @@ impl WorkerFamilies {
                 "Loading the model onto the device.",
                 WORKER,
             ),
+            batches: BatchFamilies::new(r),
             steps: StepFamilies::new(r),
             generations: GenerationFamilies::new(r),
             sessions: SessionFamilies::new(r),
@@ -389,7 +440,7 @@ impl WorkerFamilies {
     }
 
     fn worker(&self, model: &str, device: &str) -> WorkerMetrics {
-        let Self { model_load, steps, generations, sessions, prefixes } = self;
+        let Self { model_load, steps, generations, sessions, prefixes, .. } = self;
         let base = [model, device];
         let with = |label| [model, device, label];
         WorkerMetrics {
@@ -430,6 +481,16 @@ impl WorkerFamilies {
             }),
             finished: FinishReason::ALL
                 .map(|reason| generations.finished.with_label_values(&with(reason.label()))),
+        }
+    }
+}
+
+impl BatchFamilies {
+    fn new(r: &Registry) -> Self {
+        Self {
+            rows: counts(r, "serve_batch_rows", "Pictures in one run of a classifier.", WORKER),
+            rows_total: counter(r, "serve_rows_total", "Pictures that were classified.", WORKER),
+            rows_waiting: gauge(r, "serve_rows_waiting", "Pictures that wait for a run.", WORKER),
         }
     }
 }

@@ -23,7 +23,8 @@ use tracing::{error, info};
 
 use super::{
     call::Call,
-    grpc::{self, answer, door::Door, evidence, status},
+    door::{Door, Limits},
+    grpc::{self, answer, evidence, status},
     page, stopped,
 };
 use crate::{
@@ -60,7 +61,9 @@ pub async fn listen(
     let listener = TcpListener::bind(listen).await.map_err(bind_error)?;
     let addr = listener.local_addr().map_err(bind_error)?;
     info!(address = %format_args!("{}://{addr}", config.scheme()), "listening to admins");
-    let incoming = Door::new(config, listener, tls).open(shutdown.clone());
+    let &grpc::Config { connections_max, handshake_ms_max, .. } = config;
+    let limits = Limits { connections_max, handshake_ms_max };
+    let incoming = Door::new(limits, listener, tls).open(shutdown.clone());
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(ADMIN_DESCRIPTOR_SET)
         .build_v1()

@@ -72,6 +72,7 @@ fn label(code: Code) -> &'static str {
         Code::OutOfRange => "out_of_range",
         Code::FailedPrecondition => "failed_precondition",
         Code::ResourceExhausted => "resource_exhausted",
+        Code::DeadlineExceeded => "deadline_exceeded",
         Code::Unavailable => "unavailable",
         _ => "internal",
     }

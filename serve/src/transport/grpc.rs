@@ -2,13 +2,12 @@
 //!
 //! Health and reflection tell nothing of sessions, and ask for no token.
 
-pub(super) mod door;
-
 use std::{collections::HashMap, io, net::SocketAddr, pin::Pin, time::Duration};
 
 use aerie_proto::{
     FILE_DESCRIPTOR_SET,
     frame::FRAME_BYTES_MAX,
+    inference::grpc_inference_service_server::GrpcInferenceServiceServer,
     v1::{
         self,
         inference_server::{Inference, InferenceServer},
@@ -31,10 +30,11 @@ use tonic_health::{ServingStatus, pb::FILE_DESCRIPTOR_SET as HEALTH, server::Hea
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::{error, info};
 
-use self::door::Door;
 use super::{
     call::Call,
-    chunks, import_session, list_sessions, stopped,
+    chunks,
+    door::{Door, Limits},
+    import_session, list_sessions, oip, stopped,
     turns::{Broken, Turns},
 };
 use crate::{
@@ -109,7 +109,9 @@ pub async fn listen(
     let listener = TcpListener::bind(config.listen).await.map_err(bind_error)?;
     let addr = listener.local_addr().map_err(bind_error)?;
     info!(address = %format_args!("{}://{addr}", config.scheme()), "listening");
-    let incoming = Door::new(config, listener, tls).open(shutdown.clone());
+    let &Config { connections_max, handshake_ms_max, .. } = config;
+    let limits = Limits { connections_max, handshake_ms_max };
+    let incoming = Door::new(limits, listener, tls).open(shutdown.clone());
     let server = router(config, &service);
     let (health, server) = server.await;
     let task = tokio::spawn(async move {
@@ -153,8 +155,9 @@ async fn router(config: &Config, service: &Service) -> (HealthReporter, Router) 
         ))
         .add_service(InterceptedService::new(
             ModelsServer::new(front).max_decoding_message_size(FRAME_BYTES_MAX),
-            guard,
-        ));
+            guard.clone(),
+        ))
+        .add_service(oip::grpc::service(service, guard));
     (health, server)
 }
 
@@ -192,7 +195,9 @@ pub(super) fn code(reject: &Reject) -> Code {
         Reject::QueueFull { .. }
         | Reject::QuotaSessions { .. }
         | Reject::QuotaGenerations { .. }
+        | Reject::Busy { .. }
         | Reject::TooManyNames { .. } => Code::ResourceExhausted,
+        Reject::Expired { .. } => Code::DeadlineExceeded,
         Reject::Unavailable { .. } => Code::Unavailable,
         Reject::Internal { .. } => Code::Internal,
     }
@@ -206,7 +211,7 @@ struct Front {
 
 /// Lets in who has a token or a certificate, and notes who it is.
 #[derive(Clone, Debug)]
-struct Guard {
+pub(super) struct Guard {
     service: Service,
 }
 
@@ -221,7 +226,7 @@ impl Interceptor for Guard {
 /// What a call shows of who makes it.
 pub(super) fn evidence(request: &Request<()>) -> Evidence {
     let token = request.metadata().get(AUTHORIZATION).and_then(|it| bearer(it.as_bytes()));
-    let peer: Option<&door::Peer> = request.extensions().get();
+    let peer: Option<&super::door::Peer> = request.extensions().get();
     Evidence::of(token, peer.and_then(|peer| peer.0.as_ref()))
 }
 
@@ -230,7 +235,7 @@ fn caller<T>(request: &Request<T>) -> Caller {
     request.extensions().get().cloned().expect("no call comes past its guard")
 }
 
-fn principal<T>(request: &Request<T>) -> Principal {
+pub(super) fn principal<T>(request: &Request<T>) -> Principal {
     caller(request).who
 }
 
@@ -367,7 +372,7 @@ pub(super) fn answer<T>(mut call: Call, result: Result<T, Reject>) -> Result<Res
 }
 
 /// Tells a request that cannot be read from a client that has gone.
-fn broken(status: &Status) -> Broken {
+pub(super) fn broken(status: &Status) -> Broken {
     match status.code() {
         Code::OutOfRange | Code::Internal | Code::Unimplemented => {
             let problem = format!("cannot be read: {}", status.message());
@@ -410,8 +415,14 @@ async fn report(health: &HealthReporter, status: ServingStatus) {
 }
 
 /// Names whose health is reported; the empty one stands for the whole server.
-fn reported() -> [&'static str; 4] {
-    ["", InferenceServer::<Front>::NAME, SessionsServer::<Front>::NAME, ModelsServer::<Front>::NAME]
+fn reported() -> [&'static str; 5] {
+    [
+        "",
+        InferenceServer::<Front>::NAME,
+        SessionsServer::<Front>::NAME,
+        ModelsServer::<Front>::NAME,
+        GrpcInferenceServiceServer::<oip::grpc::Grpc>::NAME,
+    ]
 }
 
 impl Default for Config {

@@ -22,6 +22,7 @@ use super::{grpc, quic};
 use crate::{
     admission::{self, Admission, Reject},
     auth::Auth,
+    oip,
     pipe::{self, Accepted, FinishReason, Finished, PipeEvent},
     request,
     router::{Router, WorkerHandle},
@@ -262,11 +263,14 @@ impl Fixture {
         let service = Service::new(Parts {
             auth: Auth::default(),
             models: vec![hosted()],
+            classifiers: Vec::new(),
             router: Router::new(vec![worker]),
             admission: Admission::new(admission::Config::default()),
             log_tokens_max: 64,
+            rows_max: 16,
             request: request::Config { tokens_max: u32::MAX, ..request::Config::default() },
             pipe: pipe::Config::default(),
+            oip: oip::Setup::default(),
             metrics: Metrics::new(),
             readiness: watch::channel(Readiness::Ready).0,
             clock: Clock::start(),

@@ -8,6 +8,7 @@ mod eager;
 mod end_to_end;
 mod goldens;
 mod kernels;
+mod oip;
 mod python;
 mod quic;
 mod security;

@@ -120,10 +120,12 @@ fn client_in_python(python: &Path, package: &Path) -> Command {
 }
 
 #[track_caller]
-fn succeed(command: &mut Command) {
+fn succeed(command: &mut Command) -> String {
     let output = command.output().unwrap();
     let text = [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
     assert!(output.status.success(), "{command:?}:\n{}", text.join("\n"));
+    let [printed, _] = text;
+    printed
 }
 
 /// Python of an environment that make puts into `.deps`; without it a test says that it is skipped.
@@ -140,6 +142,13 @@ pub(super) fn python(environment: &str) -> Option<PathBuf> {
 pub(super) fn run(python: &Path, script: &str, arguments: &[PathBuf]) {
     let script = root().join("tests/python").join(script);
     succeed(Command::new(python).arg(script).args(arguments));
+}
+
+/// The same, and what it prints.
+#[track_caller]
+pub(super) fn script(python: &Path, script: &str, arguments: &[&str]) -> String {
+    let script = root().join("tests/python").join(script);
+    succeed(Command::new(python).arg(script).args(arguments))
 }
 
 fn root() -> PathBuf {

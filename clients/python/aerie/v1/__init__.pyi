@@ -379,7 +379,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "family", "parameters", "state_bytes", "fingerprint", "vocab", "window")
+    __slots__ = ("name", "family", "parameters", "state_bytes", "fingerprint", "vocab", "window", "classes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
@@ -387,6 +387,7 @@ class Model(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     VOCAB_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
     name: str
     family: str
     parameters: int
@@ -394,7 +395,8 @@ class Model(_message.Message):
     fingerprint: str
     vocab: int
     window: int
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., parameters: _Optional[int] = ..., state_bytes: _Optional[int] = ..., fingerprint: _Optional[str] = ..., vocab: _Optional[int] = ..., window: _Optional[int] = ...) -> None: ...
+    classes: int
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., parameters: _Optional[int] = ..., state_bytes: _Optional[int] = ..., fingerprint: _Optional[str] = ..., vocab: _Optional[int] = ..., window: _Optional[int] = ..., classes: _Optional[int] = ...) -> None: ...
 
 class Call(_message.Message):
     __slots__ = ("generate", "list_sessions", "get_session", "delete_session", "list_models", "attach", "fork_session", "rewind_session", "name_session", "export_session", "import_session", "move_session", "token")

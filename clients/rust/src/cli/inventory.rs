@@ -196,14 +196,16 @@ pub(super) async fn import(
 }
 
 pub(super) async fn models(server: &ServerArgs) -> anyhow::Result<()> {
-    let header = ["MODEL", "FAMILY", "PARAMETERS", "STATE", "VOCABULARY", "FINGERPRINT"];
+    let header = ["MODEL", "FAMILY", "PARAMETERS", "STATE", "VOCABULARY", "CLASSES", "FINGERPRINT"];
     let mut rows = vec![header.map(str::to_owned)];
     let client = server.connect().await?;
     rows.extend(client.models().await?.into_iter().map(|it| {
         let parameters = it.parameters.to_string();
-        let (state, vocab) = (bytes_of(it.state_bytes), it.vocab.to_string());
+        let or_dash = |n: u32| if n == 0 { "-".to_owned() } else { n.to_string() };
+        let (vocab, classes) = (or_dash(it.vocab), or_dash(it.classes));
+        let state = if it.classes == 0 { bytes_of(it.state_bytes) } else { "-".to_owned() };
         let fingerprint = it.fingerprint.chars().take(16).collect();
-        [it.name, it.family, parameters, state, vocab, fingerprint]
+        [it.name, it.family, parameters, state, vocab, classes, fingerprint]
     }));
     write_table(&rows)?;
     client.close().await;

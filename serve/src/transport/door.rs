@@ -20,13 +20,20 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
-use super::Config;
-use crate::{server::Shutdown, tls::PeerCertificate, transport::stopped};
+use super::stopped;
+use crate::{server::Shutdown, tls::PeerCertificate};
 
 /// Connections on their way from the door to those who serve them.
 const HANDED_MAX: usize = 16;
 /// How long the door stays shut when the system has no socket to give.
 const BREATHER: Duration = Duration::from_millis(50);
+
+/// Limits of a [`Door`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub connections_max: u32,
+    pub handshake_ms_max: u32,
+}
 
 /// Lets connections in.
 pub(in crate::transport) struct Door {
@@ -52,15 +59,15 @@ enum Stream {
 
 impl Door {
     pub(in crate::transport) fn new(
-        config: &Config,
+        limits: Limits,
         listener: TcpListener,
         tls: Option<rustls::ServerConfig>,
     ) -> Self {
         Self {
             listener,
             tls: tls.map(|it| TlsAcceptor::from(Arc::new(it))),
-            handshake_max: Duration::from_millis(config.handshake_ms_max.into()),
-            room: Arc::new(Semaphore::new(config.connections_max as usize)),
+            handshake_max: Duration::from_millis(limits.handshake_ms_max.into()),
+            room: Arc::new(Semaphore::new(limits.connections_max as usize)),
         }
     }
 

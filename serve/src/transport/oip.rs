@@ -1,0 +1,355 @@
+//! The Open Inference Protocol: what its two wires do alike.
+//!
+//! `grpc` and `rest` decode and encode; `exchange` is a stream of requests. What requests mean is in [`crate::oip`].
+
+mod exchange;
+pub(super) mod grpc;
+pub mod rest;
+
+use std::{sync::Arc, time::Instant};
+
+use aerie_proto::{
+    inference::{
+        ModelInferRequest, ModelInferResponse, ModelMetadataResponse, ModelStatistics,
+        RepositoryIndexResponse, ServerMetadataResponse, repository_index_response::ModelIndex,
+    },
+    v1,
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_stream::StreamExt as _;
+
+use crate::{
+    admission::{Reject, Room},
+    auth::Principal,
+    oip::{
+        EXTENSIONS, Setup, VERSION,
+        classify::{self, Classification},
+        recurrent::{self, Generation, Said},
+        statistics::Answered,
+    },
+    service::{Classified, Readiness, Service, TokenEvent, TokenStream},
+};
+
+/// A service as the protocol sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Oip {
+    service: Service,
+}
+
+/// A place among the calls that are let in at once; whoever has the last copy gives it back.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+/// What serves models that generate, and what those that classify.
+const RECURRENT: &str = "aerie_recurrent";
+const CLASSIFIER: &str = "aerie_classifier";
+
+/// A model that somebody asks.
+#[derive(Clone, Copy, Debug)]
+enum Model {
+    Recurrent,
+    /// Its number.
+    Classifier(usize),
+}
+
+/// A request that has been read.
+#[derive(Clone, Debug)]
+enum Asked {
+    Generation(Box<Generation>),
+    Classification(Box<Classification>, usize),
+}
+
+impl Asked {
+    /// The session that its sequence is, if it is part of one.
+    fn sequence(&self) -> Option<&str> {
+        match self {
+            Self::Generation(it) => it.sequence.as_ref().map(|_| it.start.session_id.as_str()),
+            Self::Classification(..) => None,
+        }
+    }
+}
+
+impl Oip {
+    pub(super) fn new(service: Service) -> Self {
+        Self { service }
+    }
+
+    pub(super) fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// Lets a call in, before what it says is read.
+    pub(super) fn enter(&self) -> Result<Place, Reject> {
+        let Setup { config, room, .. } = self.setup();
+        let busy = || Reject::Busy {
+            room: Room::Calls,
+            max: config.calls_max,
+            retry_after: self.service.parts().admission.retry_after(),
+        };
+        let permit = Arc::clone(room).try_acquire_owned().map_err(|_| busy())?;
+        Ok(Place { _permit: Arc::new(permit) })
+    }
+
+    pub(super) fn setup(&self) -> &Setup {
+        &self.service.parts().oip
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        *self.service.readiness().borrow() == Readiness::Ready
+    }
+
+    /// Whether a model takes requests; one that is not there does not.
+    pub(super) fn is_model_ready(&self, name: &str, version: &str) -> bool {
+        self.find(name, version).is_ok() && self.is_ready()
+    }
+
+    pub(super) fn server_metadata() -> ServerMetadataResponse {
+        ServerMetadataResponse {
+            name: "aerie-serve".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            extensions: EXTENSIONS.iter().map(|it| (*it).to_owned()).collect(),
+        }
+    }
+
+    pub(super) fn model_metadata(
+        &self,
+        name: &str,
+        version: &str,
+    ) -> Result<ModelMetadataResponse, Reject> {
+        let (inputs, outputs, platform) = match self.find(name, version)? {
+            Model::Recurrent => (recurrent::inputs(), recurrent::outputs(), RECURRENT),
+            Model::Classifier(idx) => {
+                let classes = self.service.parts().classifiers[idx].classes();
+                (classify::inputs(), classify::outputs(classes), CLASSIFIER)
+            }
+        };
+        Ok(ModelMetadataResponse {
+            name: name.to_owned(),
+            versions: vec![VERSION.to_owned()],
+            platform: platform.to_owned(),
+            inputs: inputs.iter().map(|it| it.describe()).collect(),
+            outputs: outputs.iter().map(|it| it.describe()).collect(),
+        })
+    }
+
+    /// Every model; `ready` leaves out those that take no requests.
+    pub(super) fn index(&self, ready: bool) -> RepositoryIndexResponse {
+        let is_ready = self.is_ready();
+        let (state, reason) =
+            if is_ready { ("READY", "") } else { ("UNAVAILABLE", "the server starts or drains") };
+        let models = self.names().into_iter().filter(|_| is_ready || !ready);
+        let describe = |name| ModelIndex {
+            name,
+            version: VERSION.to_owned(),
+            state: state.to_owned(),
+            reason: reason.to_owned(),
+        };
+        RepositoryIndexResponse { models: models.map(describe).collect() }
+    }
+
+    /// Of one model, or of all if `name` is empty.
+    pub(super) fn statistics(
+        &self,
+        name: &str,
+        version: &str,
+    ) -> Result<Vec<ModelStatistics>, Reject> {
+        let names = match name {
+            "" => self.names(),
+            name => {
+                self.find(name, version)?;
+                vec![name.to_owned()]
+            }
+        };
+        let statistics = &self.setup().statistics;
+        let describe = |name: String| match self.service.classifier(&name) {
+            Some(_) => statistics.describe(&name, None),
+            None => statistics.describe(&name, Some(self.steps(&name))),
+        };
+        Ok(names.into_iter().map(describe).collect())
+    }
+
+    /// Runs one request and gathers all that comes of it.
+    pub(super) async fn infer(
+        &self,
+        who: Principal,
+        request: ModelInferRequest,
+    ) -> Result<ModelInferResponse, Reject> {
+        match self.parse(who, request)? {
+            Asked::Generation(generation) => {
+                let arrived = self.now();
+                let answer = self.run(who, &generation, arrived).await;
+                if answer.is_err() {
+                    self.failed(&generation.start.model, arrived);
+                }
+                answer
+            }
+            Asked::Classification(classification, idx) => {
+                self.classify(who, &classification, idx).await
+            }
+        }
+    }
+
+    /// What a request is for, in our own words.
+    fn parse(&self, who: Principal, request: ModelInferRequest) -> Result<Asked, Reject> {
+        let Setup { config, key, .. } = self.setup();
+        let parsed = match self.find(&request.model_name, &request.model_version) {
+            Ok(Model::Recurrent) => Generation::parse(request, who.tenant, key, config)
+                .map(|it| Asked::Generation(Box::new(it))),
+            Ok(Model::Classifier(idx)) => {
+                let parts = self.service.parts();
+                let (classes, rows_max) = (parts.classifiers[idx].classes(), parts.rows_max);
+                Classification::parse(request, classes, rows_max, config)
+                    .map(|it| Asked::Classification(Box::new(it), idx))
+            }
+            Err(reject) => Err(reject),
+        };
+        parsed.inspect_err(|reject| self.service.count_reject(reject))
+    }
+
+    async fn classify(
+        &self,
+        who: Principal,
+        classification: &Classification,
+        idx: usize,
+    ) -> Result<ModelInferResponse, Reject> {
+        let began = self.now();
+        let Setup { statistics, .. } = self.setup();
+        let classifier = &self.service.parts().classifiers[idx];
+        let classified = self.service.classify(who, idx, classification).await;
+        let classified = classified.inspect_err(|_| self.failed(&classifier.name, began))?;
+        let Classified { logits, arrived, prepared } = classified;
+        if logits.leads {
+            statistics.run(&classifier.name, logits.batch_rows.into(), logits.run);
+        }
+        let now = self.now();
+        let rows = logits.values.len() / classifier.labels.len();
+        let answered = Answered {
+            unix_ms: self.service.parts().clock.unix_ms(now),
+            rows: rows as u64,
+            total: now - arrived,
+            queue: logits.queue,
+            input: prepared - arrived,
+            infer: logits.run,
+        };
+        statistics.succeed(&classifier.name, &answered);
+        Ok(classification.respond(&classifier.name, &logits.values, &classifier.labels))
+    }
+
+    async fn run(
+        &self,
+        who: Principal,
+        generation: &Generation,
+        arrived: Instant,
+    ) -> Result<ModelInferResponse, Reject> {
+        let mut tokens = self.open(who, generation).await?;
+        let began = self.now();
+        let mut said = Said::default();
+        let finished = loop {
+            match tokens.next().await {
+                Some(TokenEvent::Accepted(_) | TokenEvent::Attached(_)) => {}
+                Some(TokenEvent::Delta(delta)) => {
+                    said.text.push_str(&delta.text);
+                    said.tokens.extend(delta.ids);
+                }
+                Some(TokenEvent::Finished(finished)) => break finished,
+                Some(TokenEvent::Failed(reject)) => return Err(reject),
+                None => return Err(Reject::Internal { what: "its worker has gone" }),
+            }
+        };
+        self.close(who, generation, &finished).await?;
+        self.succeeded(generation, [arrived, began]);
+        Ok(generation.whole(&generation.start.model, &said, &finished))
+    }
+
+    /// Begins a generation. A sequence that starts leaves what was of its name behind.
+    async fn open(&self, who: Principal, generation: &Generation) -> Result<TokenStream, Reject> {
+        let starts = generation.sequence.as_ref().is_some_and(|it| it.starts);
+        let start = &generation.start;
+        match self.service.generate(who, start.clone()).await {
+            // The request that made what is there was another than this.
+            Err(Reject::StalePosition { .. }) if starts => {
+                self.forget(who, start).await?;
+                self.service.generate(who, start.clone()).await
+            }
+            opened => opened,
+        }
+    }
+
+    /// A sequence that ends is forgotten, but for one that was cut off: its client may want to go on.
+    async fn close(
+        &self,
+        who: Principal,
+        generation: &Generation,
+        finished: &v1::Finished,
+    ) -> Result<(), Reject> {
+        use v1::FinishReason::{Cancelled, Interrupted, Shutdown};
+
+        let ends = generation.sequence.as_ref().is_some_and(|it| it.ends);
+        match finished.reason() {
+            Cancelled | Interrupted | Shutdown => Ok(()),
+            _ if ends => self.forget(who, &generation.start).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn forget(&self, who: Principal, start: &v1::Start) -> Result<(), Reject> {
+        let session_id = start.session_id.clone();
+        let request = v1::DeleteSessionRequest { session_id, expected_position: None };
+        match self.service.delete_session(who, &request).await {
+            // Somebody else was faster.
+            Ok(()) | Err(Reject::UnknownSession { .. }) => Ok(()),
+            Err(reject) => Err(reject),
+        }
+    }
+
+    fn succeeded(&self, generation: &Generation, [arrived, began]: [Instant; 2]) {
+        let now = self.now();
+        let answered = Answered {
+            unix_ms: self.service.parts().clock.unix_ms(now),
+            rows: 1,
+            total: now - arrived,
+            queue: began - arrived,
+            infer: now - began,
+            ..Answered::default()
+        };
+        self.setup().statistics.succeed(&generation.start.model, &answered);
+    }
+
+    fn failed(&self, model: &str, arrived: Instant) {
+        self.setup().statistics.fail(model, self.now() - arrived);
+    }
+
+    fn now(&self) -> Instant {
+        self.service.parts().clock.now()
+    }
+
+    /// The model that somebody asks.
+    fn find(&self, name: &str, version: &str) -> Result<Model, Reject> {
+        let parts = self.service.parts();
+        let model = match self.service.classifier(name) {
+            Some((idx, _)) => Model::Classifier(idx),
+            None if parts.models.iter().any(|it| it.name == name) => Model::Recurrent,
+            None => return Err(Reject::UnknownModel { name: name.to_owned() }),
+        };
+        match version {
+            "" | VERSION => Ok(model),
+            _ => Err(Reject::UnknownModel { name: format!("{name} version {version}") }),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        let parts = self.service.parts();
+        let classifiers = parts.classifiers.iter().map(|it| it.name.clone());
+        parts.models.iter().map(|it| it.name.clone()).chain(classifiers).collect()
+    }
+
+    /// Steps that the workers of a model have run.
+    fn steps(&self, name: &str) -> u64 {
+        let parts = self.service.parts();
+        let is_of = |worker: &&crate::router::WorkerHandle| parts.models[worker.model].name == name;
+        let workers = parts.router.workers().iter().filter(is_of);
+        workers.map(|worker| parts.metrics.steps(name, &worker.device)).sum()
+    }
+}

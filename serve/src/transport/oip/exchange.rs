@@ -1,0 +1,359 @@
+//! A stream of requests: many at once, but those of one sequence one after another.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use aerie_proto::{
+    inference::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse},
+    v1,
+};
+use tokio_stream::{Stream, wrappers::WatchStream};
+
+use super::{Asked, Oip};
+use crate::{
+    admission::Reject,
+    auth::Principal,
+    oip::{
+        classify::seal,
+        recurrent::{Generation, Said},
+    },
+    service::{Readiness, TokenEvent, TokenStream},
+    telemetry::metrics::Api,
+    transport::{call::Call, turns::Broken},
+};
+
+/// The responses to a stream of requests.
+///
+/// Refusals are told in it, and it goes on; `strict` clients get them as the end of the stream. Dropping it cancels
+/// what runs.
+pub(super) struct Exchange<R> {
+    call: Call,
+    oip: Oip,
+    who: Principal,
+    requests: R,
+    strict: bool,
+    /// No further request will come.
+    half_closed: bool,
+    readiness: WatchStream<Readiness>,
+    /// Each gets its turn to respond.
+    running: VecDeque<Turn>,
+    /// For the end of another of their sequence.
+    waiting: VecDeque<(String, Asked)>,
+    /// Requests that were refused as they came.
+    refused: VecDeque<(String, Reject)>,
+    is_over: bool,
+}
+
+/// One request that runs.
+struct Turn {
+    id: String,
+    /// The session of its sequence.
+    sequence: Option<String>,
+    state: State,
+}
+
+type Soon<T> = Pin<Box<dyn Future<Output = Result<T, Reject>> + Send>>;
+
+enum State {
+    Generating(Generating),
+    Classifying(Soon<ModelInferResponse>),
+    Over,
+}
+
+/// A generation that runs.
+struct Generating {
+    generation: Box<Generation>,
+    arrived: Instant,
+    began: Instant,
+    phase: Phase,
+}
+
+enum Phase {
+    Starting(Soon<TokenStream>),
+    Running(TokenStream),
+    Ending(Soon<()>, v1::Finished),
+}
+
+impl<R> Exchange<R>
+where
+    R: Stream<Item = Result<ModelInferRequest, Broken>> + Unpin,
+{
+    pub(super) fn new(oip: Oip, who: Principal, requests: R, strict: bool) -> Self {
+        Self {
+            call: Call::begin(Api::Oip, oip.service()),
+            readiness: WatchStream::new(oip.service().readiness()),
+            oip,
+            who,
+            requests,
+            strict,
+            half_closed: false,
+            running: VecDeque::new(),
+            waiting: VecDeque::new(),
+            refused: VecDeque::new(),
+            is_over: false,
+        }
+    }
+
+    /// Takes in what the client has sent, as far as there is room.
+    fn take_requests(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        let n_max = self.oip.setup().config.stream_requests_max as usize;
+        while !self.half_closed
+            && self.running.len() + self.waiting.len() + self.refused.len() < n_max
+        {
+            match Pin::new(&mut self.requests).poll_next(cx) {
+                Poll::Pending => break,
+                Poll::Ready(None) => self.half_closed = true,
+                Poll::Ready(Some(request)) => self.take(request?),
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, request: ModelInferRequest) {
+        let id = request.id.clone();
+        match self.oip.parse(self.who, request) {
+            Ok(asked) => self.waiting.push_back((id, asked)),
+            Err(reject) => self.refused.push_back((id, reject)),
+        }
+    }
+
+    /// Starts what waits for nobody.
+    fn start_waiting(&mut self) {
+        for (id, asked) in mem::take(&mut self.waiting) {
+            let sequence = asked.sequence();
+            let running = self.running.iter().filter_map(|it| it.sequence.as_deref());
+            let mut others = running.chain(self.waiting.iter().filter_map(|(_, it)| it.sequence()));
+            if sequence.is_some_and(|it| others.any(|other| other == it)) {
+                self.waiting.push_back((id, asked));
+            } else {
+                self.running.push_back(Turn::start(&self.oip, self.who, id, asked));
+            }
+        }
+    }
+
+    /// What those that run have to say, the one first that has not spoken for longest.
+    fn poll_turns(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Option<(String, Result<ModelInferResponse, Reject>)> {
+        for _ in 0..self.running.len() {
+            let mut turn = self.running.pop_front().expect("it was counted");
+            match turn.poll(&self.oip, self.who, cx) {
+                Poll::Pending => self.running.push_back(turn),
+                Poll::Ready(None) => {}
+                Poll::Ready(Some(response)) => {
+                    let id = turn.id.clone();
+                    self.running.push_back(turn);
+                    return Some((id, response));
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether nothing runs, and nothing will.
+    fn is_done(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.running.is_empty() || !self.waiting.is_empty() {
+            return false;
+        }
+        while !self.half_closed {
+            match Pin::new(&mut self.readiness).poll_next(cx) {
+                Poll::Pending => return false,
+                Poll::Ready(Some(Readiness::Draining) | None) => break,
+                Poll::Ready(Some(_)) => {}
+            }
+        }
+        true
+    }
+
+    /// Ends the stream, and with it what runs.
+    fn end(&mut self, reject: Option<Reject>) -> Option<Result<ModelStreamInferResponse, Reject>> {
+        self.is_over = true;
+        self.running.clear();
+        self.waiting.clear();
+        let reject = reject?;
+        self.call.refuse(&reject);
+        Some(Err(reject))
+    }
+
+    fn tell(
+        &mut self,
+        id: String,
+        response: Result<ModelInferResponse, Reject>,
+    ) -> Option<Result<ModelStreamInferResponse, Reject>> {
+        let response = match response {
+            Ok(response) => ModelStreamInferResponse {
+                infer_response: Some(response),
+                ..ModelStreamInferResponse::default()
+            },
+            Err(reject) if self.strict => return self.end(Some(reject)),
+            Err(reject) => ModelStreamInferResponse {
+                error_message: reject.to_string(),
+                infer_response: Some(ModelInferResponse { id, ..ModelInferResponse::default() }),
+            },
+        };
+        Some(Ok(response))
+    }
+}
+
+impl<R> Stream for Exchange<R>
+where
+    R: Stream<Item = Result<ModelInferRequest, Broken>> + Unpin,
+{
+    type Item = Result<ModelStreamInferResponse, Reject>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if this.is_over {
+                return Poll::Ready(None);
+            }
+            match this.take_requests(cx) {
+                Ok(()) => {}
+                Err(Broken::Gone) => return Poll::Ready(this.end(None)),
+                Err(Broken::Refused(reject)) => return Poll::Ready(this.end(Some(reject))),
+            }
+            if let Some((id, reject)) = this.refused.pop_front() {
+                return Poll::Ready(this.tell(id, Err(reject)));
+            }
+            this.start_waiting();
+            let n_running = this.running.len();
+            if let Some((id, response)) = this.poll_turns(cx) {
+                return Poll::Ready(this.tell(id, response));
+            }
+            // Where one has ended, there is room, and others may have waited for it.
+            if this.running.len() < n_running {
+                continue;
+            }
+            if this.is_done(cx) {
+                this.call.succeed();
+                return Poll::Ready(this.end(None));
+            }
+            return Poll::Pending;
+        }
+    }
+}
+
+impl Turn {
+    fn start(oip: &Oip, who: Principal, id: String, asked: Asked) -> Self {
+        let sequence = asked.sequence().map(str::to_owned);
+        let oip = oip.clone();
+        let state = match asked {
+            Asked::Generation(generation) => {
+                let arrived = oip.now();
+                let of = generation.clone();
+                let starting = Box::pin(async move { oip.open(who, &of).await });
+                let phase = Phase::Starting(starting);
+                State::Generating(Generating { generation, arrived, began: arrived, phase })
+            }
+            Asked::Classification(classification, idx) => {
+                State::Classifying(Box::pin(async move {
+                    let mut response = oip.classify(who, &classification, idx).await?;
+                    seal(&mut response);
+                    Ok(response)
+                }))
+            }
+        };
+        Self { id, sequence, state }
+    }
+
+    /// The next response; none once it is over.
+    fn poll(
+        &mut self,
+        oip: &Oip,
+        who: Principal,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<ModelInferResponse, Reject>>> {
+        let step = match &mut self.state {
+            State::Over => return Poll::Ready(None),
+            State::Classifying(classified) => ready!(classified.as_mut().poll(cx)).map(Step::whole),
+            State::Generating(generating) => {
+                let step = ready!(generating.poll(oip, who, cx));
+                if step.is_err() {
+                    oip.failed(&generating.generation.start.model, generating.arrived);
+                }
+                step
+            }
+        };
+        Poll::Ready(match step {
+            Ok(Step::More(response)) => Some(Ok(response)),
+            Ok(Step::End(response)) => {
+                self.state = State::Over;
+                response.map(Ok)
+            }
+            Err(reject) => {
+                self.state = State::Over;
+                Some(Err(reject))
+            }
+        })
+    }
+}
+
+/// How a turn went on.
+enum Step {
+    More(ModelInferResponse),
+    /// With a last response, or without.
+    End(Option<ModelInferResponse>),
+}
+
+impl Step {
+    fn whole(response: ModelInferResponse) -> Self {
+        Self::End(Some(response))
+    }
+}
+
+impl Generating {
+    fn poll(
+        &mut self,
+        oip: &Oip,
+        who: Principal,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Step, Reject>> {
+        let Self { generation, arrived, began, phase } = self;
+        let model = &generation.start.model;
+        loop {
+            match phase {
+                Phase::Starting(starting) => {
+                    *phase = Phase::Running(ready!(starting.as_mut().poll(cx))?);
+                    *began = oip.now();
+                }
+                Phase::Running(tokens) => match ready!(Pin::new(tokens).poll_next(cx)) {
+                    Some(TokenEvent::Accepted(_) | TokenEvent::Attached(_)) => {}
+                    Some(TokenEvent::Delta(v1::Delta { text, ids, .. })) => {
+                        let said = Said { text, tokens: ids };
+                        return Poll::Ready(Ok(Step::More(generation.part(model, &said))));
+                    }
+                    Some(TokenEvent::Finished(finished)) => {
+                        let (oip, of) = (oip.clone(), generation.clone());
+                        let ending = async move { oip.close(who, &of, &finished).await };
+                        *phase = Phase::Ending(Box::pin(ending), finished);
+                    }
+                    Some(TokenEvent::Failed(reject)) => return Poll::Ready(Err(reject)),
+                    None => {
+                        let what = "its worker has gone";
+                        return Poll::Ready(Err(Reject::Internal { what }));
+                    }
+                },
+                Phase::Ending(ending, finished) => {
+                    ready!(ending.as_mut().poll(cx))?;
+                    oip.succeeded(generation, [*arrived, *began]);
+                    let end = generation.tells_end.then(|| generation.end(model, finished));
+                    return Poll::Ready(Ok(Step::End(end)));
+                }
+            }
+        }
+    }
+}
+
+impl<R> fmt::Debug for Exchange<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange").field("running", &self.running.len()).finish_non_exhaustive()
+    }
+}

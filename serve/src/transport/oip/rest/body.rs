@@ -1,0 +1,434 @@
+//! Bodies in JSON, and tensors in binary behind them; no IO.
+//!
+//! ```text
+//! {"inputs": [{"name": …, "parameters": {"binary_data_size": 8}}, …]}  as long as the header says
+//! <8 bytes of the first tensor> <the next> …                           in raw form, in their order
+//! ```
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::HashMap, fmt};
+
+use aerie_proto::inference::{
+    InferParameter, ModelInferRequest, ModelInferResponse, ModelMetadataResponse, ModelStatistics,
+    RepositoryIndexResponse, StatisticDuration,
+    infer_parameter::ParameterChoice,
+    model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
+    model_infer_response::InferOutputTensor,
+    model_metadata_response::TensorMetadata,
+};
+use bytes::Bytes;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, DeserializeSeed, SeqAccess, Visitor},
+};
+use serde_json::{Map, Value, json, value::RawValue};
+
+use crate::{
+    admission::Reject,
+    oip::tensor::{decode_strings, encode_strings},
+};
+
+/// A request, as far as its JSON says.
+#[derive(Debug)]
+pub(super) struct Asked<'a> {
+    body: AskedBody<'a>,
+    /// What follows the JSON.
+    binary: Bytes,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AskedBody<'a> {
+    #[serde(default)]
+    id: String,
+    #[serde(default)]
+    parameters: HashMap<String, Plain>,
+    #[serde(borrow, default)]
+    inputs: Vec<AskedInput<'a>>,
+    #[serde(default)]
+    outputs: Vec<AskedOutput>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AskedInput<'a> {
+    name: String,
+    datatype: String,
+    shape: Vec<i64>,
+    #[serde(default)]
+    parameters: HashMap<String, Plain>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AskedOutput {
+    name: String,
+    #[serde(default)]
+    parameters: HashMap<String, Plain>,
+}
+
+/// The value of a parameter: nothing that has others in it, as that could be of any size.
+#[derive(Debug)]
+struct Plain(ParameterChoice);
+
+/// Which outputs are to be told in binary.
+#[derive(Debug, Default)]
+pub(super) struct Binary {
+    by_default: bool,
+    by_name: HashMap<String, bool>,
+}
+
+/// A response.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub bytes: Bytes,
+    /// How long the JSON is, if tensors follow it.
+    pub json_bytes: Option<u64>,
+}
+
+/// Of an input: how many bytes behind the JSON are its own.
+const BINARY_DATA_SIZE: &str = "binary_data_size";
+/// Of an output: whether it is wanted in binary.
+const BINARY_DATA: &str = "binary_data";
+/// Of a request: whether outputs are that do not say.
+const BINARY_DATA_OUTPUT: &str = "binary_data_output";
+
+/// Lists within lists: as many as tensors have axes.
+const DEPTH_MAX: u8 = 8;
+
+impl<'a> Asked<'a> {
+    /// Reads a body, whose JSON has `json_bytes`, or all that there is.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`] if it is no request.
+    pub(super) fn parse(bytes: &'a Bytes, json_bytes: Option<usize>) -> Result<Self, Reject> {
+        let length = json_bytes.unwrap_or(bytes.len());
+        let Some((json, _)) = bytes.split_at_checked(length) else {
+            let found = bytes.len();
+            return Err(invalid(format!("has {found} bytes, and its JSON is said to have more")));
+        };
+        let body = serde_json::from_slice(json)
+            .map_err(|error| invalid(format!("is no request: {error}")))?;
+        Ok(Self { body, binary: bytes.slice(length..) })
+    }
+
+    /// The same as gRPC would have it, with all tensors in raw form; and how the answer is to be told.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`] if tensors are not what they say.
+    pub(super) fn request(self) -> Result<(ModelInferRequest, Binary), Reject> {
+        let Self { body, mut binary } = self;
+        let mut parameters = plain(body.parameters);
+        let mut wanted = Binary {
+            by_default: take_flag(&mut parameters, BINARY_DATA_OUTPUT)?.unwrap_or(false),
+            ..Binary::default()
+        };
+        let mut request = ModelInferRequest { id: body.id, parameters, ..Default::default() };
+        for AskedInput { name, datatype, shape, parameters, data } in body.inputs {
+            let mut parameters = plain(parameters);
+            let size = parameters.remove(BINARY_DATA_SIZE).and_then(|it| it.parameter_choice);
+            let raw = match (size, data) {
+                (Some(size), None) => {
+                    let size = match size {
+                        ParameterChoice::Int64Param(n) => usize::try_from(n).ok(),
+                        _ => None,
+                    };
+                    let size = size.filter(|&size| size <= binary.len());
+                    binary.split_to(size.ok_or_else(|| {
+                        of(&name, "has a binary_data_size of more bytes than there are")
+                    })?)
+                }
+                (None, Some(data)) => {
+                    raw(&datatype, data).map_err(|problem| of(&name, &problem))?
+                }
+                _ => return Err(of(&name, "has not either `data` or a `binary_data_size`")),
+            };
+            request.raw_input_contents.push(raw);
+            let input = InferInputTensor { name, datatype, shape, parameters, contents: None };
+            request.inputs.push(input);
+        }
+        if !binary.is_empty() {
+            let left = binary.len();
+            return Err(invalid(format!("has {left} bytes that belong to no input")));
+        }
+        for AskedOutput { name, parameters } in body.outputs {
+            let mut parameters = plain(parameters);
+            if let Some(flag) = take_flag(&mut parameters, BINARY_DATA)? {
+                wanted.by_name.insert(name.clone(), flag);
+            }
+            request.outputs.push(InferRequestedOutputTensor { name, parameters });
+        }
+        Ok((request, wanted))
+    }
+}
+
+impl Binary {
+    fn wants(&self, name: &str) -> bool {
+        self.by_name.get(name).copied().unwrap_or(self.by_default)
+    }
+}
+
+impl Answer {
+    /// `response` in JSON, but for what is wanted in binary.
+    pub(super) fn new(response: &ModelInferResponse, binary: &Binary) -> Self {
+        let mut tail = Vec::new();
+        let mut outputs = Vec::new();
+        for (output, raw) in response.outputs.iter().zip(&response.raw_output_contents) {
+            let mut value = json!({
+                "name": output.name,
+                "datatype": output.datatype,
+                "shape": output.shape,
+            });
+            if binary.wants(&output.name) {
+                value["parameters"] = json!({ BINARY_DATA_SIZE: raw.len() });
+                tail.push(raw);
+            } else {
+                value["data"] = data(output, raw);
+            }
+            outputs.push(value);
+        }
+        let mut head = json!({
+            "model_name": response.model_name,
+            "model_version": response.model_version,
+            "outputs": outputs,
+        });
+        if !response.id.is_empty() {
+            head["id"] = response.id.clone().into();
+        }
+        if !response.parameters.is_empty() {
+            head["parameters"] = Value::Object(describe(&response.parameters));
+        }
+        let mut bytes = head.to_string().into_bytes();
+        let json_bytes = (!tail.is_empty()).then_some(bytes.len() as u64);
+        tail.into_iter().for_each(|raw| bytes.extend_from_slice(raw));
+        Self { bytes: bytes.into(), json_bytes }
+    }
+}
+
+pub(super) fn metadata(metadata: &ModelMetadataResponse) -> Value {
+    let tensors = |tensors: &[TensorMetadata]| {
+        let tensor = |it: &TensorMetadata| json!({ "name": it.name, "datatype": it.datatype, "shape": it.shape });
+        tensors.iter().map(tensor).collect::<Vec<_>>()
+    };
+    json!({
+        "name": metadata.name,
+        "versions": metadata.versions,
+        "platform": metadata.platform,
+        "inputs": tensors(&metadata.inputs),
+        "outputs": tensors(&metadata.outputs),
+    })
+}
+
+pub(super) fn index(index: &RepositoryIndexResponse) -> Value {
+    let models = index.models.iter().map(|it| {
+        json!({ "name": it.name, "version": it.version, "state": it.state, "reason": it.reason })
+    });
+    models.collect()
+}
+
+/// Whether a body asks for an index of models that are ready alone.
+///
+/// # Errors
+/// [`Reject::Invalid`] if it is no such request.
+pub(super) fn asks_for_ready(bytes: &[u8]) -> Result<bool, Reject> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Asked {
+        #[serde(default)]
+        ready: bool,
+    }
+    if bytes.is_empty() {
+        return Ok(false);
+    }
+    let asked: Asked = serde_json::from_slice(bytes)
+        .map_err(|error| invalid(format!("asks for no index: {error}")))?;
+    Ok(asked.ready)
+}
+
+pub(super) fn statistics(models: &[ModelStatistics]) -> Value {
+    let duration = |it: &Option<StatisticDuration>| {
+        let it = it.unwrap_or_default();
+        json!({ "count": it.count, "ns": it.ns })
+    };
+    let model = |it: &ModelStatistics| {
+        let stats = it.inference_stats.unwrap_or_default();
+        let batches = it.batch_stats.iter().map(|batch| {
+            json!({
+                "batch_size": batch.batch_size,
+                "compute_input": duration(&batch.compute_input),
+                "compute_infer": duration(&batch.compute_infer),
+                "compute_output": duration(&batch.compute_output),
+            })
+        });
+        json!({
+            "name": it.name,
+            "version": it.version,
+            "last_inference": it.last_inference,
+            "inference_count": it.inference_count,
+            "execution_count": it.execution_count,
+            "inference_stats": {
+                "success": duration(&stats.success),
+                "fail": duration(&stats.fail),
+                "queue": duration(&stats.queue),
+                "compute_input": duration(&stats.compute_input),
+                "compute_infer": duration(&stats.compute_infer),
+                "compute_output": duration(&stats.compute_output),
+                "cache_hit": duration(&stats.cache_hit),
+                "cache_miss": duration(&stats.cache_miss),
+            },
+            "batch_stats": batches.collect::<Vec<_>>(),
+        })
+    };
+    json!({ "model_stats": models.iter().map(model).collect::<Vec<_>>() })
+}
+
+/// `data` in raw form.
+fn raw(datatype: &str, data: &RawValue) -> Result<Bytes, String> {
+    let outside = || format!("has an element that is no {datatype}");
+    match datatype {
+        "BYTES" => {
+            let strings: Vec<String> = flat(data)?;
+            Ok(encode_strings(strings.iter().map(String::as_bytes)))
+        }
+        "INT64" => Ok(flat::<i64>(data)?.into_iter().flat_map(i64::to_le_bytes).collect()),
+        "INT32" => {
+            let numbers: Result<Vec<_>, _> =
+                flat::<i64>(data)?.into_iter().map(i32::try_from).collect();
+            let numbers = numbers.map_err(|_| outside())?;
+            Ok(numbers.into_iter().flat_map(i32::to_le_bytes).collect())
+        }
+        "FP32" => Ok(flat::<f32>(data)?.into_iter().flat_map(f32::to_le_bytes).collect()),
+        _ => Err("has a datatype that no model takes".to_owned()),
+    }
+}
+
+/// The elements of a list, or of lists of lists, one after another.
+fn flat<'de, T: Deserialize<'de>>(data: &'de RawValue) -> Result<Vec<T>, String> {
+    let mut elements = Vec::new();
+    let mut deserializer = serde_json::Deserializer::from_str(data.get());
+    let read = Flat(&mut elements, DEPTH_MAX).deserialize(&mut deserializer);
+    read.map_err(|error| format!("has no such `data`: {error}"))?;
+    Ok(elements)
+}
+
+/// Puts a list's elements behind those that are there; lists may be as deep within each other as the number says, since
+/// they are read with as many calls within each other.
+struct Flat<'a, T>(&'a mut Vec<T>, u8);
+
+impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Flat<'_, T> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Flat<'_, T> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        while let Some(data) = seq.next_element::<&'de RawValue>()? {
+            let mut inner = serde_json::Deserializer::from_str(data.get());
+            if data.get().starts_with('[') {
+                let left = self.1.checked_sub(1);
+                let left = left.ok_or_else(|| de::Error::custom("a tensor has no such depth"))?;
+                Flat(self.0, left).deserialize(&mut inner).map_err(de::Error::custom)?;
+            } else {
+                self.0.push(T::deserialize(&mut inner).map_err(de::Error::custom)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An output in JSON.
+fn data(output: &InferOutputTensor, raw: &[u8]) -> Value {
+    match output.datatype.as_str() {
+        "BYTES" => decode_strings(raw).map(|it| String::from_utf8_lossy(it)).collect(),
+        "INT64" => raw.as_chunks().0.iter().map(|it| i64::from_le_bytes(*it)).collect(),
+        // Not a number is `null`: JSON has no word for it.
+        _ => raw.as_chunks().0.iter().map(|it| f32::from_le_bytes(*it)).collect(),
+    }
+}
+
+fn describe(parameters: &HashMap<String, InferParameter>) -> Map<String, Value> {
+    let value = |parameter: &InferParameter| match &parameter.parameter_choice {
+        Some(ParameterChoice::BoolParam(flag)) => (*flag).into(),
+        Some(ParameterChoice::Int64Param(n)) => (*n).into(),
+        Some(ParameterChoice::Uint64Param(n)) => (*n).into(),
+        Some(ParameterChoice::DoubleParam(x)) => (*x).into(),
+        Some(ParameterChoice::StringParam(text)) => text.clone().into(),
+        None => Value::Null,
+    };
+    parameters.iter().map(|(name, it)| (name.clone(), value(it))).collect()
+}
+
+fn plain(parameters: HashMap<String, Plain>) -> HashMap<String, InferParameter> {
+    let parameter =
+        |(name, Plain(choice))| (name, InferParameter { parameter_choice: Some(choice) });
+    parameters.into_iter().map(parameter).collect()
+}
+
+fn take_flag(
+    parameters: &mut HashMap<String, InferParameter>,
+    name: &'static str,
+) -> Result<Option<bool>, Reject> {
+    match parameters.remove(name).and_then(|it| it.parameter_choice) {
+        None => Ok(None),
+        Some(ParameterChoice::BoolParam(flag)) => Ok(Some(flag)),
+        Some(_) => Err(Reject::Invalid { field: name, problem: "is not true or false".to_owned() }),
+    }
+}
+
+impl<'de> Deserialize<'de> for Plain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PlainVisitor).map(Self)
+    }
+}
+
+struct PlainVisitor;
+
+impl Visitor<'_> for PlainVisitor {
+    type Value = ParameterChoice;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number, a string, true or false")
+    }
+
+    fn visit_bool<E>(self, flag: bool) -> Result<ParameterChoice, E> {
+        Ok(ParameterChoice::BoolParam(flag))
+    }
+
+    fn visit_i64<E>(self, n: i64) -> Result<ParameterChoice, E> {
+        Ok(ParameterChoice::Int64Param(n))
+    }
+
+    fn visit_u64<E>(self, n: u64) -> Result<ParameterChoice, E> {
+        Ok(i64::try_from(n).map_or(ParameterChoice::Uint64Param(n), ParameterChoice::Int64Param))
+    }
+
+    fn visit_f64<E>(self, x: f64) -> Result<ParameterChoice, E> {
+        Ok(ParameterChoice::DoubleParam(x))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<ParameterChoice, E> {
+        Ok(ParameterChoice::StringParam(text.to_owned()))
+    }
+}
+
+fn invalid(problem: String) -> Reject {
+    Reject::Invalid { field: "body", problem }
+}
+
+fn of(name: &str, problem: &str) -> Reject {
+    let name: String = name.chars().take(64).collect();
+    Reject::Invalid { field: "inputs", problem: format!("{name:?} {problem}") }
+}
