@@ -95,7 +95,7 @@ fn begin_image_run(dir: &std::path::Path, change: impl FnOnce(&mut Run)) -> RunD
         let class = number % 2;
         let light = |row: u16| if (row < 16) == (class == 0) { 200 } else { 40 };
         let pixel =
-            |at: u16| light(at % 1024 / 32) + (at * u16::from(number) % 32).to_le_bytes()[0];
+            |at: u16| light(at % 1024 / 32) + (at % 32 * u16::from(number) % 32).to_le_bytes()[0];
         records.push(class);
         records.extend((0..3072).map(pixel));
     }
