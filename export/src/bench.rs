@@ -12,7 +12,7 @@ mod profile;
 mod report;
 mod resident;
 mod steps;
-mod table;
+pub(crate) mod table;
 mod turns;
 
 use std::{

@@ -4,7 +4,9 @@ use clap::{Parser, Subcommand};
 
 #[cfg(feature = "torch")]
 use crate::torch::{eval, sample, spp, train};
-use crate::{bench, compare, data::tokenizer, emit, import, inspect, plot, quantize, verify};
+use crate::{
+    bench, compare, data::tokenizer, emit, import, inspect, plot, quantize, scaling, verify,
+};
 
 /// Trains the models that Aerie serves, and writes them as bundles.
 #[derive(Debug, Parser)]
@@ -43,6 +45,7 @@ enum Command {
     #[cfg(feature = "torch")]
     Spp(spp::Args),
     Plot(plot::Args),
+    Scaling(scaling::Args),
     Bench(bench::Args),
     Emit(emit::Args),
     Import(import::Args),
@@ -69,6 +72,7 @@ impl Cli {
             #[cfg(feature = "torch")]
             Command::Spp(args) => spp::run(args),
             Command::Plot(args) => plot::run(args),
+            Command::Scaling(args) => scaling::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Emit(args) => emit::run(args),
             Command::Import(args) => import::run(args),

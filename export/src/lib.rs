@@ -15,6 +15,7 @@ mod progress;
 pub mod quantize;
 pub mod run;
 pub mod runtime;
+pub mod scaling;
 #[cfg(feature = "torch")]
 pub mod torch;
 pub mod verify;

@@ -7,7 +7,7 @@ use std::fmt;
 
 /// A table of as many columns as its header has.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(crate) struct Table {
     /// Columns that hold words.
     words: usize,
     /// The header first.
@@ -16,13 +16,13 @@ pub(super) struct Table {
 
 impl Table {
     /// A table whose first `words` columns hold words.
-    pub(super) fn new(words: usize, header: &[&str]) -> Self {
+    pub(crate) fn new(words: usize, header: &[&str]) -> Self {
         Self { words, rows: vec![header.iter().map(|&it| it.to_owned()).collect()] }
     }
 
     /// # Panics
     /// If there are not as many cells as columns.
-    pub(super) fn row<const N: usize>(&mut self, cells: [String; N]) {
+    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
         assert_eq!(N, self.rows[0].len(), "a cell for each column");
         self.rows.push(cells.into());
     }
