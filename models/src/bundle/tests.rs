@@ -54,8 +54,8 @@ fn refusals_name_the_field() {
     check_text(
         |text| {
             text.replacen(
-                "path = \"layers.1.rg_lru\"\nshape = [",
-                "path = \"layers.1.rg_lru\"\nshape = [9, ",
+                "path = \"layers.1.rg_lru\"\ndtype = \"f32\"\nshape = [",
+                "path = \"layers.1.rg_lru\"\ndtype = \"f32\"\nshape = [9, ",
                 1,
             )
         },
