@@ -140,8 +140,7 @@ impl Server {
         let mut drafts = bundles::read(&config).await?;
         let senders = mem::take(&mut drafts.senders);
         let (readiness, _) = watch::channel(Readiness::Starting);
-        let (metrics, clock) = (Metrics::new(), Clock::start());
-        let quotas = Quotas::new(&auth);
+        let (metrics, clock, quotas) = (Metrics::new(), Clock::start(), Quotas::new(&auth));
         // Side by side, as each takes about as long as the others.
         let (verified, hosted, workers) = tokio::join!(
             bundles::verify(&drafts),
@@ -169,17 +168,15 @@ impl Server {
             clock,
         });
 
-        let (stop_calls, calls) = watch::channel(false);
-        let (stop_http, http) = watch::channel(false);
+        let [(stop_calls, calls), (stop_http, http)] = [(); 2].map(|()| watch::channel(false));
         let identity = Identity::open(&config.tls, &config.data_dir)?;
         let listen = config.http.listen;
         let admin = Admin::new(service.clone(), config.sessions.sessions_max);
         let admins = match config.admin.listen {
-            Some(listen) => {
-                let stop = http.clone();
-                Some(admin::listen(listen, &config.grpc, &identity, admin.clone(), stop).await?)
-            }
             None => None,
+            Some(at) => {
+                Some(admin::listen(at, &config.grpc, &identity, admin.clone(), http.clone()).await?)
+            }
         };
         let http = http::listen(&config.http, service.clone(), http)
             .await

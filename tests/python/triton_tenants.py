@@ -48,16 +48,24 @@ def strangers(grpc, http):
 
 
 def killed(grpc, token):
-    print("kill", flush=True)
+    """Has the server killed, and waits until it is back."""
     headers = {"authorization": f"Bearer {token}"}
-    for _ in range(POLLS_MAX):
+
+    def is_ready():
         try:
-            if grpc.is_server_ready(headers=headers):
-                return
+            return grpc.is_server_ready(headers=headers)
         except InferenceServerException:
-            pass
-        time.sleep(0.05)
-    raise AssertionError("the server did not come back")
+            return False
+
+    print("kill", flush=True)
+    # The one that is to die answers until it does.
+    for expected, pause_s in ((False, 0.002), (True, 0.05)):
+        for _ in range(POLLS_MAX):
+            if is_ready() == expected:
+                break
+            time.sleep(pause_s)
+        else:
+            raise AssertionError(f"the server is {'gone' if expected else 'there'} still")
 
 
 def main():

@@ -25,6 +25,7 @@ const DOORS: &[(&str, &[&str])] = &[
         "ort",
         &[
             "export/src/runtime.rs",
+            "export/src/runtime/",
             "ops/src/ort.rs",
             "ops/src/ort/",
             "serve/src/device/",
