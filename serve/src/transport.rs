@@ -11,6 +11,7 @@ mod door;
 pub mod grpc;
 pub mod oip;
 pub mod quic;
+mod standing;
 mod turns;
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 
 Usage: triton_tenants.py GRPC_HOST:PORT HTTP_HOST:PORT MODEL PROMPT TOKEN OTHER_TOKEN
 
-Prints "kill" when the server is to be killed and started again at the same port of gRPC.
+Prints "kill" when the server is to be killed and started again at the same port of gRPC, and "revoke" when the first
+tenant is to be taken out of the tenants' file.
 """
 
+import queue
 import sys
 import time
 
@@ -68,6 +70,23 @@ def killed(grpc, token):
             raise AssertionError(f"the server is {'gone' if expected else 'there'} still")
 
 
+def revoked(grpc, token):
+    """Has the tenant taken away while a stream of its runs: the stream ends, and says why."""
+    responses = queue.Queue()
+    headers = {"authorization": f"Bearer {token}"}
+    prompt = over_grpc.InferInput("text_input", [1], "BYTES")
+    prompt.set_data_from_numpy(np.array([PROMPT], dtype=object))
+    grpc.start_stream(lambda result, error: responses.put(error), headers=headers)
+    grpc.async_stream_infer(MODEL, [prompt], parameters={"max_tokens": 1 << 16})
+    assert responses.get(timeout=60) is None
+    print("revoke", flush=True)
+    while not (error := responses.get(timeout=60)):
+        pass
+    assert "UNAUTHENTICATED" in str(error.status()), error
+    grpc.stop_stream()
+    refused(lambda: infer(grpc, over_grpc, token, PROMPT), "UNAUTHENTICATED")
+
+
 def main():
     grpc = over_grpc.InferenceServerClient(GRPC)
     http = over_http.InferenceServerClient(HTTP)
@@ -87,6 +106,7 @@ def main():
     assert rest == whole[N_TOKENS:], (rest, whole)
     refused(lambda: infer(grpc, over_grpc, TOKEN, **name), "NOT_FOUND")
     infer(grpc, over_grpc, OTHER, sequence_end=True, **name)
+    revoked(grpc, TOKEN)
 
 
 if __name__ == "__main__":

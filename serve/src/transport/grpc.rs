@@ -231,7 +231,7 @@ pub(super) fn evidence(request: &Request<()>) -> Evidence {
 }
 
 /// Who makes a call, as [`Guard`] has noted.
-fn caller<T>(request: &Request<T>) -> Caller {
+pub(super) fn caller<T>(request: &Request<T>) -> Caller {
     request.extensions().get().cloned().expect("no call comes past its guard")
 }
 

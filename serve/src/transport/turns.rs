@@ -5,17 +5,16 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use aerie_proto::v1::{self, generate_request::Message, generate_response::Event};
 use tokio_stream::{Empty, Stream, empty, wrappers::WatchStream};
 
-use super::call::Call;
+use super::{call::Call, standing::Standing};
 use crate::{
     admission::Reject,
-    auth::{Caller, Tokens},
+    auth::Caller,
     service::{Readiness, Service, TokenEvent, TokenStream},
     telemetry::metrics::Api,
 };
@@ -27,9 +26,7 @@ use crate::{
 pub(super) struct Turns<R> {
     call: Call,
     service: Service,
-    caller: Caller,
-    /// Tells when the tenants' file has been read again.
-    tenants: WatchStream<Option<Arc<Tokens>>>,
+    standing: Standing,
     requests: R,
     /// No further request will come.
     half_closed: bool,
@@ -78,8 +75,7 @@ where
 {
     pub(super) fn new(api: Api, service: Service, caller: Caller, requests: R) -> Self {
         Self {
-            caller,
-            tenants: WatchStream::from_changes(service.parts().auth.changes()),
+            standing: Standing::new(caller, &service),
             call: Call::begin(api, &service),
             readiness: WatchStream::new(service.readiness()),
             service,
@@ -122,7 +118,7 @@ where
     fn take(&mut self, request: v1::GenerateRequest) -> Result<(), Reject> {
         match (request.message, &self.turn) {
             (Some(Message::Start(start)), Turn::Idle) => {
-                let (service, who) = (self.service.clone(), self.caller.who);
+                let (service, who) = (self.service.clone(), self.standing.who());
                 let starting = async move { service.generate(who, start).await };
                 self.turn = Turn::Starting(Box::pin(starting));
                 Ok(())
@@ -146,14 +142,6 @@ where
                 problem: "is neither `start` nor `cancel`".to_owned(),
             }),
         }
-    }
-
-    /// Whether the caller is still who it was when the stream began.
-    fn check_caller(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
-        while let Poll::Ready(Some(_)) = Pin::new(&mut self.tenants).poll_next(cx) {
-            self.service.parts().auth.check(&self.caller).map_err(Broken::Refused)?;
-        }
-        Ok(())
     }
 
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -196,7 +184,12 @@ where
             if matches!(this.turn, Turn::Over) {
                 return Poll::Ready(None);
             }
-            if let Err(broken) = this.check_caller(cx).and_then(|()| this.take_requests(cx)) {
+            if let Err(broken) = this
+                .standing
+                .check(cx)
+                .map_err(Broken::Refused)
+                .and_then(|()| this.take_requests(cx))
+            {
                 return Poll::Ready(this.end(Err(broken)));
             }
             let reject = match &mut this.turn {

@@ -91,7 +91,7 @@ async fn tritons_client_has_pictures_classified() {
 }
 
 /// Goal: tenants have sequences of their own, which outlive the server; nobody else has any.
-/// Method: see the script. It asks for `kill -9`, here, and goes on.
+/// Method: see the script. It asks for `kill -9`, here, and goes on; and to have a tenant taken away amid a stream.
 #[test]
 fn sequences_are_their_tenants_and_survive_kill_9() {
     let Some(python) = python("triton") else { return };
@@ -105,15 +105,24 @@ fn sequences_are_their_tenants_and_survive_kill_9() {
     let mut command = Command::new(python);
     command.arg(script).args([&*grpc, &*rest, "tiny", PROMPT, &token, &other]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut kills = 0;
+    let mut asked = Vec::new();
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-        assert_eq!(line.unwrap(), "kill");
-        server.kill_and_restart();
-        kills += 1;
+        let line = line.unwrap();
+        match &*line {
+            "kill" => server.kill_and_restart(),
+            "revoke" => {
+                let text = fs::read_to_string(&file).unwrap();
+                let (_, others) = text.split_once("[[tenants]]\nname = \"verses\"").unwrap();
+                fs::write(&file, format!("[[tenants]]\nname = \"verses\"{others}")).unwrap();
+                server.signal("HUP");
+            }
+            other => panic!("{other:?} is asked for"),
+        }
+        asked.push(line);
     }
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(kills, 1);
+    assert_eq!(asked, ["kill", "revoke"]);
 }
 
 /// A bundle of a small classifier of ten classes with random weights, for pictures of 32 pixels.

@@ -19,24 +19,24 @@ use tokio_stream::{Stream, wrappers::WatchStream};
 use super::{Asked, Oip};
 use crate::{
     admission::Reject,
-    auth::Principal,
+    auth::{Caller, Principal},
     oip::{
         classify::seal,
         recurrent::{Generation, Said},
     },
     service::{Readiness, TokenEvent, TokenStream},
     telemetry::metrics::Api,
-    transport::{call::Call, turns::Broken},
+    transport::{call::Call, standing::Standing, turns::Broken},
 };
 
 /// The responses to a stream of requests.
 ///
-/// Refusals are told in it, and it goes on; `strict` clients get them as the end of the stream. Dropping it cancels
-/// what runs.
+/// Refusals are told in it, and it goes on; `strict` clients get them as the end of the stream. It ends when the caller
+/// is its tenant's no more. Dropping it cancels what runs.
 pub(super) struct Exchange<R> {
     call: Call,
     oip: Oip,
-    who: Principal,
+    standing: Standing,
     requests: R,
     strict: bool,
     /// No further request will come.
@@ -85,12 +85,12 @@ impl<R> Exchange<R>
 where
     R: Stream<Item = Result<ModelInferRequest, Broken>> + Unpin,
 {
-    pub(super) fn new(oip: Oip, who: Principal, requests: R, strict: bool) -> Self {
+    pub(super) fn new(oip: Oip, caller: Caller, requests: R, strict: bool) -> Self {
         Self {
             call: Call::begin(Api::Oip, oip.service()),
             readiness: WatchStream::new(oip.service().readiness()),
+            standing: Standing::new(caller, oip.service()),
             oip,
-            who,
             requests,
             strict,
             half_closed: false,
@@ -118,7 +118,7 @@ where
 
     fn take(&mut self, request: ModelInferRequest) {
         let id = request.id.clone();
-        match self.oip.parse(self.who, request) {
+        match self.oip.parse(self.standing.who(), request) {
             Ok(asked) => self.waiting.push_back((id, asked)),
             Err(reject) => self.refused.push_back((id, reject)),
         }
@@ -133,7 +133,7 @@ where
             if sequence.is_some_and(|it| others.any(|other| other == it)) {
                 self.waiting.push_back((id, asked));
             } else {
-                self.running.push_back(Turn::start(&self.oip, self.who, id, asked));
+                self.running.push_back(Turn::start(&self.oip, self.standing.who(), id, asked));
             }
         }
     }
@@ -145,7 +145,7 @@ where
     ) -> Option<(String, Result<ModelInferResponse, Reject>)> {
         for _ in 0..self.running.len() {
             let mut turn = self.running.pop_front().expect("it was counted");
-            match turn.poll(&self.oip, self.who, cx) {
+            match turn.poll(&self.oip, self.standing.who(), cx) {
                 Poll::Pending => self.running.push_back(turn),
                 Poll::Ready(None) => {}
                 Poll::Ready(Some(response)) => {
@@ -215,7 +215,8 @@ where
             if this.is_over {
                 return Poll::Ready(None);
             }
-            match this.take_requests(cx) {
+            let held = this.standing.check(cx).map_err(Broken::Refused);
+            match held.and_then(|()| this.take_requests(cx)) {
                 Ok(()) => {}
                 Err(Broken::Gone) => return Poll::Ready(this.end(None)),
                 Err(Broken::Refused(reject)) => return Poll::Ready(this.end(Some(reject))),

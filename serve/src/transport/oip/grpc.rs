@@ -22,7 +22,7 @@ use crate::{
     telemetry::metrics::Api,
     transport::{
         call::Call,
-        grpc::{Guard, answer, broken, principal, status},
+        grpc::{Guard, answer, broken, caller, principal, status},
     },
 };
 
@@ -128,10 +128,10 @@ impl GrpcInferenceService for Grpc {
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Responses>, Status> {
-        let (who, place) = (principal(&request), place(&request));
+        let (caller, place) = (caller(&request), place(&request));
         let strict = request.metadata().get(STRICT).is_some_and(|it| it.as_bytes() == b"true");
         let requests = request.into_inner().map(|it| it.map_err(|status| broken(&status)));
-        let responses = Exchange::new(self.oip.clone(), who, requests, strict);
+        let responses = Exchange::new(self.oip.clone(), caller, requests, strict);
         let responses = responses.map(move |it| {
             // It lasts as long as the stream does.
             let _ = &place;
