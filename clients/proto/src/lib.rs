@@ -9,23 +9,8 @@ pub mod frame;
 
 use std::time::Duration;
 
-/// Messages, and gRPC clients and servers, of the package `aerie.v1`.
-#[allow(
-    missing_debug_implementations,
-    unreachable_pub,
-    clippy::all,
-    clippy::allow_attributes_without_reason,
-    clippy::cast_possible_truncation,
-    clippy::or_fun_call,
-    clippy::str_to_string,
-    clippy::use_self,
-    reason = "generated"
-)]
-pub mod v1 {
-    tonic::include_proto!("aerie.v1");
-}
+pub use generated::{inference, v1};
 
-/// Messages, and gRPC clients and servers, of the Open Inference Protocol: the package `inference`.
 #[allow(
     missing_debug_implementations,
     unreachable_pub,
@@ -37,8 +22,16 @@ pub mod v1 {
     clippy::use_self,
     reason = "generated"
 )]
-pub mod inference {
-    tonic::include_proto!("inference");
+mod generated {
+    /// Messages, and gRPC clients and servers, of the package `aerie.v1`.
+    pub mod v1 {
+        tonic::include_proto!("aerie.v1");
+    }
+
+    /// Messages, and gRPC clients and servers, of the Open Inference Protocol: the package `inference`.
+    pub mod inference {
+        tonic::include_proto!("inference");
+    }
 }
 
 /// An encoded `FileDescriptorSet` of `aerie.v1` and `inference`, as gRPC reflection serves it.
