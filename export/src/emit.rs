@@ -16,7 +16,7 @@ use std::{
 
 use aerie_models::{
     BundleError, Bundled, Manifest, ModelConfig, Precision, Provenance,
-    bundle::{self, FORMAT, MANIFEST_FILE, MODEL_FILE, NAME_BYTES_MAX, TOKENIZER_FILE},
+    bundle::{self, FORMAT, Kind, MANIFEST_FILE, MODEL_FILE, NAME_BYTES_MAX, TOKENIZER_FILE},
     images::presets as classifiers,
     presets,
 };
@@ -198,8 +198,8 @@ pub enum EmitError {
          the domain `aerie` is expected", path.display()
     )]
     Portable { path: PathBuf },
-    #[error("{}: the run is not of a language model", path.display())]
-    NotLanguage { path: PathBuf },
+    #[error("{}: the run is not of a {expected}", path.display())]
+    OtherKind { path: PathBuf, expected: Kind },
     #[error("{}: the run has no checkpoint yet", path.display())]
     NoCheckpoint { path: PathBuf },
     #[error("{}: {message}", path.display())]
@@ -225,7 +225,10 @@ impl Source {
         let run = RunDir::new(dir);
         let options = run.run()?;
         let Some((model, text)) = options.language() else {
-            return Err(EmitError::NotLanguage { path: dir.to_owned() });
+            return Err(EmitError::OtherKind {
+                path: dir.to_owned(),
+                expected: Kind::LanguageModel,
+            });
         };
         let step = match step {
             Some(step) => run.step(step),

@@ -2,7 +2,9 @@
 
 use std::{fs, path::Path};
 
-use aerie_models::{ImageConfig, Manifest, Pictures, Precision, Provenance, images::presets};
+use aerie_models::{
+    ImageConfig, Manifest, Pictures, Precision, Provenance, bundle::Kind, images::presets,
+};
 
 use crate::{
     checkpoint::{LABELS_FILE, RunDir},
@@ -31,8 +33,9 @@ impl ImageSource {
     pub fn run(dir: &Path, step: Option<u64>, data: Option<&str>) -> Result<Self, EmitError> {
         let run = RunDir::new(dir);
         let options = run.run()?;
-        let (config, trained_on) =
-            options.images().ok_or_else(|| EmitError::NotLanguage { path: dir.to_owned() })?;
+        let expected = Kind::ImageClassifier;
+        let other = || EmitError::OtherKind { path: dir.to_owned(), expected };
+        let (config, trained_on) = options.images().ok_or_else(other)?;
         let step = match step {
             Some(step) => run.step(step),
             None => {

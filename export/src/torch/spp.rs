@@ -276,7 +276,6 @@ fn moments(
                 let squared = mean.square().mean(Kind::Double).double_value(&[]);
                 found.push([variance, branch, squared]);
             }
-            Observed::Stem | Observed::Features => {}
         }
     });
     no_grad(|| match input {

@@ -213,12 +213,8 @@ pub const POINTWISE: Conv = Conv { kernel: 1, stride: 1, padding: Padding::Symme
 /// A place that a reading may look at.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Observed {
-    /// What the first block takes.
-    Stem,
     /// A residual branch with its channels weighed, before anything that scales it.
     Branch,
     /// What a block gives.
     Block,
-    /// What the head's mean is taken of.
-    Features,
 }

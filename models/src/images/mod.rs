@@ -12,6 +12,7 @@ pub mod backend;
 pub mod census;
 pub mod config;
 mod layers;
+mod lineage;
 pub mod network;
 pub mod nf_regnet;
 pub mod nf_resnet;

@@ -60,7 +60,6 @@ fn stem<B: ImageBackend>(
 
 /// Runs all blocks on `x` `[B, C, H, W]`, with the channels that the stem gives.
 pub fn blocks<B: ImageBackend>(config: &ImageConfig, backend: &B, x: B::Tensor) -> B::Tensor {
-    backend.observe(Observed::Stem, &x);
     let mut x = x;
     let mut inputs = config.stem_width;
     let mut scalars = config.betas().into_iter().zip(config.drop_rates());
@@ -242,7 +241,6 @@ fn head<B: ImageBackend>(
         }
     };
     let x = activation(config, backend, &root.child("final_norm"), &x, width);
-    backend.observe(Observed::Features, &x);
     let x = backend.dropout(&backend.global_mean(&x), config.dropout);
     let path = root.child(HEAD);
     let init = match config.head_init {

@@ -1,13 +1,10 @@
 //! NF-RegNets (Brock, De and Smith 2021, arXiv:2101.08692, §5 and appendix), and timm's reading of them.
 
 use crate::images::{
-    activation::{Activation, Gains},
-    config::{
-        Attention, AttentionPlace, Beta, BlockForm, BranchEnd, GainPlace, HeadInit, ImageConfig,
-        ImageFamily, Norm, Padding, Shortcut, Stage, Standardise, Stem, StochasticDepth,
-    },
+    activation::Activation,
+    config::{Attention, AttentionPlace, HeadInit, ImageConfig, ImageFamily, Stage},
     layers::rounded,
-    nfnet::IMAGENET_CLASSES,
+    lineage::{deepmind, timm},
 };
 
 /// Channels of a group.
@@ -32,32 +29,18 @@ pub(crate) fn nf_regnet(level: u32) -> ImageConfig {
     let widths = channels.map(three_quarters);
     let first = widths[0] / GROUP_WIDTH * GROUP_WIDTH;
     ImageConfig {
-        family: ImageFamily::NfRegnet,
-        classes: IMAGENET_CLASSES,
         activation: Activation::Silu,
-        gains: Gains::Deepmind,
-        gain_place: GainPlace::Activation,
-        standardise: Standardise::Max,
-        norm: Norm::Off,
-        padding: Padding::Same,
-        beta: Beta::Predicted,
-        alpha: 0.2,
-        branch_end: BranchEnd::SkipInit,
-        block: BlockForm::Bottleneck,
-        shortcut: Shortcut::Averaged,
-        stem: Stem::Three,
         stem_width: widths[0],
         head_width: Some(1280 * widths[3] / 440),
         head_init: HeadInit::Zeros,
         attention: squeeze_excite(1),
         dropout,
-        stochastic_depth: StochasticDepth { rate: 0.1, rescale: false },
         stages: stages(widths, depths, first, middle),
+        ..deepmind(ImageFamily::NfRegnet)
     }
 }
 
-/// timm's `nf_regnet_b<level>`: channels rounded to multiples of 8, gains in the weights, symmetric
-/// padding, no SkipInit.
+/// timm's `nf_regnet_b<level>`: channels rounded to multiples of 8.
 pub(crate) fn timm_nf_regnet(level: u32) -> ImageConfig {
     let (channels, depths, _) = LEVELS[level as usize];
     let divisible = |extent: f64| {
@@ -69,18 +52,12 @@ pub(crate) fn timm_nf_regnet(level: u32) -> ImageConfig {
     let middle = |inputs: u32| divisible(f64::from(inputs) * 2.25);
     let features = 1280 * channels[3] / 440;
     ImageConfig {
-        gain_place: GainPlace::Weight,
-        standardise: Standardise::Add,
-        padding: Padding::Symmetric,
-        branch_end: BranchEnd::ZeroGain,
         stem_width: widths[0],
         head_width: Some(divisible(0.75 * f64::from(features))),
         head_init: HeadInit::Normal,
         attention: squeeze_excite(8),
-        dropout: 0.0,
-        stochastic_depth: StochasticDepth { rate: 0.0, rescale: true },
         stages: stages(widths, depths, divisible(f64::from(widths[0])), middle),
-        ..nf_regnet(level)
+        ..timm(nf_regnet(level))
     }
 }
 

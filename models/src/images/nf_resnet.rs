@@ -2,12 +2,9 @@
 //! reading of them.
 
 use crate::images::{
-    activation::{Activation, Gains},
-    config::{
-        Attention, Beta, BlockForm, BranchEnd, GainPlace, HeadInit, ImageConfig, ImageFamily, Norm,
-        Padding, Shortcut, Stage, Standardise, Stem, StochasticDepth,
-    },
-    nfnet::IMAGENET_CLASSES,
+    activation::Gains,
+    config::{Beta, BranchEnd, ImageConfig, ImageFamily, Norm, Shortcut, Stage, Standardise, Stem},
+    lineage::{deepmind, timm},
 };
 
 const WIDTHS: [u32; 4] = [256, 512, 1024, 2048];
@@ -23,42 +20,17 @@ pub(crate) fn nf_resnet(depths: [u32; 4]) -> ImageConfig {
         group_width: 0,
     };
     ImageConfig {
-        family: ImageFamily::NfResnet,
-        classes: IMAGENET_CLASSES,
-        activation: Activation::Relu,
-        gains: Gains::Deepmind,
-        gain_place: GainPlace::Activation,
-        standardise: Standardise::Max,
-        norm: Norm::Off,
-        padding: Padding::Same,
-        beta: Beta::Predicted,
-        alpha: 0.2,
-        branch_end: BranchEnd::SkipInit,
-        block: BlockForm::Bottleneck,
         shortcut: Shortcut::Strided,
         stem: Stem::SevenPool,
-        stem_width: 64,
-        head_width: None,
-        head_init: HeadInit::Normal,
-        attention: Attention::Off,
         dropout: 0.25,
-        stochastic_depth: StochasticDepth { rate: 0.1, rescale: false },
         stages: depths.into_iter().enumerate().map(stage).collect(),
+        ..deepmind(ImageFamily::NfResnet)
     }
 }
 
-/// timm's `nf_resnet<depth>`: gains in the weights, symmetric padding, averaged shortcuts, no SkipInit.
+/// timm's `nf_resnet<depth>`: with averaged shortcuts.
 pub(crate) fn timm_nf_resnet(depths: [u32; 4]) -> ImageConfig {
-    ImageConfig {
-        gain_place: GainPlace::Weight,
-        standardise: Standardise::Add,
-        padding: Padding::Symmetric,
-        branch_end: BranchEnd::ZeroGain,
-        shortcut: Shortcut::Averaged,
-        dropout: 0.0,
-        stochastic_depth: StochasticDepth { rate: 0.0, rescale: true },
-        ..nf_resnet(depths)
-    }
+    ImageConfig { shortcut: Shortcut::Averaged, ..timm(nf_resnet(depths)) }
 }
 
 /// The same network without standardised weights: its means grow with depth.

@@ -4,13 +4,12 @@
 use crate::images::{
     activation::{Activation, Gains},
     config::{
-        Attention, AttentionPlace, Beta, BlockForm, BranchEnd, GainPlace, HeadInit, ImageConfig,
-        ImageFamily, Norm, Padding, Shortcut, Stage, Standardise, Stem, StochasticDepth,
+        Attention, AttentionPlace, BlockForm, ImageConfig, ImageFamily, Stage, Standardise, Stem,
+        StochasticDepth,
     },
+    lineage::{deepmind, timm},
 };
 
-/// Classes of ImageNet's challenge.
-pub(crate) const IMAGENET_CLASSES: u32 = 1000;
 /// Blocks of each stage of F0; the others have a multiple of them.
 const DEPTHS: [u32; 4] = [1, 2, 6, 3];
 const WIDTHS: [u32; 4] = [256, 512, 1536, 1536];
@@ -65,27 +64,13 @@ fn stages(level: u32, widths: [u32; 4], middle: Middle) -> Vec<Stage> {
 /// What all have in common in Google DeepMind's code, without stages.
 fn base(level: u32) -> ImageConfig {
     ImageConfig {
-        family: ImageFamily::Nfnet,
-        classes: IMAGENET_CLASSES,
         activation: Activation::GeluTanh,
-        gains: Gains::Deepmind,
-        gain_place: GainPlace::Activation,
-        standardise: Standardise::Max,
-        norm: Norm::Off,
-        padding: Padding::Same,
-        beta: Beta::Predicted,
-        alpha: 0.2,
-        branch_end: BranchEnd::SkipInit,
         block: BlockForm::LongBottleneck,
-        shortcut: Shortcut::Averaged,
         stem: Stem::Quad,
-        stem_width: 128,
-        head_width: None,
-        head_init: HeadInit::Normal,
         attention: squeeze_excite(0.5, 1),
         dropout: DROPOUTS[level as usize],
         stochastic_depth: StochasticDepth { rate: 0.25, rescale: false },
-        stages: Vec::new(),
+        ..deepmind(ImageFamily::Nfnet)
     }
 }
 
@@ -103,16 +88,9 @@ pub(crate) fn timm_dm_nfnet(level: u32) -> ImageConfig {
     }
 }
 
-/// timm's `nfnet_f<level>`: gains in the weights, symmetric padding, no SkipInit.
+/// timm's `nfnet_f<level>`.
 pub(crate) fn timm_nfnet(level: u32) -> ImageConfig {
-    ImageConfig {
-        gain_place: GainPlace::Weight,
-        padding: Padding::Symmetric,
-        branch_end: BranchEnd::ZeroGain,
-        dropout: 0.0,
-        stochastic_depth: StochasticDepth { rate: 0.0, rescale: true },
-        ..timm_dm_nfnet(level)
-    }
+    timm(timm_dm_nfnet(level))
 }
 
 /// timm's light variants: `nfnet_l<level>` and, with channel attention, `eca_nfnet_l<level>`.

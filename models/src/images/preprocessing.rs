@@ -8,7 +8,7 @@ mod tests;
 
 use std::array;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use thiserror::Error;
 
 pub use picture::{Picture, PictureError, PictureLimits, View, decode};
@@ -16,7 +16,7 @@ pub use resize::{Extent, Interpolation, Scaling, Window, scale};
 
 /// The way of a picture to the pixels that a classifier was measured with.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(try_from = "Fields", into = "Fields")]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct Preprocessing {
     /// `H` of the pixels.
     pub height: u32,
@@ -81,7 +81,24 @@ impl Preprocessing {
     /// # Errors
     /// [`PreprocessingError`], naming the field.
     pub fn checked(self) -> Result<Self, PreprocessingError> {
-        Fields::from(self).try_into()
+        for (field, found) in [("height", self.height), ("width", self.width)] {
+            if !(1..=SIDE_MAX).contains(&found) {
+                return Err(PreprocessingError::Side { field, found });
+            }
+        }
+        if !(CROP_SHARE_MIN..=1.0).contains(&self.crop_share) {
+            return Err(PreprocessingError::CropShare(self.crop_share));
+        }
+        if self.resize == Resize::None && self.crop_share != 1.0 {
+            return Err(PreprocessingError::CropWithoutResize(self.crop_share));
+        }
+        if let Some(&found) = self.mean.iter().find(|it| !it.is_finite()) {
+            return Err(PreprocessingError::Mean(found));
+        }
+        if let Some(&found) = self.std.iter().find(|it| !(it.is_finite() && 0.0 < **it)) {
+            return Err(PreprocessingError::Std(found));
+        }
+        Ok(self)
     }
 
     /// `[H, W]`: extent of what comes out.
@@ -169,48 +186,14 @@ fn centred(whole: usize, part: usize) -> usize {
     half + rest * (half % 2)
 }
 
-/// A preprocessing as written, not yet known to be sound.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Fields {
-    height: u32,
-    width: u32,
-    resize: Resize,
-    crop_share: f64,
-    interpolation: Interpolation,
-    mean: [f32; 3],
-    std: [f32; 3],
-}
-
-impl TryFrom<Fields> for Preprocessing {
-    type Error = PreprocessingError;
-
-    fn try_from(fields: Fields) -> Result<Self, PreprocessingError> {
-        let Fields { height, width, resize, crop_share, interpolation, mean, std } = fields;
-        for (field, found) in [("height", height), ("width", width)] {
-            if !(1..=SIDE_MAX).contains(&found) {
-                return Err(PreprocessingError::Side { field, found });
-            }
-        }
-        if !(CROP_SHARE_MIN..=1.0).contains(&crop_share) {
-            return Err(PreprocessingError::CropShare(crop_share));
-        }
-        if resize == Resize::None && crop_share != 1.0 {
-            return Err(PreprocessingError::CropWithoutResize(crop_share));
-        }
-        if let Some(&found) = mean.iter().find(|it| !it.is_finite()) {
-            return Err(PreprocessingError::Mean(found));
-        }
-        if let Some(&found) = std.iter().find(|it| !(it.is_finite() && 0.0 < **it)) {
-            return Err(PreprocessingError::Std(found));
-        }
-        Ok(Self { height, width, resize, crop_share, interpolation, mean, std })
+impl<'de> Deserialize<'de> for Preprocessing {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(deserializer)?.checked().map_err(D::Error::custom)
     }
 }
 
-impl From<Preprocessing> for Fields {
-    fn from(it: Preprocessing) -> Self {
-        let Preprocessing { height, width, resize, crop_share, interpolation, mean, std } = it;
-        Self { height, width, resize, crop_share, interpolation, mean, std }
+impl Serialize for Preprocessing {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
     }
 }

@@ -3,32 +3,40 @@
 #[cfg(test)]
 mod tests;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use thiserror::Error;
 
 use crate::data::images::{augment::Crop, rand_augment::RandAugment, sampler::BatchShape};
 
 /// What a training does to its pictures.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(try_from = "Fields", into = "Fields")]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct BatchOptions {
     /// Rows of a batch, or different pictures of one if the multiplicity makes it grow.
     pub batch: u32,
     /// `n`: augmentations of each picture within a batch.
+    #[serde(default = "one")]
     pub multiplicity: u32,
+    #[serde(default)]
     pub multiplicity_mode: Multiplicity,
     /// None takes what the preprocessing takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crop: Option<Crop>,
     /// Whether half of the draws are mirrored.
+    #[serde(default)]
     pub flip: bool,
     /// `α` of MixUp's Beta distribution (Zhang et al. 2018, arXiv:1710.09412); none leaves it out.
     /// Of MixUp and CutMix, every other row gets the one, and those between the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mixup_alpha: Option<f64>,
     /// Whether there is CutMix (Yun et al. 2019, arXiv:1905.04899).
+    #[serde(default)]
     pub cutmix: bool,
     /// After mixing; none leaves it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rand_augment: Option<RandAugment>,
     /// Share of a target that goes to all classes alike.
+    #[serde(default)]
     pub label_smoothing: f32,
 }
 
@@ -77,7 +85,33 @@ impl BatchOptions {
     /// # Errors
     /// [`OptionsError`], naming the field.
     pub fn checked(self) -> Result<Self, OptionsError> {
-        Fields::from(self).try_into()
+        for (field, found, min, max) in self.ranges() {
+            if !(min..=max).contains(&found) {
+                return Err(OptionsError::Range { field, found, min, max });
+            }
+        }
+        if let Some(Crop::Resized { area, aspect }) = self.crop {
+            for (field, [low, high]) in [("crop.area", area), ("crop.aspect", aspect)] {
+                if high < low {
+                    return Err(OptionsError::Order { field, low, high });
+                }
+            }
+        }
+        let Self { batch, multiplicity, .. } = self;
+        match self.multiplicity_mode {
+            Multiplicity::Fixed if !batch.is_multiple_of(multiplicity) => {
+                return Err(OptionsError::Multiplicity { batch, multiplicity });
+            }
+            Multiplicity::Growing if ROWS_MAX < f64::from(batch) * f64::from(multiplicity) => {
+                let (field, found) = ("batch · multiplicity", f64::from(batch * multiplicity));
+                return Err(OptionsError::Range { field, found, min: 1.0, max: ROWS_MAX });
+            }
+            Multiplicity::Fixed | Multiplicity::Growing => {}
+        }
+        if self.mixes() && self.shape().pictures < 2 {
+            return Err(OptionsError::Alone);
+        }
+        Ok(self)
     }
 
     /// Different pictures of a batch, and draws of each.
@@ -133,90 +167,18 @@ impl BatchOptions {
 /// Most rows of a batch.
 const ROWS_MAX: f64 = 65_536.0;
 
-/// Options as written, not yet known to be sound.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Fields {
-    batch: u32,
-    #[serde(default = "one")]
-    multiplicity: u32,
-    #[serde(default)]
-    multiplicity_mode: Multiplicity,
-    #[serde(default)]
-    flip: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    mixup_alpha: Option<f64>,
-    #[serde(default)]
-    cutmix: bool,
-    #[serde(default)]
-    label_smoothing: f32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    crop: Option<Crop>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    rand_augment: Option<RandAugment>,
-}
-
 fn one() -> u32 {
     1
 }
 
-impl TryFrom<Fields> for BatchOptions {
-    type Error = OptionsError;
-
-    fn try_from(it: Fields) -> Result<Self, OptionsError> {
-        let options = Self {
-            batch: it.batch,
-            multiplicity: it.multiplicity,
-            multiplicity_mode: it.multiplicity_mode,
-            crop: it.crop,
-            flip: it.flip,
-            mixup_alpha: it.mixup_alpha,
-            cutmix: it.cutmix,
-            rand_augment: it.rand_augment,
-            label_smoothing: it.label_smoothing,
-        };
-        for (field, found, min, max) in options.ranges() {
-            if !(min..=max).contains(&found) {
-                return Err(OptionsError::Range { field, found, min, max });
-            }
-        }
-        if let Some(Crop::Resized { area, aspect }) = options.crop {
-            for (field, [low, high]) in [("crop.area", area), ("crop.aspect", aspect)] {
-                if high < low {
-                    return Err(OptionsError::Order { field, low, high });
-                }
-            }
-        }
-        let Self { batch, multiplicity, .. } = options;
-        match options.multiplicity_mode {
-            Multiplicity::Fixed if !batch.is_multiple_of(multiplicity) => {
-                return Err(OptionsError::Multiplicity { batch, multiplicity });
-            }
-            Multiplicity::Growing if ROWS_MAX < f64::from(batch) * f64::from(multiplicity) => {
-                let (field, found) = ("batch · multiplicity", f64::from(batch * multiplicity));
-                return Err(OptionsError::Range { field, found, min: 1.0, max: ROWS_MAX });
-            }
-            Multiplicity::Fixed | Multiplicity::Growing => {}
-        }
-        if options.mixes() && options.shape().pictures < 2 {
-            return Err(OptionsError::Alone);
-        }
-        Ok(options)
+impl<'de> Deserialize<'de> for BatchOptions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(deserializer)?.checked().map_err(D::Error::custom)
     }
 }
 
-impl From<BatchOptions> for Fields {
-    fn from(it: BatchOptions) -> Self {
-        Self {
-            batch: it.batch,
-            multiplicity: it.multiplicity,
-            multiplicity_mode: it.multiplicity_mode,
-            crop: it.crop,
-            flip: it.flip,
-            mixup_alpha: it.mixup_alpha,
-            cutmix: it.cutmix,
-            rand_augment: it.rand_augment,
-            label_smoothing: it.label_smoothing,
-        }
+impl Serialize for BatchOptions {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
     }
 }

@@ -36,7 +36,7 @@ impl Task for Quadratic {
         1
     }
 
-    /// All rows of a quadratic are the same, so a part is recognised by its sign.
+    /// All rows of a quadratic are the same: a part has the same direction.
     fn part(&self, batch: &f64, share: f64) -> f64 {
         batch * share
     }
