@@ -15,7 +15,7 @@ use aerie_models::{
         weighed_conv_in_parts,
     },
 };
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::torch::{backend::Handle, parameters::Parameters};
 
@@ -24,7 +24,9 @@ const NORM_EPSILON: f64 = 1e-5;
 /// How much of a new mean or variance goes into its running average.
 const NORM_MOMENTUM: f64 = 0.1;
 
-/// A batch run through a classifier with `parameters`.
+/// A batch run through a classifier with `parameters`. Maps are of the pixels' kind, and what meets them
+/// is turned into it: with bfloat16 pixels and f32 parameters, maps are bfloat16, while weights are
+/// standardised, and means over maps, gates and logits computed, in f32.
 pub struct ImageReading<'a> {
     parameters: &'a Parameters,
     mode: Mode,
@@ -89,6 +91,16 @@ fn times(tensor: &Tensor, factor: f64) -> Tensor {
     if factor == 1.0 { tensor.shallow_clone() } else { tensor * factor }
 }
 
+/// The kind in which sums over maps of `kind` are kept.
+fn precise(kind: Kind) -> Kind {
+    if kind == Kind::BFloat16 { Kind::Float } else { kind }
+}
+
+/// A map times what weighs its channels or images.
+fn weighed(map: &Tensor, weights: &Tensor) -> Tensor {
+    map * weights.to_kind(map.kind())
+}
+
 impl ImageReading<'_> {
     /// A branch without gates, without the images that are left out.
     fn dropped(&self, y: Scaled, it: &WeighedConv<'_, Scaled>) -> Scaled {
@@ -103,8 +115,9 @@ impl ImageReading<'_> {
         if self.mode == Mode::Evaluation || share <= 0.0 {
             return None;
         }
-        let drawn = Tensor::rand([x.size()[0], 1, 1, 1], (x.kind(), x.device()));
-        let kept = drawn.ge(share).to_kind(x.kind());
+        let kind = precise(x.kind());
+        let drawn = Tensor::rand([x.size()[0], 1, 1, 1], (kind, x.device()));
+        let kept = drawn.ge(share).to_kind(kind);
         Some(if rescale { kept / (1.0 - share) } else { kept })
     }
 
@@ -139,10 +152,10 @@ impl ImageBackend for ImageReading<'_> {
     }
 
     fn conv2d(&self, x: &Scaled, weight: &Scaled, bias: Option<&Scaled>, conv: Conv) -> Scaled {
-        let weight = times(&weight.tensor, weight.factor * x.factor);
+        let weight = times(&weight.tensor, weight.factor * x.factor).to_kind(x.tensor.kind());
         let (x, padding) = padded(&x.tensor, conv, 0.0);
         let [stride, groups] = [conv.stride, conv.groups].map(i64::from);
-        let bias = bias.map(Scaled::tensor);
+        let bias = bias.map(|it| it.tensor().to_kind(x.kind()));
         Scaled::of(x.conv2d(&weight, bias, [stride; 2], [padding; 2], [1, 1], groups))
     }
 
@@ -157,7 +170,7 @@ impl ImageBackend for ImageReading<'_> {
     }
 
     fn global_mean(&self, x: &Scaled) -> Scaled {
-        x.with(x.tensor.mean_dim(&[2i64, 3][..], true, x.tensor.kind()))
+        x.with(x.tensor.mean_dim(&[2i64, 3][..], true, precise(x.tensor.kind())))
     }
 
     fn activate(&self, x: &Scaled, activation: Activation) -> Scaled {
@@ -183,7 +196,7 @@ impl ImageBackend for ImageReading<'_> {
     }
 
     fn gate(&self, x: &Scaled, gate: &Scaled) -> Scaled {
-        x.with(&x.tensor.0 * gate.tensor())
+        x.with(weighed(&x.tensor, &gate.tensor()))
     }
 
     fn conv_channels(&self, x: &Scaled, weight: &Scaled) -> Scaled {
@@ -228,7 +241,7 @@ impl ImageBackend for ImageReading<'_> {
 
     fn drop_branch(&self, x: &Scaled, share: f64, rescale: bool) -> Scaled {
         match self.kept(&x.tensor, share, rescale) {
-            Some(kept) => x.with(&x.tensor.0 * kept),
+            Some(kept) => x.with(weighed(&x.tensor, &kept)),
             None => x.clone(),
         }
     }
@@ -261,7 +274,7 @@ impl ImageBackend for ImageReading<'_> {
         {
             gates *= kept;
         }
-        Scaled::of(&y.tensor.0 * gates)
+        Scaled::of(weighed(&y.tensor, &gates))
     }
 
     fn observe(&self, at: Observed, x: &Scaled) {

@@ -82,7 +82,7 @@ fn train(dir: &RunDir, until: u64, interrupted: &AtomicBool) -> anyhow::Result<(
         }
         (Model::Images(model), Data::Images(data)) => {
             let sets = ImageSets::read(dir, model, data)?;
-            let task = ImageTask::new(model, data, &sets, seed, cursor)?;
+            let task = ImageTask::new(model, data, &sets, &run.train, cursor)?;
             Trainer { dir, learner, task }.run(Unit::Images, end)
         }
         _ => bail!("{}: the run's model is not made for its data", dir.path().display()),

@@ -169,7 +169,7 @@ struct OptionArgs {
     gradient_norm_form: GradientNormForm,
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Arithmetic of matrix products
+    /// Arithmetic of matrix products and convolutions; with bf16 a classifier's maps are bf16, too
     #[arg(long, value_enum, default_value_t)]
     matmul: Matmul,
     /// Steps between checkpoints

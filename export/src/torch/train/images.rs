@@ -17,7 +17,7 @@ use crate::{
             Ahead, AheadLimits, BatchError, Dataset, Feed, ImageBatch, Split, batches::in_order,
         },
     },
-    run::ImageData,
+    run::{ImageData, Matmul, TrainConfig},
     torch::{
         images::{ImageReading, Mode, Scaled},
         log::Valid,
@@ -84,6 +84,8 @@ pub(super) struct ImageTask<'a> {
     model: &'a ImageConfig,
     sets: &'a ImageSets,
     preprocessing: &'a Preprocessing,
+    /// Kind of the maps while learning.
+    maps: Kind,
     batches: Ahead<Result<ImageBatch, BatchError>>,
     cursor: Cursor,
 }
@@ -97,13 +99,17 @@ impl<'a> ImageTask<'a> {
         model: &'a ImageConfig,
         data: &'a ImageData,
         sets: &'a ImageSets,
-        seed: u64,
+        train: &TrainConfig,
         cursor: Cursor,
     ) -> anyhow::Result<Self> {
         let preprocessing = data.preprocessing.clone();
-        let feed = Feed::new(Arc::clone(&sets.train), preprocessing, data.batch.clone(), seed)?;
+        let feed = Feed::new(Arc::clone(&sets.train), preprocessing, data.batch.clone(), train.seed)?;
         let batches = feed.batches_ahead(cursor, limits());
-        Ok(Self { model, sets, preprocessing: &data.preprocessing, batches, cursor })
+        let maps = match train.matmul {
+            Matmul::F32 => Kind::Float,
+            Matmul::Bf16 => Kind::BFloat16,
+        };
+        Ok(Self { model, sets, preprocessing: &data.preprocessing, maps, batches, cursor })
     }
 
     /// `[H, W]` of what the network sees.
@@ -111,8 +117,8 @@ impl<'a> ImageTask<'a> {
         [self.preprocessing.height, self.preprocessing.width].map(i64::from)
     }
 
-    fn logits(&self, parameters: &Parameters, mode: Mode, pixels: Tensor) -> Tensor {
-        let pixels = Scaled::of(channels_last(&pixels));
+    fn logits(&self, parameters: &Parameters, mode: Mode, pixels: &Tensor) -> Tensor {
+        let pixels = Scaled::of(channels_last(pixels));
         network::logits(self.model, &ImageReading::new(parameters, mode), &pixels).tensor()
     }
 }
@@ -165,7 +171,8 @@ impl Task for ImageTask<'_> {
     }
 
     fn loss(&self, parameters: &Parameters, batch: &Batch) -> Tensor {
-        let logits = self.logits(parameters, Mode::Training, batch.pixels.shallow_clone());
+        let pixels = batch.pixels.to_kind(self.maps);
+        let logits = self.logits(parameters, Mode::Training, &pixels);
         let shares = logits.log_softmax(1, Kind::Float) * &batch.targets;
         shares.sum(Kind::Float) / -(batch.targets.size()[0] as f64)
     }
@@ -178,7 +185,7 @@ impl Task for ImageTask<'_> {
             let [height, width] = self.extent();
             let pixels = Tensor::from_slice(&batch.pixels).view([-1, 3, height, width]);
             let labels = Tensor::from_slice(&batch.labels);
-            let logits = no_grad(|| self.logits(parameters, Mode::Evaluation, pixels));
+            let logits = no_grad(|| self.logits(parameters, Mode::Evaluation, &pixels));
             let none = None::<&Tensor>;
             let loss = logits.cross_entropy_loss(&labels, none, Reduction::Sum, -100, 0.0);
             nats += loss.double_value(&[]);
