@@ -1,5 +1,6 @@
 //! `aerie-export plot`: the logs of runs as curves.
 
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -12,26 +13,37 @@ use std::{
 use anyhow::{Context, ensure};
 use plotters::prelude::*;
 
-use crate::checkpoint::LOG_FILE;
+use crate::{
+    checkpoint::LOG_FILE,
+    plot::sweep::{Over, Sweep},
+};
 
 /// Size of a picture, in pixels.
 const SIZE: (u32, u32) = (900, 540);
 
-/// Draws the losses of one or more runs.
+/// Draws one or more runs: on their way, or their ends over an option in which they differ.
+///
+/// Over an option, the runs within one directory are one curve, named by it. Of runs that differ in
+/// their learning rates only, the best is drawn; of runs that are alike but for their seeds, the mean.
+/// A table of all of them is printed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   aerie-export plot runs/tales --axis loss --out loss.svg
-  aerie-export plot runs/griffin runs/hawk runs/mqa --out curves.svg")]
+  aerie-export plot runs/griffin runs/hawk runs/mqa --out curves.svg
+  aerie-export plot runs/sweep/*/* --axis accuracy --over batch --out batches.svg")]
 pub struct Args {
     /// Run directories; each is named by its last part
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
     #[arg(long, value_name = "FILE", default_value = "curves.svg")]
     out: PathBuf,
-    /// What to draw over the tokens or images seen
+    /// What to draw
     #[arg(long, value_enum, default_value_t)]
     axis: Axis,
+    /// What to draw it over [default: the tokens or images seen]
+    #[arg(long, value_enum, value_name = "OPTION")]
+    over: Option<Over>,
 }
 
 /// What a picture shows.
@@ -46,12 +58,51 @@ pub enum Axis {
     Accuracy,
 }
 
+impl Axis {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Loss => "loss (nats)",
+            Self::BitsPerByte => "validation loss (bits per byte)",
+            Self::Accuracy => "validation images classified right (share)",
+        }
+    }
+
+    /// Where a log has it.
+    fn column(self) -> &'static str {
+        match self {
+            Self::Loss => "valid_loss",
+            Self::BitsPerByte => "bits_per_byte",
+            Self::Accuracy => "accuracy",
+        }
+    }
+
+    fn better(self, a: f64, b: f64) -> f64 {
+        match self {
+            Self::Loss | Self::BitsPerByte => a.min(b),
+            Self::Accuracy => a.max(b),
+        }
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// If a log cannot be read or the picture cannot be written.
+#[expect(clippy::print_stdout, reason = "the table is what the command is for")]
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    plot(&args.runs, &args.out, args.axis)
+    let Some(over) = args.over else { return plot(&args.runs, &args.out, args.axis) };
+    let sweep = Sweep::read(&args.runs, args.axis, over)?;
+    print!("{sweep}");
+    let mut svg = String::new();
+    let curves = sweep.curves();
+    draw_sweep(&mut svg, &curves, args.axis, over).context("the picture cannot be drawn")?;
+    fs::write(&args.out, svg).with_context(|| args.out.display().to_string())
+}
+
+/// The log of the run in `dir`.
+fn read_log(dir: &Path) -> anyhow::Result<String> {
+    let path = dir.join(LOG_FILE);
+    fs::read_to_string(&path).with_context(|| path.display().to_string())
 }
 
 /// One line of the picture: `(millions seen, value)`.
@@ -76,8 +127,7 @@ pub fn plot(runs: &[PathBuf], out: &Path, axis: Axis) -> anyhow::Result<()> {
     let mut curves = Vec::new();
     let mut seen = "tokens";
     for run in runs {
-        let path = run.join(LOG_FILE);
-        let log = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let log = read_log(run)?;
         if log.starts_with("step,images") {
             seen = "images";
         }
@@ -85,10 +135,11 @@ pub fn plot(runs: &[PathBuf], out: &Path, axis: Axis) -> anyhow::Result<()> {
         match axis {
             Axis::Loss => {
                 curves.push(curve(&log, "train_loss", format!("{name}, training")));
-                curves.push(curve(&log, "valid_loss", format!("{name}, validation")));
+                curves.push(curve(&log, axis.column(), format!("{name}, validation")));
             }
-            Axis::BitsPerByte => curves.push(curve(&log, "bits_per_byte", name.into_owned())),
-            Axis::Accuracy => curves.push(curve(&log, "accuracy", name.into_owned())),
+            Axis::BitsPerByte | Axis::Accuracy => {
+                curves.push(curve(&log, axis.column(), name.into_owned()));
+            }
         }
     }
     curves.retain(|it| !it.points.is_empty());
@@ -114,11 +165,6 @@ fn curve(log: &str, column: &str, name: String) -> Curve {
 }
 
 fn draw(svg: &mut String, curves: &[Curve], axis: Axis, seen: &str) -> anyhow::Result<()> {
-    let label = match axis {
-        Axis::Loss => "loss (nats)",
-        Axis::BitsPerByte => "validation loss (bits per byte)",
-        Axis::Accuracy => "validation images classified right (share)",
-    };
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     let x = range(curves.iter().flat_map(|it| &it.points).map(|it| it.0));
@@ -128,11 +174,48 @@ fn draw(svg: &mut String, curves: &[Curve], axis: Axis, seen: &str) -> anyhow::R
         .x_label_area_size(44)
         .y_label_area_size(60)
         .build_cartesian_2d(0.0..x.end, y.clone())?;
-    chart.configure_mesh().x_desc(format!("{seen} seen (millions)")).y_desc(label).draw()?;
+    chart.configure_mesh().x_desc(format!("{seen} seen (millions)")).y_desc(axis.label()).draw()?;
     for (at, it) in curves.iter().enumerate() {
         let style = Palette99::pick(at).stroke_width(2);
         chart
             .draw_series(LineSeries::new(it.within(&y), style))?
+            .label(&it.name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style));
+    }
+    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+    drop(chart);
+    area.present()?;
+    drop(area);
+    Ok(())
+}
+
+/// Draws curves over an option, whose values are told apart by their ratios.
+fn draw_sweep(svg: &mut String, curves: &[Curve], axis: Axis, over: Over) -> anyhow::Result<()> {
+    let points = || curves.iter().flat_map(|it| it.points.iter().copied());
+    let mut marks: Vec<f64> = points().map(|it| it.0).collect();
+    marks.sort_by(f64::total_cmp);
+    marks.dedup();
+    let (x, y) = (range(points().map(|it| it.0)), range(points().map(|it| it.1)));
+    let margin = ((y.end - y.start) * 0.05).max(1e-3);
+    let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    area.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&area)
+        .margin(16)
+        .x_label_area_size(44)
+        .y_label_area_size(60)
+        .build_cartesian_2d(
+            (x.start / 1.1..x.end * 1.1).log_scale().with_key_points(marks),
+            y.start - margin..y.end + margin,
+        )?;
+    let mut mesh = chart.configure_mesh();
+    mesh.x_desc(over.label())
+        .y_desc(axis.label())
+        .x_label_formatter(&|it| it.to_string())
+        .draw()?;
+    for (at, it) in curves.iter().enumerate() {
+        let style = Palette99::pick(at).stroke_width(2);
+        chart
+            .draw_series(LineSeries::new(it.points.iter().copied(), style).point_size(4))?
             .label(&it.name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style));
     }

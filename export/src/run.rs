@@ -53,9 +53,15 @@ pub struct TextData {
 pub struct ImageData {
     /// Images to train on: parquet, CIFAR's files, or a folder for each class.
     pub images: PathBuf,
-    /// Images to validate on.
+    /// Images to validate on; none if `holdout` takes them from `images`, or if there is no validation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid: Option<PathBuf>,
+    /// Share of `images`, drawn by chance, that is validated on instead of trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holdout: Option<f64>,
+    /// How many of the images are trained on, drawn by chance; all if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images_max: Option<u64>,
     /// What the network is shown of an image.
     pub preprocessing: Preprocessing,
     pub batch: BatchOptions,

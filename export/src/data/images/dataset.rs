@@ -16,12 +16,15 @@ pub(crate) mod tests;
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ::parquet::errors::ParquetError;
 use aerie_models::images::preprocessing::{
     Extent, Picture, PictureError, PictureLimits, View, decode,
 };
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -30,7 +33,9 @@ use crate::progress::bar;
 /// Labelled pictures.
 #[derive(Debug)]
 pub struct Dataset {
-    pictures: Pictures,
+    pictures: Arc<Pictures>,
+    /// Which of the pictures these are, if not all of them.
+    chosen: Option<Vec<u32>>,
     /// Class of each picture.
     labels: Vec<u32>,
     /// Names of the classes; their numbers where the data does not say.
@@ -80,6 +85,8 @@ pub enum DatasetError {
     TooLarge { path: PathBuf, found_bytes: u64, bytes_max: u64 },
     #[error("{}: there is no picture", path.display())]
     Empty { path: PathBuf },
+    #[error("holdout is {share} of {pictures} pictures; some must be held out, and some be left")]
+    Holdout { share: f64, pictures: usize },
     #[error(
         "{} has the classes {found}, but the other part of the data has {expected}",
         path.display()
@@ -162,7 +169,49 @@ impl Dataset {
     pub fn packed(extent: Extent, rgb: Vec<u8>, labels: Vec<u32>, classes: Vec<String>) -> Self {
         assert_eq!(rgb.len(), labels.len() * extent.bytes(), "rgb is [N, H, W, 3]");
         assert!(labels.iter().all(|&it| (it as usize) < classes.len()), "labels have classes");
-        Self { pictures: Pictures::Packed { extent, rgb }, labels, classes }
+        Self::whole(Pictures::Packed { extent, rgb }, labels, classes)
+    }
+
+    fn whole(pictures: Pictures, labels: Vec<u32>, classes: Vec<String>) -> Self {
+        Self { pictures: Arc::new(pictures), chosen: None, labels, classes }
+    }
+
+    /// Parts the pictures by chance, always in the same way: all but the share `holdout`, and this share.
+    ///
+    /// # Errors
+    /// If either would be empty.
+    pub fn hold_out(&self, holdout: f64) -> Result<(Self, Self), DatasetError> {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+        let held_out = (self.len() as f64 * holdout) as usize;
+        if held_out == 0 || self.len() <= held_out {
+            return Err(DatasetError::Holdout { share: holdout, pictures: self.len() });
+        }
+        let order = self.drawn();
+        let (kept, held_out) = order.split_at(self.len() - held_out);
+        Ok((self.choose(kept), self.choose(held_out)))
+    }
+
+    /// At most `count` of the pictures, by chance, always the same ones: fewer are among more.
+    pub fn at_most(self, count: usize) -> Self {
+        if self.len() <= count { self } else { self.choose(&self.drawn()[..count]) }
+    }
+
+    /// The pictures in an order without a pattern, always the same one.
+    fn drawn(&self) -> Vec<u32> {
+        let count = u32::try_from(self.len()).expect("pictures have been counted");
+        let mut order: Vec<u32> = (0..count).collect();
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
+        order
+    }
+
+    fn choose(&self, order: &[u32]) -> Self {
+        let chosen = |it: &u32| self.chosen.as_ref().map_or(*it, |all| all[*it as usize]);
+        Self {
+            pictures: Arc::clone(&self.pictures),
+            chosen: Some(order.iter().map(chosen).collect()),
+            labels: order.iter().map(|&it| self.labels[it as usize]).collect(),
+            classes: self.classes.clone(),
+        }
     }
 
     /// Pictures.
@@ -186,7 +235,7 @@ impl Dataset {
 
     /// What all pictures measure, if that is known.
     pub fn extent(&self) -> Option<Extent> {
-        match self.pictures {
+        match *self.pictures {
             Pictures::Packed { extent, .. } => Some(extent),
             Pictures::Encoded { .. } | Pictures::Files(_) => None,
         }
@@ -200,7 +249,8 @@ impl Dataset {
     /// # Panics
     /// If there is no such picture.
     pub fn picture(&self, idx: usize) -> Result<Picture, DatasetError> {
-        match &self.pictures {
+        let idx = self.chosen.as_ref().map_or(idx, |it| it[idx] as usize);
+        match &*self.pictures {
             Pictures::Packed { extent, rgb } => {
                 let bytes = extent.bytes();
                 Ok(View::new(*extent, &rgb[idx * bytes..][..bytes]).to_picture())
@@ -234,7 +284,7 @@ impl Dataset {
         }
         bar.finish_and_clear();
         let Some((extent, rgb)) = packed else { return Ok(self) };
-        Ok(Self { pictures: Pictures::Packed { extent, rgb }, ..self })
+        Ok(Self { pictures: Arc::new(Pictures::Packed { extent, rgb }), ..self })
     }
 }
 

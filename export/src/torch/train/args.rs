@@ -63,6 +63,9 @@ pub struct Args {
     /// Data to validate on, of the kind that is trained on
     #[arg(long, value_name = "PATH")]
     valid: Option<PathBuf>,
+    /// Validate on this share of the data instead: the end of a text, images drawn by chance
+    #[arg(long, value_name = "SHARE", conflicts_with = "valid")]
+    holdout: Option<f64>,
     #[command(flatten)]
     text: TextArgs,
     #[command(flatten)]
@@ -82,9 +85,6 @@ struct TextArgs {
     text: Option<PathBuf>,
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Validate on this share of the text, cut from its end
-    #[arg(long, value_name = "SHARE", conflicts_with = "valid")]
-    holdout: Option<f64>,
     /// What begins a document, besides <|endoftext|> and files
     #[arg(long, value_enum, default_value_t)]
     documents: Documents,
@@ -102,6 +102,9 @@ struct ImageArgs {
     /// Images to train on: a .parquet file, CIFAR's own files, or a folder with a folder for each class
     #[arg(long, value_name = "PATH")]
     images: Option<PathBuf>,
+    /// Train on this many of the images, drawn by chance, always the same ones
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    images_max: Option<u64>,
     /// Height and width of what the network sees
     #[arg(long, value_name = "PIXELS", default_value_t = 32)]
     size: u32,
@@ -263,8 +266,9 @@ fn model(args: &Args) -> anyhow::Result<Model> {
 }
 
 fn text_data(args: &Args, text: PathBuf) -> anyhow::Result<TextData> {
-    let TextArgs { holdout, documents, rows, time, .. } = args.text;
-    Ok(TextData { text, valid: args.valid.clone(), holdout, documents, rows, time })
+    let TextArgs { documents, rows, time, .. } = args.text;
+    let (valid, holdout) = (args.valid.clone(), args.holdout);
+    Ok(TextData { text, valid, holdout, documents, rows, time })
 }
 
 fn image_data(args: &Args, images: PathBuf) -> anyhow::Result<ImageData> {
@@ -306,6 +310,8 @@ fn image_data(args: &Args, images: PathBuf) -> anyhow::Result<ImageData> {
     Ok(ImageData {
         images,
         valid: args.valid.clone(),
+        holdout: args.holdout,
+        images_max: it.images_max,
         preprocessing: preprocessing.checked().context("--size")?,
         batch: batch.checked()?,
     })

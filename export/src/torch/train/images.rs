@@ -49,7 +49,7 @@ impl ImageSets {
         model: &ImageConfig,
         data: &ImageData,
     ) -> anyhow::Result<Self> {
-        let train = Dataset::open(&data.images, Split::All)?;
+        let mut train = Dataset::open(&data.images, Split::All)?;
         let classes = train.classes().len();
         ensure!(
             classes == model.classes as usize,
@@ -61,9 +61,14 @@ impl ImageSets {
         let names: Vec<_> =
             train.classes().iter().map(|it| it.replace(['\r', '\n'], " ")).collect();
         write_atomically(&dir.path().join(LABELS_FILE), (names.join("\n") + "\n").as_bytes())?;
-        let valid = match &data.valid {
-            None => None,
-            Some(path) => {
+        let valid = match (&data.valid, data.holdout) {
+            (None, None) => None,
+            (None, Some(holdout)) => {
+                let (kept, held_out) = train.hold_out(holdout)?;
+                train = kept;
+                Some(Arc::new(held_out))
+            }
+            (Some(path), _) => {
                 let valid = Dataset::open(path, Split::All)?;
                 ensure!(
                     valid.classes() == train.classes(),
@@ -74,6 +79,9 @@ impl ImageSets {
                 Some(Arc::new(valid))
             }
         };
+        if let Some(count) = data.images_max {
+            train = train.at_most(usize::try_from(count).unwrap_or(usize::MAX));
+        }
         Ok(Self { train: Arc::new(train), valid })
     }
 }
@@ -103,7 +111,8 @@ impl<'a> ImageTask<'a> {
         cursor: Cursor,
     ) -> anyhow::Result<Self> {
         let preprocessing = data.preprocessing.clone();
-        let feed = Feed::new(Arc::clone(&sets.train), preprocessing, data.batch.clone(), train.seed)?;
+        let feed =
+            Feed::new(Arc::clone(&sets.train), preprocessing, data.batch.clone(), train.seed)?;
         let batches = feed.batches_ahead(cursor, limits());
         let maps = match train.matmul {
             Matmul::F32 => Kind::Float,

@@ -15,7 +15,7 @@ pub(super) fn read(folder: &Path) -> Result<Dataset, DatasetError> {
         paths.extend(pictures);
         classes.push(file_name(&class));
     }
-    Ok(Dataset { pictures: Pictures::Files(paths), labels, classes })
+    Ok(Dataset::whole(Pictures::Files(paths), labels, classes))
 }
 
 fn is_picture(path: &Path) -> bool {

@@ -46,7 +46,7 @@ pub(super) fn read(files: &[PathBuf]) -> Result<Dataset, DatasetError> {
     let classes = rows.classes();
     let Rows { bytes, ends, labels, places, .. } = rows;
     let pictures = Pictures::Encoded { bytes, ends, places };
-    Dataset { pictures, labels, classes }.pack()
+    Dataset::whole(pictures, labels, classes).pack()
 }
 
 fn damaged(path: &Path) -> DatasetError {

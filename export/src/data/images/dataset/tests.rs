@@ -275,3 +275,34 @@ fn encoded(width: u32, height: u32, rgb: &[u8]) -> Vec<u8> {
     writer.finish().unwrap();
     bytes
 }
+
+/// Goal: parts of a data set are apart, always the same, and a smaller one lies within a larger one.
+#[test]
+fn parts_are_drawn_always_alike() {
+    let extent = Extent { height: 1, width: 1 };
+    let rgb = (0..100).flat_map(|it| [it, 0, 0]).collect();
+    let labels = (0..100).collect();
+    let classes = (0..100).map(|it: u32| it.to_string()).collect();
+    let all = Dataset::packed(extent, rgb, labels, classes);
+    let shown = |it: &Dataset| -> Vec<u32> {
+        let red = |idx| u32::from(it.picture(idx).unwrap().rgb()[0]);
+        (0..it.len()).map(red).collect()
+    };
+    let (kept, held_out) = all.hold_out(0.1).unwrap();
+    assert_eq!((kept.len(), held_out.len()), (90, 10));
+    let mut both = [shown(&kept), shown(&held_out)].concat();
+    both.sort_unstable();
+    assert_eq!(both, (0..100).collect::<Vec<_>>());
+    for it in [&kept, &held_out] {
+        assert_eq!(shown(it), it.labels(), "labels go with their pictures");
+        assert_eq!(it.classes().len(), 100);
+    }
+    let [few, more] = [5, 20].map(|it| shown(&all.hold_out(0.1).unwrap().0.at_most(it)));
+    assert_eq!((few.len(), more.len()), (5, 20));
+    assert_eq!(few, more[..5]);
+    assert!(more.iter().all(|it| kept.labels().contains(it)));
+    for share in [0.0, 0.001, 1.0, 2.0, -1.0, f64::NAN] {
+        let error = all.hold_out(share).unwrap_err().to_string();
+        assert!(error.starts_with("holdout is "), "{error}");
+    }
+}
