@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::iter;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use thiserror::Error;
 
@@ -248,8 +250,10 @@ pub enum ImageConfigError {
     Groups { stage: usize, found: u32, field: &'static str, width: u32 },
     #[error("{field} is {found}, which the {groups} groups of norm = \"group\" do not divide")]
     NormGroups { field: String, found: u32, groups: u32 },
-    #[error("branch_end is \"zero-gain\", but standardise is \"off\": there are no gains")]
-    NoGain,
+    #[error("{field} is {found}, but {expected} is what blocks of block = \"basic\" have")]
+    Basic { field: String, found: u32, expected: u32 },
+    #[error("{field} asks for gains in the weights, but standardise is \"off\": there are none")]
+    NoGain { field: &'static str },
 }
 
 impl ImageConfig {
@@ -277,8 +281,17 @@ impl ImageConfig {
                 return Err(ImageConfigError::Share { field: "attention.ratio", found: ratio });
             }
         }
-        if self.branch_end == BranchEnd::ZeroGain && self.standardise == Standardise::Off {
-            return Err(ImageConfigError::NoGain);
+        if self.standardise == Standardise::Off {
+            if self.branch_end == BranchEnd::ZeroGain {
+                return Err(ImageConfigError::NoGain { field: "branch_end = \"zero-gain\"" });
+            }
+            if self.gain_place == GainPlace::Weight && self.gains != Gains::One {
+                return Err(ImageConfigError::NoGain { field: "gain_place = \"weight\"" });
+            }
+        }
+        self.check_norm("stem_width", self.stem_width)?;
+        if let Some(width) = self.head_width {
+            self.check_norm("head_width", width)?;
         }
         within("stages", u32::try_from(self.stages.len()).unwrap_or(u32::MAX), STAGES_MAX)?;
         for (index, stage) in self.stages.iter().enumerate() {
@@ -303,10 +316,25 @@ impl ImageConfig {
                 let found = stage.group_width;
                 return Err(ImageConfigError::Groups { stage: index, found, field, width });
             }
-            if self.norm == Norm::Group && !width.is_multiple_of(NORM_GROUPS) {
-                let (field, groups) = (name(field), NORM_GROUPS);
-                return Err(ImageConfigError::NormGroups { field, found: width, groups });
+            self.check_norm(&name(field), width)?;
+        }
+        let given = [
+            ("first_middle", stage.first_middle, stage.width),
+            ("middle", stage.middle, stage.width),
+            ("group_width", stage.group_width, 0),
+        ];
+        match given.into_iter().find(|(_, found, expected)| found != expected) {
+            Some((field, found, expected)) if self.block == BlockForm::Basic => {
+                Err(ImageConfigError::Basic { field: name(field), found, expected })
             }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_norm(&self, field: &str, width: u32) -> Result<(), ImageConfigError> {
+        if self.norm == Norm::Group && !width.is_multiple_of(NORM_GROUPS) {
+            let (field, groups) = (field.to_owned(), NORM_GROUPS);
+            return Err(ImageConfigError::NormGroups { field, found: width, groups });
         }
         Ok(())
     }
@@ -326,25 +354,26 @@ impl ImageConfig {
     /// The variance grows by `α²` with each block, and a transition begins anew at 1 (Brock, De and
     /// Smith 2021, arXiv:2101.08692, §3): its own `β` still is that of what came before.
     pub fn betas(&self) -> Vec<f64> {
-        let mut variance = 1.0_f64;
-        let mut betas = Vec::new();
-        for stage in &self.stages {
-            for block in 0..stage.depth {
-                betas.push(if self.beta == Beta::One { 1.0 } else { variance.sqrt() });
-                if block == 0 {
-                    variance = 1.0;
-                }
-                variance += self.alpha.powi(2);
-            }
-        }
-        betas
+        let inputs = iter::once(1.0).chain(self.predicted_variances());
+        let beta = |variance: f64| if self.beta == Beta::One { 1.0 } else { variance.sqrt() };
+        inputs.take(self.blocks() as usize).map(beta).collect()
     }
 
     /// Variance that each block's output has at the beginning, in order.
     pub fn predicted_variances(&self) -> Vec<f64> {
-        let grown =
-            |stage: &Stage| (1..=stage.depth).map(|it| 1.0 + f64::from(it) * self.alpha.powi(2));
-        self.stages.iter().flat_map(grown).collect()
+        let mut variances = Vec::new();
+        let (mut variance, mut width) = (1.0, self.stem_width);
+        for stage in &self.stages {
+            if stage.width != width || stage.stride != 1 {
+                variance = 1.0;
+            }
+            width = stage.width;
+            for _ in 0..stage.depth {
+                variance += self.alpha.powi(2);
+                variances.push(variance);
+            }
+        }
+        variances
     }
 
     /// Share of images for which each block's branch is left out in training, in order.

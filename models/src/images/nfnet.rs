@@ -78,12 +78,15 @@ fn squeeze_excite(ratio: f64, multiple: u32) -> Attention {
     Attention::SqueezeExcite { place: AttentionPlace::Last, ratio, multiple }
 }
 
-/// timm's `dm_nfnet_f<level>`: Google DeepMind's weights under timm's arithmetic.
+/// timm's `dm_nfnet_f<level>`: Google DeepMind's weights under timm's arithmetic; nothing is dropped unless
+/// asked for.
 pub(crate) fn timm_dm_nfnet(level: u32) -> ImageConfig {
     ImageConfig {
         activation: Activation::Gelu,
         standardise: Standardise::Add,
         attention: squeeze_excite(0.5, 8),
+        dropout: 0.0,
+        stochastic_depth: StochasticDepth { rate: 0.0, rescale: true },
         ..nfnet(level)
     }
 }

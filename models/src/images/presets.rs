@@ -18,7 +18,8 @@ use crate::images::{
 /// What makes a preset.
 type Make = fn() -> ImageConfig;
 
-/// Every preset, in the order in which `--help` lists them; those of timm have timm's names.
+/// Every preset, in the order in which they are listed to who asks for one that there is not; those of timm
+/// have timm's names.
 const PRESETS: &[(&str, Make, Shown)] = &[
     ("nfnet-f0", || nfnet(0), margin(256)),
     ("nfnet-f1", || nfnet(1), margin(320)),

@@ -17,6 +17,19 @@ fn betas_grow_and_begin_anew_after_transitions() {
     }
 }
 
+/// Where the shortcut is the block's own input, nothing begins anew.
+#[test]
+fn variance_goes_on_through_a_stage_of_the_same_shape() {
+    let mut config = preset("nf-wrn-10-1").expect("a preset");
+    let first = config.stages[0];
+    config.stages.insert(1, first);
+    let variances = config.predicted_variances();
+    assert_eq!(variances.len(), 4);
+    for (found, expected) in variances.iter().zip([1.04, 1.08, 1.04, 1.04]) {
+        assert!((found - expected).abs() < 1e-12, "{variances:?}");
+    }
+}
+
 #[test]
 fn drop_rates_rise_as_each_code_has_it() {
     let rates = f0().drop_rates();
@@ -66,7 +79,22 @@ fn unsound_configurations_are_refused_by_field() {
         it.branch_end = super::BranchEnd::ZeroGain;
         it.standardise = Standardise::Off;
     };
-    refused(zero_gain, "there are no gains");
+    refused(zero_gain, "branch_end = \"zero-gain\" asks for gains in the weights, but");
+    let in_weights = |it: &mut ImageConfig| {
+        it.gain_place = super::GainPlace::Weight;
+        it.standardise = Standardise::Off;
+    };
+    refused(in_weights, "gain_place = \"weight\" asks for gains in the weights, but");
+    let stem = |it: &mut ImageConfig| {
+        it.norm = Norm::Group;
+        it.stem_width = 24;
+    };
+    refused(stem, "stem_width is 24, which the 16 groups");
+    let basic = |it: &mut ImageConfig| it.block = super::BlockForm::Basic;
+    refused(
+        basic,
+        "stages[0].first_middle is 128, but 256 is what blocks of block = \"basic\" have",
+    );
     let share = |it: &mut ImageConfig| {
         let Attention::SqueezeExcite { ratio, .. } = &mut it.attention else { panic!("F0 has it") };
         *ratio = 0.0;
