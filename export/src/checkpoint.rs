@@ -142,6 +142,18 @@ impl RunDir {
         write_atomically(&self.path.join(RUN_FILE), text.as_bytes())
     }
 
+    /// Takes back a run that never began: what fixes it is removed, or all of a directory that was made for it.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`] if it cannot be removed.
+    pub fn withdraw(&self, is_new_dir: bool) -> Result<(), CheckpointError> {
+        if is_new_dir {
+            return fs::remove_dir_all(&self.path).map_err(io_error(&self.path));
+        }
+        let file = self.path.join(RUN_FILE);
+        fs::remove_file(&file).map_err(io_error(&file))
+    }
+
     /// Reads what fixes the run.
     ///
     /// # Errors

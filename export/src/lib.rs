@@ -2,6 +2,7 @@
 //! this library behind a command line.
 
 pub mod bench;
+mod chance;
 pub mod checkpoint;
 pub mod cli;
 pub mod compare;

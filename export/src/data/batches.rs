@@ -3,11 +3,10 @@
 #[cfg(test)]
 mod tests;
 
-use rand::{Rng, SeedableRng, seq::SliceRandom};
-use rand_chacha::ChaCha8Rng;
+use rand::{Rng, seq::SliceRandom};
 use thiserror::Error;
 
-use crate::data::corpus::Tokens;
+use crate::{chance, data::corpus::Tokens};
 
 /// Packed rows, and for every token the one that follows it.
 ///
@@ -101,8 +100,7 @@ impl<'a> Shuffle<'a> {
     }
 
     fn begin_epoch(&mut self) {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        rng.set_stream(self.cursor.epoch);
+        let mut rng = chance::source(self.seed, "order of rows", self.cursor.epoch);
         let time = self.shape.time as usize;
         let offset = rng.random_range(0..time);
         let rows = (self.tokens.ids.len() - 1 - offset) / time;

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 
 use crate::{
     checkpoint::RunDir,
@@ -97,9 +97,10 @@ impl Sweep {
     /// Reads the ends of `runs`. Those within one directory are of one curve, which has its name.
     ///
     /// # Errors
-    /// If a run cannot be read, or none is at its end.
+    /// If a run cannot be read, none is at its end, or two of one point are unlike.
     pub(super) fn read(runs: &[PathBuf], axis: Axis, over: Over) -> anyhow::Result<Self> {
         let mut found: BTreeMap<(String, u64, u64), Point> = BTreeMap::new();
+        let mut alike: BTreeMap<(String, u64), (&Path, Run)> = BTreeMap::new();
         let mut left_out = Vec::new();
         for path in runs {
             let run = RunDir::new(path).run()?;
@@ -117,6 +118,16 @@ impl Sweep {
             let curve = path.parent().and_then(Path::file_name).unwrap_or_default();
             let curve = curve.to_string_lossy().into_owned();
             let learning_rate = run.train.learning_rate;
+            let place = (curve.clone(), x.to_bits());
+            let (other, expected) = alike.entry(place).or_insert_with(|| (path, bare(run.clone())));
+            if *expected != bare(run) {
+                let [path, other] = [path, *other].map(|it| it.display());
+                bail!(
+                    "{path} and {other} are of one curve and one {}, but differ in more than seeds and \
+                     learning rates: each curve has a directory of its own",
+                    over.label()
+                );
+            }
             // Bits of numbers that are not negative are in the numbers' order.
             let key = (curve.clone(), x.to_bits(), learning_rate.to_bits());
             let new = || Point { curve, x, learning_rate, values: Vec::new() };
@@ -173,6 +184,14 @@ impl Display for Sweep {
         }
         Ok(())
     }
+}
+
+/// A run without what runs of one point may differ in, and what makes no difference.
+fn bare(mut run: Run) -> Run {
+    let it = &mut run.train;
+    (it.seed, it.learning_rate) = (0, 0.0);
+    (it.checkpoint_every, it.valid_every, it.log_every) = (0, 0, 0);
+    run
 }
 
 /// What the log of a run ends with, or why that says nothing yet.

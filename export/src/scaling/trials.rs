@@ -67,7 +67,7 @@ pub enum TrialsError {
     #[error("{}: the log is not of {unit}, but run.toml is", path.display())]
     Unit { path: PathBuf, unit: &'static str },
     #[error(
-        "{}: the run ended before its first epoch was over, so nothing tells how long one is: give \
+        "{}: the run has not begun a second epoch, so nothing tells how long one is: give \
          --epoch-size", path.display()
     )]
     Epoch { path: PathBuf },

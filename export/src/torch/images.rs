@@ -15,9 +15,14 @@ use aerie_models::{
         weighed_conv_in_parts,
     },
 };
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
-use crate::torch::{backend::Handle, parameters::Parameters};
+use crate::{
+    chance,
+    torch::{backend::Handle, parameters::Parameters},
+};
 
 /// What keeps a norm finite where there is no variance.
 const NORM_EPSILON: f64 = 1e-5;
@@ -30,6 +35,8 @@ const NORM_MOMENTUM: f64 = 0.1;
 pub struct ImageReading<'a> {
     parameters: &'a Parameters,
     mode: Mode,
+    /// What is left out by chance comes from here.
+    noise: RefCell<ChaCha8Rng>,
     /// Is shown what the network shows.
     observer: Option<RefCell<Observer<'a>>>,
 }
@@ -40,14 +47,21 @@ type Observer<'a> = Box<dyn FnMut(Observed, &Tensor) + 'a>;
 /// Whether a network is learning.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Mode {
-    /// Drops what is to be dropped, by libtorch's generator, and normalises over the batch.
-    Training,
+    /// Leaves out what is to be left out, as `seed` has it, and normalises over the batch.
+    Training {
+        seed: u64,
+    },
     Evaluation,
 }
 
 impl<'a> ImageReading<'a> {
     pub fn new(parameters: &'a Parameters, mode: Mode) -> Self {
-        Self { parameters, mode, observer: None }
+        let seed = match mode {
+            Mode::Training { seed } => seed,
+            Mode::Evaluation => 0,
+        };
+        let noise = RefCell::new(chance::source(seed, "what is left out", 0));
+        Self { parameters, mode, noise, observer: None }
     }
 
     /// Shows `observer` what the network shows.
@@ -112,13 +126,21 @@ impl ImageReading<'_> {
 
     /// 1 for each image whose branch stays, 0 for the others, `[B, 1, 1, 1]`; none if all stay.
     fn kept(&self, x: &Tensor, share: f64, rescale: bool) -> Option<Tensor> {
+        self.mask(x, [x.size()[0], 1, 1, 1], share, rescale)
+    }
+
+    /// 0 for a `share` of what has `shape`, for the rest 1, or what makes up for it; none if all stays.
+    fn mask(&self, x: &Tensor, shape: [i64; 4], share: f64, rescale: bool) -> Option<Tensor> {
         if self.mode == Mode::Evaluation || share <= 0.0 {
             return None;
         }
-        let kind = precise(x.kind());
-        let drawn = Tensor::rand([x.size()[0], 1, 1, 1], (kind, x.device()));
-        let kept = drawn.ge(share).to_kind(kind);
-        Some(if rescale { kept / (1.0 - share) } else { kept })
+        let stays = if rescale { 1.0 / (1.0 - share) } else { 1.0 };
+        let mut noise = self.noise.borrow_mut();
+        let mut draw = |_| if noise.random::<f64>() < share { 0.0 } else { stays };
+        let drawn: Vec<f64> = (0..shape.iter().product::<i64>()).map(&mut draw).collect();
+        Some(
+            Tensor::from_slice(&drawn).view(shape).to_kind(precise(x.kind())).to_device(x.device()),
+        )
     }
 
     /// `σ(…)` of the means of `x`, `[B, C, 1, 1]`; none if nothing weighs the channels.
@@ -213,7 +235,7 @@ impl ImageBackend for ImageReading<'_> {
     }
 
     fn batch_norm(&self, x: &Scaled, [weight, bias, mean, variance]: [&Scaled; 4]) -> Scaled {
-        let is_training = self.mode == Mode::Training;
+        let is_training = matches!(self.mode, Mode::Training { .. });
         let [weight, bias, mean, variance] =
             [weight, bias, mean, variance].map(|it| Some(&it.tensor.0));
         let (momentum, epsilon) = (NORM_MOMENTUM, NORM_EPSILON);
@@ -236,7 +258,11 @@ impl ImageBackend for ImageReading<'_> {
     }
 
     fn dropout(&self, x: &Scaled, share: f64) -> Scaled {
-        x.with(x.tensor.dropout(share, self.mode == Mode::Training))
+        let size = x.tensor.size();
+        match self.mask(&x.tensor, [size[0], size[1], 1, 1], share, true) {
+            Some(kept) => x.with(weighed(&x.tensor, &kept)),
+            None => x.clone(),
+        }
     }
 
     fn drop_branch(&self, x: &Scaled, share: f64, rescale: bool) -> Scaled {

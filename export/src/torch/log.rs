@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use crate::checkpoint::write_atomically;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// What a training counts, and by what it is scored.
@@ -85,17 +86,18 @@ impl Log {
     ///
     /// # Errors
     /// If the file cannot be read or written.
-    pub fn open(path: &Path, unit: Unit, step: u64) -> io::Result<Self> {
+    pub fn open(path: &Path, unit: Unit, step: u64) -> anyhow::Result<Self> {
         let before = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         let is_kept = |line: &&str| {
             line.split(',').next().and_then(|it| it.parse().ok()).is_some_and(|it: u64| it <= step)
         };
         let kept = before.lines().skip(1).filter(is_kept).map(|it| format!("{it}\n"));
-        fs::write(path, format!("{}\n{}", unit.header(), kept.collect::<String>()))?;
+        let kept = format!("{}\n{}", unit.header(), kept.collect::<String>());
+        write_atomically(path, kept.as_bytes())?;
         Ok(Self { file: OpenOptions::new().append(true).open(path)? })
     }
 
@@ -151,6 +153,14 @@ impl Display {
     pub fn advance(&self, step: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(step);
+        }
+    }
+
+    /// Says something beside.
+    pub fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => eprintln!("{text}"),
         }
     }
 

@@ -6,12 +6,15 @@ mod tests;
 use std::{collections::BTreeMap, f64::consts::TAU, iter::zip};
 
 use aerie_models::{Init, ParameterSpec, Parametric, Path, Role};
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 use thiserror::Error;
 
-use crate::checkpoint::{Tensors, Values};
+use crate::{
+    chance,
+    checkpoint::{Tensors, Values},
+};
 
 /// Every parameter of a model, in the order of paths.
 #[derive(Debug)]
@@ -45,8 +48,7 @@ impl Parameters {
     pub fn init(config: &impl Parametric, seed: u64, kind: Kind) -> Self {
         let specs = config.parameters();
         let by_path = zip(0u64.., specs).map(|(stream, (path, spec))| {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            rng.set_stream(stream);
+            let mut rng = chance::source(seed, "initial values", stream);
             let values = draw(&spec, &mut rng);
             (path, Parameter { tensor: leaf(&values, &spec, kind), role: spec.role })
         });

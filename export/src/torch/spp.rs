@@ -13,7 +13,7 @@ use std::{
 };
 
 use aerie_models::{
-    ImageConfig, Role,
+    ImageConfig, Init, ParameterSpec, Parametric,
     images::{
         Observed,
         config::{Beta, Norm, Padding},
@@ -47,12 +47,13 @@ For each block: the mean over channels of the variance of what it gives, of the 
 residual branch before that is scaled, and of the squared mean of what it gives. A network without
 normalisation that is well made keeps the first where theory has it, the second at 1, and the third at
 0. Theory knows no edges and no pictures: the default feeds noise to the first block, and wraps maps
-around. Means of 2x2 take noise apart: networks that have them are best shown images.
+around. Means of 2x2 take noise apart: networks that have them are best shown images. It speaks of
+networks at their beginning whose branches end with 1; of others nothing is predicted.
 
 Examples:
   aerie-export spp nf-resnet-50 bare-resnet-50 bn-resnet-50 --out spp.svg
   aerie-export spp nfnet-f0 --input cifar10/test.parquet --size 64 --out f0.svg
-  aerie-export spp runs/pictures --input cifar10/test.parquet --size 32 --skip-gain trained --out run.svg
+  aerie-export spp runs/pictures --input cifar10/test.parquet --size 32 --out run.svg
 Writes FILE, and beside it the same as .csv and .json. Exits with 1 if a network is not as predicted.")]
 pub struct Args {
     /// Presets, files in the presets' format, or run directories
@@ -73,9 +74,10 @@ pub struct Args {
     /// Networks that are drawn and averaged over
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
     seeds: u16,
-    /// Number at the end of every branch, which begins at 0 and would hide it: a number, or `trained`
-    #[arg(long, value_name = "GAIN", default_value = "1")]
-    skip_gain: String,
+    /// Set the number at the end of every branch, which begins at 0 and would hide it [default: 1; as
+    /// trained for run directories]
+    #[arg(long, value_name = "GAIN")]
+    skip_gain: Option<f64>,
     /// Leave zeros around maps, as they are in use
     #[arg(long)]
     edges: bool,
@@ -191,7 +193,7 @@ impl Input {
                 Self::Pixels(Tensor::randn([images, 3, size, size], (Kind::Float, Device::Cpu)))
             }
             path => {
-                let set = Arc::new(Dataset::open(Path::new(path), Split::All)?);
+                let set = Arc::new(Dataset::open(Path::new(path), Split::Train)?);
                 let mut preprocessing = presets::input("nfnet-small").expect("a preset");
                 (preprocessing.height, preprocessing.width) = (args.size.into(), args.size.into());
                 let limits = AheadLimits { threads_max: 1, ready_max: 1 };
@@ -205,16 +207,23 @@ impl Input {
 
 fn propagation(subject: &Subject, input: &Input, args: &Args) -> anyhow::Result<Propagation> {
     let config = &subject.config;
+    let at_beginning = subject.run.is_none().then_some(1.0);
+    let skip_gain = args.skip_gain.or(at_beginning);
     let blocks = config.blocks() as usize;
     let mut sums = vec![[0.0; 3]; blocks];
     for seed in 0..u64::from(args.seeds) {
         let parameters = subject.parameters(seed + 1)?;
-        open_branches(&parameters, &args.skip_gain)?;
+        if let Some(gain) = skip_gain {
+            open_branches(config, &parameters, gain);
+        }
         for (sum, found) in sums.iter_mut().zip(moments(config, &parameters, input, args, seed)) {
             *sum = [0, 1, 2].map(|at| sum[at] + found[at] / f64::from(args.seeds));
         }
     }
-    let is_predicted = config.norm == Norm::Off && config.beta == Beta::Predicted;
+    let is_predicted = config.norm == Norm::Off
+        && config.beta == Beta::Predicted
+        && at_beginning.is_some()
+        && skip_gain == at_beginning;
     let predicted = config.predicted_variances().into_iter().map(|it| is_predicted.then_some(it));
     let blocks: Vec<BlockSignal> = predicted
         .zip(sums)
@@ -236,23 +245,18 @@ fn propagation(subject: &Subject, input: &Input, args: &Args) -> anyhow::Result<
 }
 
 /// Sets the number at the end of every branch.
-fn open_branches(parameters: &Parameters, gain: &str) -> anyhow::Result<()> {
-    if gain == "trained" {
-        return Ok(());
-    }
-    let gain: f64 = gain.parse().with_context(|| format!("--skip-gain {gain}"))?;
+fn open_branches(config: &ImageConfig, parameters: &Parameters, gain: f64) {
+    // Gains of last convolutions that begin at 0 do the same.
+    let begins_closed = |path: &&aerie_models::Path, spec: &ParameterSpec| {
+        path.as_str().ends_with("gain") && matches!(spec.init, Init::Zeros | Init::Constant(0.0))
+    };
     no_grad(|| {
-        for (path, it) in parameters.iter() {
-            // Gains of last convolutions that begin at 0 do the same.
-            let is_closed = it.role == Role::Steering
-                && path.as_str().ends_with("gain")
-                && it.tensor.abs().max().double_value(&[]) == 0.0;
-            if is_closed {
-                let _ = it.tensor.shallow_clone().fill_(gain);
+        for (path, spec) in &config.parameters() {
+            if begins_closed(&path, spec) {
+                let _ = parameters.at(path).tensor.shallow_clone().fill_(gain);
             }
         }
     });
-    Ok(())
 }
 
 /// Variance, branch variance and squared mean of every block.
@@ -266,7 +270,7 @@ fn moments(
     let mut found = Vec::new();
     let mut branch = 0.0;
     // Norms over the batch are those of training.
-    let mode = if config.norm == Norm::Batch { Mode::Training } else { Mode::Evaluation };
+    let mode = if config.norm == Norm::Batch { Mode::Training { seed } } else { Mode::Evaluation };
     let reading = ImageReading::new(parameters, mode).observed(|at, x| {
         let (variance, mean) = x.var_mean_dim(&[0i64, 2, 3][..], false, false);
         let variance = variance.mean(Kind::Double).double_value(&[]);

@@ -20,6 +20,7 @@ use std::{
 use aerie_models::Model;
 use anyhow::{bail, ensure};
 use tch::Kind;
+use thiserror::Error;
 
 pub use crate::torch::train::args::Args;
 use crate::{
@@ -50,6 +51,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         tch::set_num_threads(threads);
     }
     let dir = RunDir::new(&args.run);
+    let is_new_dir = !args.run.exists();
     if args.resume {
         ensure!(dir.exists(), "{}: no run to go on with", args.run.display());
     } else {
@@ -59,14 +61,21 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
-    train(&dir, args.until, &interrupted)
+    let trained = train(&dir, args.until, &interrupted);
+    // A run whose data cannot be had never began: what is asked for next may be of the same name.
+    if trained.is_err() && !args.resume && !args.run.join(LOG_FILE).exists() {
+        dir.withdraw(is_new_dir)?;
+    }
+    trained
 }
 
-/// Goes on with the run in `dir` until its end, until step `until`, or until `interrupted` is set.
-/// However it ends, the newest step is a checkpoint then.
+/// Goes on with the run in `dir` until its end, until step `until`, or until `interrupted` is set: the newest
+/// step is a checkpoint then, and a line of the log.
 ///
 /// # Errors
-/// If a file cannot be read or written, or the loss is no longer a number.
+/// If a file cannot be read or written, or the loss is no longer a number. The newest step is a checkpoint
+/// then, too, unless that is what cannot be written, or the loss is what is wrong: the checkpoint before may
+/// be better than what led there.
 fn train(dir: &RunDir, until: u64, interrupted: &AtomicBool) -> anyhow::Result<()> {
     let run = dir.run()?;
     shim::set_matmul_bf16(run.train.matmul == Matmul::Bf16);
@@ -147,6 +156,14 @@ struct Trainer<'a, T> {
     task: T,
 }
 
+/// A training has left the numbers.
+#[derive(Debug, Error)]
+#[error("step {step}: the loss is {loss}; a lower learning rate may help")]
+struct Diverged {
+    step: u64,
+    loss: f64,
+}
+
 /// What one step found.
 #[derive(Clone, Copy, Debug)]
 struct Step {
@@ -168,32 +185,58 @@ impl<T: Task> Trainer<'_, T> {
         let last = config.steps.min(end.until);
         let mut saved = step;
         let mut gathered = Gathered::default();
-        while self.learner.progress.step < last && !end.interrupted.load(Ordering::Relaxed) {
-            gathered.add(self.step()?);
+        if end.interrupted.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        while self.learner.progress.step < last {
+            match self.step() {
+                Ok(step) => gathered.add(step),
+                // The data cannot be read: what was learnt of it until here is sound.
+                Err(error) if error.downcast_ref::<Diverged>().is_none() => {
+                    if saved != self.learner.progress.step {
+                        self.learner.save(self.dir)?;
+                    }
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
+            }
             let step = self.learner.progress.step;
             display.advance(step);
             let is_last = step == config.steps;
+            let ends = step == last || end.interrupted.load(Ordering::Relaxed);
+            let saves = ends || step.is_multiple_of(config.checkpoint_every);
             let validates = is_last || step.is_multiple_of(config.valid_every);
-            if validates || step.is_multiple_of(config.log_every) {
+            // Sums since the last line are in no checkpoint.
+            if saves || validates || step.is_multiple_of(config.log_every) {
                 let valid = if validates { self.validate()? } else { None };
                 let line = std::mem::take(&mut gathered).line(&self.learner.progress, valid);
                 log.add(&line)?;
                 display.show(&line);
             }
-            if is_last || step.is_multiple_of(config.checkpoint_every) {
+            if saves {
                 self.learner.save(self.dir)?;
                 saved = step;
-                let picture = self.dir.path().join(PLOT_FILE);
-                plot::plot(&[self.dir.path().to_owned()], &picture, plot::Axis::Loss)?;
+                self.draw(&display);
             }
-        }
-        if saved != self.learner.progress.step {
-            self.learner.save(self.dir)?;
+            if ends {
+                break;
+            }
         }
         Ok(())
     }
 
+    /// Draws the log. A picture that cannot be drawn is no reason to stop.
+    fn draw(&self, display: &Display) {
+        let picture = self.dir.path().join(PLOT_FILE);
+        if let Err(error) = plot::plot(&[self.dir.path().to_owned()], &picture, plot::Axis::Loss) {
+            display.say(&format!("{}: {error}", picture.display()));
+        }
+    }
+
     /// One optimiser step.
+    ///
+    /// # Errors
+    /// [`Diverged`], or if a batch cannot be read; parameters are those of the step before then.
     #[expect(clippy::disallowed_methods, reason = "the driver of a training measures its speed")]
     fn step(&mut self) -> anyhow::Result<Step> {
         let begun = Instant::now();
@@ -209,10 +252,9 @@ impl<T: Task> Trainer<'_, T> {
             loss += weight * gradient::gather(&self.task, parameters, &batch, how, seed);
             seen += self.task.seen(&batch);
         }
-        ensure!(
-            loss.is_finite(),
-            "step {step}: the loss is {loss}; a lower learning rate may help"
-        );
+        if !loss.is_finite() {
+            return Err(Diverged { step, loss }.into());
+        }
         let learning_rate = learning_rate(config, step);
         let update = optimizer.step(parameters, step, learning_rate);
         if let Some(average) = average {

@@ -166,7 +166,7 @@ impl Feed {
                 };
                 let size = |source| BatchError::Size { picture: first.picture as usize, source };
                 let mut crop = crop.map_err(size)?;
-                if self.options.flip && rng.random() {
+                if self.options.flip && draw.rng(self.seed, Purpose::Flip).random() {
                     flip(&mut crop);
                 }
                 pictures.push(crop);

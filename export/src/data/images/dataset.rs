@@ -23,12 +23,10 @@ use ::parquet::errors::ParquetError;
 use aerie_models::images::preprocessing::{
     Extent, Picture, PictureError, PictureLimits, View, decode,
 };
-use rand::{SeedableRng, seq::SliceRandom};
-use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
+use rand::seq::SliceRandom;
 use thiserror::Error;
 
-use crate::progress::bar;
+use crate::{chance, progress::bar};
 
 /// Labelled pictures.
 #[derive(Debug)]
@@ -42,16 +40,29 @@ pub struct Dataset {
     classes: Vec<String>,
 }
 
-/// The part of a data set.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "lowercase")]
+/// The part of a data set that is taken of a folder with both. Of a folder with neither all is taken, and
+/// a file is what it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Split {
-    /// Whatever the path names: a file, or a folder of shards or classes.
-    All,
-    /// `train` within the folder.
     Train,
-    /// `test`, `validation`, `valid` or `val` within the folder, in this order.
     Test,
+}
+
+impl Split {
+    /// How names of its files begin, or that of its folder, in the order in which they are looked for.
+    fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Train => &["train", "data_batch"],
+            Self::Test => &["test", "validation", "valid", "val"],
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Self::Train => Self::Test,
+            Self::Test => Self::Train,
+        }
+    }
 }
 
 /// Why a data set is refused.
@@ -144,22 +155,22 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// Opens both parts of the data set at `path`, which have to have the same classes.
+    /// Opens what the data set at `path` has for tests of what is trained on `self`, whose classes it has to
+    /// have.
     ///
     /// # Errors
     /// [`DatasetError`], naming file, row and column.
-    pub fn open_both(path: &Path) -> Result<(Self, Self), DatasetError> {
-        let train = Self::open(path, Split::Train)?;
+    pub fn open_test(&self, path: &Path) -> Result<Self, DatasetError> {
         let mut test = Self::open(path, Split::Test)?;
         // Numbers stand for names that the data does not tell; a part may lack the last ones.
-        if is_numbered(&test.classes) && test.classes.len() <= train.classes.len() {
-            test.classes.clone_from(&train.classes);
+        if is_numbered(&test.classes) && test.classes.len() <= self.classes.len() {
+            test.classes.clone_from(&self.classes);
         }
-        if train.classes != test.classes {
-            let [expected, found] = [&train, &test].map(|it| it.classes.join(", "));
+        if self.classes != test.classes {
+            let [expected, found] = [self, &test].map(|it| it.classes.join(", "));
             return Err(DatasetError::Classes { path: path.to_owned(), found, expected });
         }
-        Ok((train, test))
+        Ok(test)
     }
 
     /// A data set of pictures in memory.
@@ -200,7 +211,7 @@ impl Dataset {
     fn drawn(&self) -> Vec<u32> {
         let count = u32::try_from(self.len()).expect("pictures have been counted");
         let mut order: Vec<u32> = (0..count).collect();
-        order.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
+        order.shuffle(&mut chance::source(0, "parts of a data set", 0));
         order
     }
 
@@ -313,11 +324,6 @@ enum Found {
 
 fn find(path: &Path, split: Split) -> Result<Found, DatasetError> {
     let io_error = |source| DatasetError::Io { path: path.to_owned(), source };
-    let names: &[&str] = match split {
-        Split::All => &[""],
-        Split::Train => &["train", "data_batch"],
-        Split::Test => &["test", "validation", "valid", "val"],
-    };
     if fs::metadata(path).map_err(io_error)?.is_file() {
         let file = vec![path.to_owned()];
         return match extension(path).as_str() {
@@ -328,35 +334,49 @@ fn find(path: &Path, split: Split) -> Result<Found, DatasetError> {
     }
     let entries = sorted(path)?;
     let inner = sorted(&path.join("data")).unwrap_or_default();
-    for name in names {
-        for entries in [&entries, &inner] {
-            let files = |wanted: &str| -> Vec<PathBuf> {
-                let fits =
-                    |it: &&PathBuf| extension(it) == wanted && file_name(it).starts_with(name);
-                entries.iter().filter(fits).cloned().collect()
-            };
-            for (files, found) in [
-                (files("parquet"), Found::Parquet as fn(_) -> _),
-                (files("bin"), Found::Cifar as fn(_) -> _),
-            ] {
-                if !files.is_empty() {
-                    return Ok(found(files));
-                }
-            }
+    let files = |prefix: &str| {
+        let of = |entries: &[PathBuf], wanted: &str| -> Vec<PathBuf> {
+            let fits = |it: &&PathBuf| extension(it) == wanted && file_name(it).starts_with(prefix);
+            entries.iter().filter(fits).cloned().collect()
+        };
+        let found = |entries: &[PathBuf]| {
+            let (parquet, bin) = (of(entries, "parquet"), of(entries, "bin"));
+            let parquet = (!parquet.is_empty()).then_some(Found::Parquet(parquet));
+            parquet.or_else(|| (!bin.is_empty()).then_some(Found::Cifar(bin)))
+        };
+        found(&entries).or_else(|| found(&inner))
+    };
+    let folders: Vec<&PathBuf> = entries.iter().filter(|it| it.is_dir()).collect();
+    // A class may have the name of a part, but not all of them.
+    let is_part = |it: &&PathBuf| {
+        let is = |split: Split| split.names().contains(&&*file_name(it));
+        is(split) || is(split.other())
+    };
+    let are_parts = folders.iter().copied().all(|it| is_part(&it));
+    for name in split.names() {
+        if let Some(found) = files(name) {
+            return Ok(found);
         }
-        let folder = path.join(name);
-        if folder.is_dir() {
-            return Ok(Found::Folder(folder));
+        if are_parts && folders.iter().any(|it| file_name(it) == *name) {
+            return Ok(Found::Folder(path.join(name)));
         }
     }
-    Err(unknown(path, split))
+    let is_other_part = split.other().names().iter().any(|it| files(it).is_some());
+    let found = if is_other_part { None } else { files("") };
+    match found {
+        None if !are_parts && !is_other_part => Ok(Found::Folder(path.to_owned())),
+        found => found.ok_or_else(|| unknown(path, split)),
+    }
 }
 
 fn unknown(path: &Path, split: Split) -> DatasetError {
     let expected = match split {
-        Split::All => "such files or with a folder for each class",
-        Split::Train => "train*.parquet, data_batch_*.bin, train.bin or a folder `train`",
-        Split::Test => "test*.parquet, test*.bin or a folder `test`, `validation` or `val`",
+        Split::Train => {
+            "train*.parquet, data_batch_*.bin, train.bin, a folder `train`, or one for each class"
+        }
+        Split::Test => {
+            "test*.parquet, test*.bin, a folder `test`, `validation` or `val`, or one for each class"
+        }
     };
     DatasetError::Unknown { path: path.to_owned(), expected }
 }

@@ -9,7 +9,7 @@ mod tests;
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::data::batches::Cursor;
+use crate::{chance, data::batches::Cursor};
 
 /// A picture that is to be augmented.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -78,8 +78,7 @@ impl Sampler {
     }
 
     fn begin_epoch(&mut self) {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-        rng.set_stream(self.cursor.epoch);
+        let mut rng = chance::source(self.seed, "order of pictures", self.cursor.epoch);
         self.order.sort_unstable();
         self.order.shuffle(&mut rng);
     }
@@ -113,6 +112,7 @@ impl Draw {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Purpose {
     Crop,
+    Flip,
     Mix,
     RandAugment,
 }

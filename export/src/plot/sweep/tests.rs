@@ -45,6 +45,21 @@ fn best_rate_and_mean_over_seeds_make_a_point() {
 }
 
 #[test]
+fn unlike_runs_make_no_point() {
+    let dir = tempfile::tempdir().unwrap();
+    let runs = ["a/one", "a/two"].map(|at| ended(dir.path(), at, 64, 0.1, 0.7));
+    let other = RunDir::new(&runs[1]);
+    let mut run = other.run().unwrap();
+    run.train.seed += 1;
+    other.create(&run).unwrap();
+    Sweep::read(&runs, Axis::Accuracy, Over::Batch).unwrap();
+    run.train.average = Some(0.99);
+    other.create(&run).unwrap();
+    let error = Sweep::read(&runs, Axis::Accuracy, Over::Batch).unwrap_err().to_string();
+    assert!(error.contains("a/two and") && error.contains("one batch"), "{error}");
+}
+
+#[test]
 fn runs_that_are_not_at_their_end_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let [whole, part] = ["a/whole", "a/part"].map(|at| ended(dir.path(), at, 8, 0.1, 0.8));

@@ -5,7 +5,7 @@ use aerie_models::{
     bundle::MODEL_FILE,
     images::{
         activation::Gains,
-        config::{Norm, Padding, Stage, Standardise},
+        config::{Norm, Padding, Stage, Standardise, StochasticDepth},
         network,
         nf_resnet::{bare, unstandardised},
         presets::preset,
@@ -125,7 +125,7 @@ fn branches_are_left_out_image_by_image() {
     let config = preset("wrn-10-1-bare").unwrap();
     let parameters = Parameters::init(&config, 1, Kind::Float);
     let ones = Scaled::of(Tensor::ones([4000, 2, 3, 1], (Kind::Float, tch::Device::Cpu)));
-    let training = ImageReading::new(&parameters, Mode::Training);
+    let training = ImageReading::new(&parameters, Mode::Training { seed: 5 });
     for (rescale, kept) in [(false, 1.0), (true, 4.0)] {
         let found = training.drop_branch(&ones, 0.75, rescale);
         let per_image = found.tensor().flatten(1, -1);
@@ -138,6 +138,63 @@ fn branches_are_left_out_image_by_image() {
     }
     let evaluation = ImageReading::new(&parameters, Mode::Evaluation);
     assert_eq!(evaluation.drop_branch(&ones, 0.75, true).tensor(), ones.tensor());
+}
+
+/// What is done at once, with all that scales a branch in its weights or in its gates, is what is done one
+/// after another where somebody looks on; also to images that are left out.
+#[test]
+fn branches_at_once_are_branches_in_parts() {
+    let pixels = pixels([6, 3, 32, 32]);
+    for (name, rescale) in [("nfnet-small", false), ("nfnet-small", true), ("nf-wrn-10-1", true)] {
+        let mut config = preset(name).unwrap();
+        config.stochastic_depth = StochasticDepth { rate: 0.8, rescale };
+        let parameters = Parameters::load(&config, &tensors(&config, &Moved(3)), Kind::Double);
+        let parameters = parameters.unwrap();
+        let run = |reading: &ImageReading<'_>| {
+            let pixels = Scaled::of(pixels.to_kind(Kind::Double));
+            let logits = no_grad(|| network::logits(&config, reading, &pixels)).tensor();
+            Vec::<f64>::try_from(logits.flatten(0, -1)).unwrap()
+        };
+        let at_once = run(&ImageReading::new(&parameters, Mode::Training { seed: 5 }));
+        let mut seen = 0;
+        let looked =
+            ImageReading::new(&parameters, Mode::Training { seed: 5 }).observed(|_, _| seen += 1);
+        let in_parts = run(&looked);
+        drop(looked);
+        assert!(0 < seen);
+        assert!(distance(&at_once, &in_parts) < 1e-12, "{name}, {rescale}");
+        let kept = run(&ImageReading::new(&parameters, Mode::Evaluation));
+        assert!(1e-6 < distance(&at_once, &kept), "{name}, {rescale}: something is left out");
+    }
+}
+
+/// With bfloat16 maps logits are off by its 8 bits, and gradients of f32 parameters are f32.
+#[test]
+fn maps_may_be_bfloat16() {
+    let normed = ImageConfig { norm: Norm::Batch, ..bare(preset("nfnet-small").unwrap()) };
+    for config in [preset("nfnet-small").unwrap(), normed] {
+        let load = || Parameters::load(&config, &tensors(&config, &Moved(3)), Kind::Float).unwrap();
+        let run = |parameters: &Parameters, kind: Kind| {
+            let pixels = Scaled::of(pixels([4, 3, 32, 32]).to_kind(kind));
+            let reading = ImageReading::new(parameters, Mode::Training { seed: 5 });
+            let logits = network::logits(&config, &reading, &pixels).tensor();
+            assert_eq!(logits.kind(), Kind::Float);
+            logits.square().sum(Kind::Float).backward();
+            let flat = |it: &Tensor| Vec::<f64>::try_from(it.to_kind(Kind::Double).flatten(0, -1));
+            let gradients = parameters.learnt().map(|(_, it)| it.grad());
+            let kinds = gradients.inspect(|it| assert_eq!(it.kind(), Kind::Float));
+            let gradients: Vec<f64> = kinds.flat_map(|it| flat(&it).unwrap()).collect();
+            (flat(&logits).unwrap(), gradients)
+        };
+        let (logits, gradients) = run(&load(), Kind::Float);
+        let (rounded, rounded_gradients) = run(&load(), Kind::BFloat16);
+        assert!(distance(&rounded, &logits) < 0.05, "{:e}", distance(&rounded, &logits));
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let norms =
+            (dot(&gradients, &gradients) * dot(&rounded_gradients, &rounded_gradients)).sqrt();
+        let cosine = dot(&gradients, &rounded_gradients) / norms;
+        assert!(0.99 < cosine, "{cosine}");
+    }
 }
 
 /// Goal: variances at the beginning are those that the equations predict (Brock, De and Smith 2021,

@@ -46,7 +46,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub(super) run: PathBuf,
     /// Go on with the run; all options are the run's own
-    #[arg(long, conflicts_with_all = ["preset", "model", "tokenizer", "text", "images"])]
+    #[arg(long, conflicts_with_all = ["preset", "model", "valid", "holdout", "TextArgs", "ImageArgs",
+          "OptionArgs", "OptimizerArgs"])]
     pub(super) resume: bool,
     /// Stop after this step, with a checkpoint; the learning rate still aims at --steps
     #[arg(long, value_name = "STEP", default_value_t = u64::MAX, hide_default_value = true)]
@@ -78,6 +79,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Text")]
+#[group(conflicts_with = "ImageArgs")]
 struct TextArgs {
     /// Text to train on: a file, or a folder of .txt files
     #[arg(long, value_name = "PATH", requires = "tokenizer", conflicts_with = "images",
@@ -105,9 +107,9 @@ struct ImageArgs {
     /// Train on this many of the images, drawn by chance, always the same ones
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     images_max: Option<u64>,
-    /// Height and width of what the network sees
-    #[arg(long, value_name = "PIXELS", default_value_t = 32)]
-    size: u32,
+    /// Height and width of what the network sees [default: those that the preset is made for, or 32]
+    #[arg(long, value_name = "PIXELS")]
+    size: Option<u32>,
     /// Images of a batch
     #[arg(long, value_name = "N", default_value_t = 128)]
     batch: u32,
@@ -152,9 +154,9 @@ struct OptionArgs {
     /// Learning rate at the end, as a share of --learning-rate
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
     final_share: f64,
-    /// Steps over which the learning rate rises
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    warmup: u64,
+    /// Steps over which the learning rate rises [default: 100, or a tenth of --steps if that is less]
+    #[arg(long, value_name = "N")]
+    warmup: Option<u64>,
     /// Keep an average of the parameters, and validate and emit that
     #[arg(long, value_name = "DECAY")]
     average: Option<f64>,
@@ -199,13 +201,16 @@ struct OptimizerArgs {
     /// as a share of its weights' norm; 0 clips nothing [default: 0.01]
     #[arg(long, value_name = "NORM")]
     clip: Option<f64>,
-    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
-    beta1: f64,
-    #[arg(long, value_name = "SHARE", default_value_t = 0.98)]
-    beta2: f64,
-    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
-    momentum: f64,
-    /// SGD that does not look ahead along its momentum
+    /// AdamW: [default: 0.9]
+    #[arg(long, value_name = "SHARE")]
+    beta1: Option<f64>,
+    /// AdamW: [default: 0.98]
+    #[arg(long, value_name = "SHARE")]
+    beta2: Option<f64>,
+    /// SGD: [default: 0.9]
+    #[arg(long, value_name = "SHARE")]
+    momentum: Option<f64>,
+    /// SGD: do not look ahead along the momentum
     #[arg(long)]
     no_nesterov: bool,
 }
@@ -221,7 +226,7 @@ pub(super) fn begin(args: &Args, dir: &RunDir) -> anyhow::Result<()> {
     ensure!(!dir.exists(), "{}: a run is here already; --resume goes on", args.run.display());
     let model = model(args)?;
     let data = match (&model, &args.text.text, &args.images.images) {
-        (Model::Language(_), Some(text), None) => Data::Text(text_data(args, text.clone())?),
+        (Model::Language(_), Some(text), None) => Data::Text(text_data(args, text.clone())),
         (Model::Images(_), None, Some(images)) => Data::Images(image_data(args, images.clone())?),
         (Model::Language(_), ..) => bail!("--text is needed: the model is one of language"),
         (Model::Images(_), ..) => bail!("--images is needed: the model is a classifier"),
@@ -265,18 +270,20 @@ fn model(args: &Args) -> anyhow::Result<Model> {
     }
 }
 
-fn text_data(args: &Args, text: PathBuf) -> anyhow::Result<TextData> {
+fn text_data(args: &Args, text: PathBuf) -> TextData {
     let TextArgs { documents, rows, time, .. } = args.text;
     let (valid, holdout) = (args.valid.clone(), args.holdout);
-    Ok(TextData { text, valid, holdout, documents, rows, time })
+    TextData { text, valid, holdout, documents, rows, time }
 }
 
 fn image_data(args: &Args, images: PathBuf) -> anyhow::Result<ImageData> {
     let it = &args.images;
+    let made_for = args.preset.as_deref().and_then(images::presets::input);
+    let size = it.size.or_else(|| made_for.map(|it| it.height)).unwrap_or(32);
     let crop = match (it.plain, it.resized_crop) {
         (true, _) => None,
         (false, true) => Some(Crop::Resized { area: [0.08, 1.0], aspect: [3.0 / 4.0, 4.0 / 3.0] }),
-        (false, false) => Some(Crop::Padded { padding: (it.size / 8).max(1), fill: Fill::Reflect }),
+        (false, false) => Some(Crop::Padded { padding: (size / 8).max(1), fill: Fill::Reflect }),
     };
     let rand_augment = it.rand_augment.as_deref().map(|it| {
         let [found, magnitude] = [it[0], it[1]];
@@ -284,7 +291,7 @@ fn image_data(args: &Args, images: PathBuf) -> anyhow::Result<ImageData> {
         let layers = (1..=16).find(|&it| f64::from(it) == found);
         let layers = layers
             .with_context(|| format!("--rand-augment: {found} layers; 1 to 16 are expected"))?;
-        anyhow::Ok(RandAugment::for_side(layers, magnitude, args.images.size))
+        anyhow::Ok(RandAugment::for_side(layers, magnitude, size))
     });
     let batch = BatchOptions {
         batch: it.batch,
@@ -298,8 +305,8 @@ fn image_data(args: &Args, images: PathBuf) -> anyhow::Result<ImageData> {
         label_smoothing: it.label_smoothing,
     };
     let preprocessing = Preprocessing {
-        height: it.size,
-        width: it.size,
+        height: size,
+        width: size,
         resize: Resize::Squash,
         crop_share: 1.0,
         interpolation: Interpolation::Bicubic,
@@ -319,7 +326,7 @@ fn image_data(args: &Args, images: PathBuf) -> anyhow::Result<ImageData> {
 
 fn optimizer(args: &OptimizerArgs, data: &Data) -> anyhow::Result<Optimizer> {
     let shares = [("beta1", args.beta1), ("beta2", args.beta2), ("momentum", args.momentum)];
-    for (name, share) in shares {
+    for (name, share) in shares.into_iter().filter_map(|(name, it)| Some((name, it?))) {
         ensure!((0.0..1.0).contains(&share), "--{name} is {share}; it must be in 0..1");
     }
     for (name, rate) in [("decay", args.decay), ("clip", args.clip)] {
@@ -330,19 +337,25 @@ fn optimizer(args: &OptimizerArgs, data: &Data) -> anyhow::Result<Optimizer> {
         Data::Text(_) => OptimizerKind::Adamw,
         Data::Images(_) => OptimizerKind::Sgd,
     });
+    let of_adamw = args.beta1.is_some() || args.beta2.is_some();
+    let of_sgd = args.momentum.is_some() || args.no_nesterov;
     Ok(match kind {
         OptimizerKind::Adamw => {
+            ensure!(!of_sgd, "--momentum and --no-nesterov are options of SGD, not of AdamW");
             let clip = args.clip.unwrap_or(1.0);
             ensure!(0.0 < clip, "--clip is {clip}; for AdamW it must be above 0");
-            let (beta1, beta2) = (args.beta1, args.beta2);
+            let (beta1, beta2) = (args.beta1.unwrap_or(0.9), args.beta2.unwrap_or(0.98));
             Optimizer::Adamw(AdamwConfig { beta1, beta2, decay: args.decay.unwrap_or(0.1), clip })
         }
-        OptimizerKind::Sgd => Optimizer::Sgd(SgdConfig {
-            momentum: args.momentum,
-            nesterov: !args.no_nesterov,
-            decay: args.decay.unwrap_or(5e-5),
-            clip: Some(args.clip.unwrap_or(0.01)).filter(|&it| 0.0 < it),
-        }),
+        OptimizerKind::Sgd => {
+            ensure!(!of_adamw, "--beta1 and --beta2 are options of AdamW, not of SGD");
+            Optimizer::Sgd(SgdConfig {
+                momentum: args.momentum.unwrap_or(0.9),
+                nesterov: !args.no_nesterov,
+                decay: args.decay.unwrap_or(5e-5),
+                clip: Some(args.clip.unwrap_or(0.01)).filter(|&it| 0.0 < it),
+            })
+        }
     })
 }
 
@@ -369,6 +382,14 @@ fn config(args: &Args, data: &Data, optimizer: Optimizer) -> anyhow::Result<Trai
     if let Some(decay) = it.average {
         ensure!((0.0..1.0).contains(&decay), "--average is {decay}; it must be in 0..1");
     }
+    if let Some(holdout) = args.holdout {
+        ensure!(
+            0.0 < holdout && holdout < 1.0,
+            "--holdout is {holdout}; it must be above 0 and below 1"
+        );
+    }
+    let warmup = it.warmup.unwrap_or_else(|| 100.min(it.steps / 10));
+    ensure!(warmup < it.steps, "--warmup is {warmup}, which leaves nothing of {} steps", it.steps);
     let share = it.sam_share;
     ensure!(0.0 < share && share <= 1.0, "--sam-share is {share}; it must be above 0, at most 1");
     let flatness = match (it.sam, it.gradient_norm) {
@@ -390,7 +411,7 @@ fn config(args: &Args, data: &Data, optimizer: Optimizer) -> anyhow::Result<Trai
         steps: it.steps,
         learning_rate,
         final_share: it.final_share,
-        warmup: it.warmup,
+        warmup,
         seed: it.seed,
         matmul: it.matmul,
         flatness,

@@ -24,10 +24,7 @@ pub(super) fn gather<T: Task>(
     seed: u64,
 ) -> f64 {
     let (flatness, weight) = how;
-    let loss = |batch: &T::Batch| {
-        tch::manual_seed(seed.cast_signed());
-        task.loss(parameters, batch)
-    };
+    let loss = |batch: &T::Batch| task.loss(parameters, batch, seed);
     match flatness {
         Flatness::Off => {
             let found = loss(batch);
@@ -79,23 +76,23 @@ fn norm(gradients: &[Tensor]) -> f64 {
     Tensor::stack(&squares, 0).sum(Kind::Double).sqrt().double_value(&[]).max(f64::MIN_POSITIVE)
 }
 
-/// Moves the parameters by `step` times `gradients`; returns where they were.
+/// Moves the learnt parameters by `step` times `gradients`; returns where all were.
 fn climb(parameters: &Parameters, gradients: &[Tensor], step: f64) -> Vec<Tensor> {
     no_grad(|| {
-        let climb = |((_, it), gradient): ((_, &Tensor), &Tensor)| {
-            let before = it.detach().copy();
+        let before = parameters.iter().map(|(_, it)| it.tensor.detach().copy()).collect();
+        for ((_, it), gradient) in parameters.learnt().zip(gradients) {
             let _ = it.shallow_clone().g_add_(&(gradient * step));
-            before
-        };
-        parameters.learnt().zip(gradients).map(climb).collect()
+        }
+        before
     })
 }
 
-/// Puts the parameters where they were, bit for bit.
+/// Puts all parameters where they were, bit for bit: averages over batches, too, which are to be of what is
+/// learnt and not of places beside it.
 fn put(parameters: &Parameters, before: &[Tensor]) {
     no_grad(|| {
-        for ((_, it), before) in parameters.learnt().zip(before) {
-            it.shallow_clone().copy_(before);
+        for ((_, it), before) in parameters.iter().zip(before) {
+            it.tensor.shallow_clone().copy_(before);
         }
     });
 }

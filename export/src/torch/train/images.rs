@@ -49,7 +49,7 @@ impl ImageSets {
         model: &ImageConfig,
         data: &ImageData,
     ) -> anyhow::Result<Self> {
-        let mut train = Dataset::open(&data.images, Split::All)?;
+        let mut train = Dataset::open(&data.images, Split::Train)?;
         let classes = train.classes().len();
         ensure!(
             classes == model.classes as usize,
@@ -68,16 +68,7 @@ impl ImageSets {
                 train = kept;
                 Some(Arc::new(held_out))
             }
-            (Some(path), _) => {
-                let valid = Dataset::open(path, Split::All)?;
-                ensure!(
-                    valid.classes() == train.classes(),
-                    "{}: the classes are not those of {}",
-                    path.display(),
-                    data.images.display()
-                );
-                Some(Arc::new(valid))
-            }
+            (Some(path), _) => Some(Arc::new(train.open_test(path)?)),
         };
         if let Some(count) = data.images_max {
             train = train.at_most(usize::try_from(count).unwrap_or(usize::MAX));
@@ -179,9 +170,9 @@ impl Task for ImageTask<'_> {
         Batch { pixels: batch.pixels.narrow(0, 0, kept), targets: batch.targets.narrow(0, 0, kept) }
     }
 
-    fn loss(&self, parameters: &Parameters, batch: &Batch) -> Tensor {
+    fn loss(&self, parameters: &Parameters, batch: &Batch, seed: u64) -> Tensor {
         let pixels = batch.pixels.to_kind(self.maps);
-        let logits = self.logits(parameters, Mode::Training, &pixels);
+        let logits = self.logits(parameters, Mode::Training { seed }, &pixels);
         let shares = logits.log_softmax(1, Kind::Float) * &batch.targets;
         shares.sum(Kind::Float) / -(batch.targets.size()[0] as f64)
     }

@@ -23,8 +23,8 @@ pub(super) trait Task {
     /// The first `share` of a batch's rows, at least one.
     fn part(&self, batch: &Self::Batch, share: f64) -> Self::Batch;
 
-    /// Mean loss over a batch, in nats.
-    fn loss(&self, parameters: &Parameters, batch: &Self::Batch) -> Tensor;
+    /// Mean loss over a batch, in nats. What a network leaves out by chance follows from `seed`.
+    fn loss(&self, parameters: &Parameters, batch: &Self::Batch, seed: u64) -> Tensor;
 
     /// Loss over the whole of the validation data; none if there is none.
     fn validate(&self, parameters: &Parameters) -> anyhow::Result<Option<Valid>>;

@@ -123,7 +123,7 @@ impl Task for TextTask<'_> {
         }
     }
 
-    fn loss(&self, parameters: &Parameters, batch: &Batch) -> Tensor {
+    fn loss(&self, parameters: &Parameters, batch: &Batch, _seed: u64) -> Tensor {
         nats(self.model, parameters, batch, self.time.into()) / batch.targets.len() as f64
     }
 

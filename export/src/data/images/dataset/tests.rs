@@ -102,17 +102,18 @@ fn cifar_files_are_read_plane_by_plane() {
     fs::write(dir.path().join("test_batch.bin"), record(1)).unwrap();
     let names: Vec<String> = (0..10).map(|it| format!("class {it}\n")).collect();
     fs::write(dir.path().join("batches.meta.txt"), names.concat() + "\n").unwrap();
-    let (train, test) = Dataset::open_both(dir.path()).unwrap();
+    let train = Dataset::open(dir.path(), Split::Train).unwrap();
+    let test = train.open_test(dir.path()).unwrap();
     assert_eq!((train.labels(), test.labels()), (&[3, 9, 0][..], &[1][..]));
     assert_eq!(train.classes()[9], "class 9");
     assert_eq!(train.picture(2).unwrap().rgb()[3..6], [11, 21, 31]);
 
     let path = dir.path().join("test_batch.bin");
     fs::write(&path, record(10)).unwrap();
-    let error = Dataset::open(&path, Split::All).unwrap_err().to_string();
+    let error = Dataset::open(&path, Split::Train).unwrap_err().to_string();
     assert!(error.ends_with("row 0, column label: a number below 10 is expected, but found 10"));
     fs::write(&path, &record(1)[1..]).unwrap();
-    let error = Dataset::open(&path, Split::All).unwrap_err().to_string();
+    let error = Dataset::open(&path, Split::Train).unwrap_err().to_string();
     assert!(error.contains("3072 bytes are no multiple of 3073"), "{error}");
 }
 
@@ -133,7 +134,8 @@ fn folders_are_classes() {
     }
     fs::create_dir_all(dir.path().join("val/owl")).unwrap();
     fs::write(dir.path().join("train/cat/notes.txt"), "none").unwrap();
-    let (train, test) = Dataset::open_both(dir.path()).unwrap();
+    let train = Dataset::open(dir.path(), Split::Train).unwrap();
+    let test = train.open_test(dir.path()).unwrap();
     assert_eq!((train.labels(), test.labels()), (&[0, 1][..], &[0][..]));
     assert_eq!(train.classes(), ["cat", "owl"]);
     assert_eq!(train.picture(1).unwrap().rgb(), [2; 6]);
@@ -142,18 +144,46 @@ fn folders_are_classes() {
     let error = train.picture(1).unwrap_err().to_string();
     assert!(error.contains("owl/2.png: the bytes are neither"), "{error}");
     fs::remove_dir_all(dir.path().join("val/owl")).unwrap();
-    let error = Dataset::open_both(dir.path()).unwrap_err().to_string();
+    let error = train.open_test(dir.path()).unwrap_err().to_string();
     assert!(error.contains("has the classes cat, but the other part"), "{error}");
+}
+
+/// Whoever gives a folder with both parts for training must not train on what is tested with.
+#[test]
+fn the_other_part_is_never_taken() {
+    let dir = TempDir::new().unwrap();
+    let write = |name: &str, label: u8| {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, [&[label][..], &[7; 3072]].concat()).unwrap();
+    };
+    let labels = |split| Dataset::open(dir.path(), split).map(|it| it.labels().to_vec());
+    write("test_batch.bin", 1);
+    assert!(labels(Split::Train).is_err(), "there is only a test part");
+    write("data_batch_1.bin", 2);
+    assert_eq!(labels(Split::Train).unwrap(), [2]);
+    assert_eq!(labels(Split::Test).unwrap(), [1]);
+
+    // Neither part: all of it is taken. A class may have the name of a part.
+    let dir = TempDir::new().unwrap();
+    for name in ["train/1.png", "owl/2.png"] {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, png(1)).unwrap();
+    }
+    for split in [Split::Train, Split::Test] {
+        let dataset = Dataset::open(dir.path(), split).unwrap();
+        assert_eq!(dataset.classes(), ["owl", "train"]);
+    }
 }
 
 #[test]
 fn what_is_no_data_set_is_refused() {
     let dir = TempDir::new().unwrap();
     let error = |split| Dataset::open(dir.path(), split).unwrap_err().to_string();
-    assert!(
-        error(Split::Train).contains("train*.parquet, data_batch_*.bin, train.bin or a folder")
-    );
-    assert!(error(Split::All).contains("there is no picture"));
+    assert!(error(Split::Train).contains("train*.parquet, data_batch_*.bin, train.bin, a folder"));
+    fs::create_dir(dir.path().join("owl")).unwrap();
+    assert!(error(Split::Train).contains("there is no picture"));
     assert!(open("a.zip", b"PK").unwrap_err().to_string().contains("holds no data set"));
 }
 
@@ -206,7 +236,7 @@ fn check_fuzzed(name: &'static str, file: &str, seeds: Vec<Vec<u8>>, words: &[&[
     let path = dir.path().join(file);
     Fuzz { name, format: Format::Binary, seeds, words }.run(|bytes| {
         fs::write(&path, bytes).unwrap();
-        let Ok(dataset) = Dataset::open(&path, Split::All) else { return false };
+        let Ok(dataset) = Dataset::open(&path, Split::Train) else { return false };
         assert!(dataset.labels().iter().all(|it| (*it as usize) < dataset.classes().len()));
         for idx in 0..dataset.len() {
             let _ = dataset.picture(idx);
@@ -230,7 +260,7 @@ fn open(name: &str, bytes: &[u8]) -> Result<Dataset, DatasetError> {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join(name);
     fs::write(&path, bytes).unwrap();
-    Dataset::open(&path, Split::All)
+    Dataset::open(&path, Split::Train)
 }
 
 fn parquet_of(rows: &[Row], names: Option<&str>) -> Vec<u8> {

@@ -5,14 +5,17 @@ use aerie_models::{Init, ParameterSpec, Parametric, Path, Role};
 use super::*;
 use crate::{data::batches::Cursor, torch::log::Valid};
 
-/// `½ xᵀ A x` of three numbers, where a batch is a factor.
+/// `½ xᵀ A x` of three numbers, where a batch is a factor; with an average that counts passes, as those of
+/// norms do.
 struct Quadratic;
 
 impl Parametric for Quadratic {
     fn parameters(&self) -> BTreeMap<Path, ParameterSpec> {
         let spec =
             ParameterSpec { shape: vec![3], init: Init::Normal { std: 1.0 }, role: Role::Matrix };
-        BTreeMap::from([(Path::root().child("x"), spec)])
+        let passes = ParameterSpec { shape: vec![1], init: Init::Zeros, role: Role::Average };
+        let [x, count] = ["x", "passes"].map(|it| Path::root().child(it));
+        BTreeMap::from([(x, spec), (count, passes)])
     }
 }
 
@@ -41,7 +44,8 @@ impl Task for Quadratic {
         batch * share
     }
 
-    fn loss(&self, parameters: &Parameters, batch: &f64) -> Tensor {
+    fn loss(&self, parameters: &Parameters, batch: &f64, _seed: u64) -> Tensor {
+        let _ = no_grad(|| passes(parameters).g_add_scalar_(1.0));
         let (_, x) = parameters.learnt().next().unwrap();
         (x * matrix().mv(x)).sum(Kind::Double) * (0.5 * batch)
     }
@@ -51,6 +55,10 @@ impl Task for Quadratic {
     }
 }
 
+fn passes(parameters: &Parameters) -> Tensor {
+    parameters.at(&Path::root().child("passes")).tensor.shallow_clone()
+}
+
 /// The gradient that gathers, and the parameters it is taken at.
 fn gathered(flatness: Flatness) -> (Tensor, Tensor) {
     let parameters = Parameters::init(&Quadratic, 5, Kind::Double);
@@ -58,6 +66,7 @@ fn gathered(flatness: Flatness) -> (Tensor, Tensor) {
     let before = x.detach().copy();
     gather(&Quadratic, &parameters, &1.0, (flatness, 2.0), 1);
     assert_eq!(x.detach(), before, "the parameters are where they were");
+    assert_eq!(passes(&parameters).double_value(&[0]), 1.0, "averages are of where they were");
     (x.grad(), before)
 }
 
@@ -133,7 +142,7 @@ impl Task for Regression {
         batch.clone()
     }
 
-    fn loss(&self, parameters: &Parameters, batch: &Self::Batch) -> Tensor {
+    fn loss(&self, parameters: &Parameters, batch: &Self::Batch, _seed: u64) -> Tensor {
         let (_, x) = parameters.learnt().next().unwrap();
         let [inputs, targets] = [
             Tensor::from_slice2(&SAMPLES[batch.clone()].iter().map(|it| it.0).collect::<Vec<_>>()),
