@@ -9,6 +9,7 @@ pub mod recurrent;
 pub mod sequence;
 pub mod statistics;
 pub mod tensor;
+pub mod wire;
 
 use std::{sync::Arc, thread};
 
@@ -19,6 +20,12 @@ use self::{sequence::SequenceKey, statistics::Statistics};
 
 /// The version that every model has: a bundle is served as it is.
 pub const VERSION: &str = "1";
+
+/// Most that [`Config::tensors_max`] may be.
+pub const TENSORS_MAX: u32 = 256;
+
+/// Of an id that is told again in each response, and means nothing else.
+const ID_BYTES_MAX: u32 = 1024;
 
 /// Extensions of the protocol that are spoken, as Triton names them.
 pub const EXTENSIONS: &[&str] = &[
@@ -36,15 +43,20 @@ pub const EXTENSIONS: &[&str] = &[
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Bytes of one request; a picture of 224 by 224 pixels has 602 112 of them as a tensor.
+    /// Bytes of one request; a picture of 224 by 224 pixels has 602 112 of them as a tensor. Read, it takes a few times
+    /// as much, as all is counted that would take more.
     pub message_bytes_max: u32,
-    /// Calls at once, streams included, over both wires together. With `message_bytes_max` it bounds what requests
-    /// take of memory.
+    /// Calls at once that infer, streams included, over both wires together. With `message_bytes_max` it bounds what
+    /// requests take of memory.
     pub calls_max: u32,
-    /// Tensors of one request, and as many outputs and parameters.
+    /// Tensors of one request, and as many outputs and parameters; 256 at most.
     pub tensors_max: u32,
-    /// Requests at once on one stream; more wait at the client.
+    /// Requests at once on one stream; more wait at the client, and so do those that follow on `message_bytes_max`.
     pub stream_requests_max: u32,
+    /// How long it may take until a request has come, where it is the call's only one.
+    pub request_ms_max: u32,
+    /// A stream on which nothing runs, and nothing is asked for that long, is ended.
+    pub idle_ms_max: u32,
     /// Of what classifiers are given.
     pub pictures: classify::Config,
 }
@@ -55,7 +67,7 @@ pub struct Setup {
     pub config: Config,
     pub key: SequenceKey,
     pub statistics: Statistics,
-    /// A place for each call that is let in.
+    /// A place for each call that is let in; see [`Config::calls_max`].
     pub room: Arc<Semaphore>,
     /// A place for each request whose pictures are decoded.
     pub decoders: Arc<Semaphore>,
@@ -63,6 +75,7 @@ pub struct Setup {
 
 impl Setup {
     pub fn new(config: Config, key: SequenceKey) -> Self {
+        let config = Config { tensors_max: config.tensors_max.min(TENSORS_MAX), ..config };
         let room = Arc::new(Semaphore::new(config.calls_max as usize));
         let decoders = match config.pictures.decoders_max {
             0 => thread::available_parallelism().map_or(1, usize::from),
@@ -70,6 +83,13 @@ impl Setup {
         };
         let decoders = Arc::new(Semaphore::new(decoders));
         Self { config, key, statistics: Statistics::default(), room, decoders }
+    }
+}
+
+impl Setup {
+    /// Calls that are let in now.
+    pub fn calls(&self) -> usize {
+        (self.config.calls_max as usize).saturating_sub(self.room.available_permits())
     }
 }
 
@@ -86,6 +106,8 @@ impl Default for Config {
             calls_max: 256,
             tensors_max: 16,
             stream_requests_max: 64,
+            request_ms_max: 60_000,
+            idle_ms_max: 300_000,
             pictures: classify::Config::default(),
         }
     }

@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::mem;
+
 use aerie_proto::inference::{
     InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse,
     infer_parameter::ParameterChoice, model_infer_request::InferRequestedOutputTensor,
@@ -105,8 +107,8 @@ pub fn take_inputs(
     request: &mut ModelInferRequest,
     tensors_max: u32,
 ) -> Result<Vec<Input>, Reject> {
-    let inputs = std::mem::take(&mut request.inputs);
-    let raws = std::mem::take(&mut request.raw_input_contents);
+    let inputs = mem::take(&mut request.inputs);
+    let raws = mem::take(&mut request.raw_input_contents);
     if (tensors_max as usize) < inputs.len() {
         let problem = format!("are {}; at most {tensors_max} are allowed", inputs.len());
         return Err(Reject::Invalid { field: "inputs", problem });
@@ -161,19 +163,23 @@ impl Input {
     ///
     /// # Errors
     /// [`Reject::Invalid`] if it is none, or has not as many elements as it says.
-    pub fn integers(self) -> Result<Vec<i64>, Reject> {
-        match (self.datatype.as_str(), &self.contents) {
+    pub fn integers(mut self) -> Result<Vec<i64>, Reject> {
+        match (self.datatype.as_str(), &mut self.contents) {
             ("INT64", Contents::Raw(raw)) => {
-                let numbers = self.numbers(raw)?;
-                Ok(numbers.map(i64::from_le_bytes).collect())
+                let raw = mem::take(raw);
+                Ok(self.numbers(&raw)?.map(i64::from_le_bytes).collect())
             }
             ("INT32", Contents::Raw(raw)) => {
-                let numbers = self.numbers(raw)?;
-                Ok(numbers.map(|it| i32::from_le_bytes(it).into()).collect())
+                let raw = mem::take(raw);
+                Ok(self.numbers(&raw)?.map(|it| i32::from_le_bytes(it).into()).collect())
             }
-            ("INT64", Contents::Typed(typed)) => self.counted(typed.int64_contents.clone()),
+            ("INT64", Contents::Typed(typed)) => {
+                let elements = mem::take(&mut typed.int64_contents);
+                self.counted(elements)
+            }
             ("INT32", Contents::Typed(typed)) => {
-                self.counted(typed.int_contents.iter().copied().map(i64::from).collect())
+                let elements = mem::take(&mut typed.int_contents);
+                self.counted(elements.into_iter().map(i64::from).collect())
             }
             _ => Err(self.another_datatype("INT64 or INT32")),
         }
@@ -183,12 +189,16 @@ impl Input {
     ///
     /// # Errors
     /// As [`Input::integers`].
-    pub fn floats(self) -> Result<Vec<f32>, Reject> {
-        match (self.datatype.as_str(), &self.contents) {
+    pub fn floats(mut self) -> Result<Vec<f32>, Reject> {
+        match (self.datatype.as_str(), &mut self.contents) {
             ("FP32", Contents::Raw(raw)) => {
-                Ok(self.numbers(raw)?.map(f32::from_le_bytes).collect())
+                let raw = mem::take(raw);
+                Ok(self.numbers(&raw)?.map(f32::from_le_bytes).collect())
             }
-            ("FP32", Contents::Typed(typed)) => self.counted(typed.fp32_contents.clone()),
+            ("FP32", Contents::Typed(typed)) => {
+                let elements = mem::take(&mut typed.fp32_contents);
+                self.counted(elements)
+            }
             _ => Err(self.another_datatype("FP32")),
         }
     }
@@ -197,11 +207,11 @@ impl Input {
     ///
     /// # Errors
     /// As [`Input::integers`].
-    pub fn strings(self) -> Result<Vec<Bytes>, Reject> {
-        match (self.datatype.as_str(), &self.contents) {
+    pub fn strings(mut self) -> Result<Vec<Bytes>, Reject> {
+        match (self.datatype.as_str(), &mut self.contents) {
             ("BYTES", Contents::Raw(raw)) => {
                 let mut strings = Vec::new();
-                let mut rest = raw.clone();
+                let mut rest = mem::take(raw);
                 // One more than there should be is enough to see that.
                 while rest.has_remaining() && strings.len() <= self.n_elements {
                     let length = rest.try_get_u32_le().ok().map(|it| it as usize);
@@ -212,7 +222,10 @@ impl Input {
                 }
                 self.counted(strings)
             }
-            ("BYTES", Contents::Typed(typed)) => self.counted(typed.bytes_contents.clone()),
+            ("BYTES", Contents::Typed(typed)) => {
+                let elements = mem::take(&mut typed.bytes_contents);
+                self.counted(elements)
+            }
             _ => Err(self.another_datatype("BYTES")),
         }
     }
@@ -290,7 +303,7 @@ impl Wanted {
     /// # Errors
     /// [`Reject::Invalid`] if one is not among `known`, which the model gives.
     pub fn take(request: &mut ModelInferRequest, known: &[Signature]) -> Result<Self, Reject> {
-        let wanted = std::mem::take(&mut request.outputs);
+        let wanted = mem::take(&mut request.outputs);
         for (i, output) in wanted.iter().enumerate() {
             let unknown = output.parameters.keys().find(|it| *it != CLASSIFICATION);
             if let Some(parameter) = unknown {
