@@ -21,6 +21,8 @@ use crate::{
 pub struct Admission {
     config: Config,
     slots: Arc<Semaphore>,
+    /// Of classifications, so that neither of the two takes the other's places.
+    classifications: Arc<Semaphore>,
     quotas: Quotas,
 }
 
@@ -28,13 +30,13 @@ pub struct Admission {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Generations in flight, those that wait for a lane included.
+    /// Generations in flight, those that wait for a lane included; and as many classifications beside them.
     pub requests_max: u32,
     /// What a client that is turned away for want of room is told to wait.
     pub retry_after_ms: u32,
 }
 
-/// The right to read one generation, or to run it; dropping it gives the place back.
+/// The right to read one generation or to run it, or to have something classified; dropping it gives the place back.
 #[derive(Debug)]
 pub struct Permit {
     _slot: OwnedSemaphorePermit,
@@ -80,16 +82,16 @@ pub enum Reject {
     )]
     QuotaSessions { sessions_max: u32 },
     #[error(
-        "the tenant has as many generations in flight, or streams of them, as its \
+        "the tenant has as many generations in flight, calls or classifications, as its \
          generations_max = {generations_max} allows"
     )]
     QuotaGenerations { generations_max: u32, retry_after: Duration },
     /// There is no room for more of something else.
     #[error("{max} {}", room.describe())]
     Busy { room: Room, max: u32, retry_after: Duration },
-    /// It waited as long as its client wanted it to.
-    #[error("the request waited for {} µs, which is its timeout", timeout.as_micros())]
-    Expired { timeout: Duration },
+    /// Somebody waited for as long as that may take.
+    #[error("the {} {} ms, which is {}", wait.describe(), max.as_secs_f64() * 1e3, wait.limit())]
+    Expired { wait: Wait, max: Duration },
     #[error("the server is not ready to take requests")]
     Unavailable { retry_after: Duration },
     /// A device or the state cache failed; the log has the details.
@@ -102,8 +104,20 @@ pub enum Reject {
 pub enum Room {
     /// Of the Open Inference Protocol.
     Calls,
+    Classifications,
     /// Pictures, at one device.
     Rows,
+}
+
+/// What somebody waited for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Wait {
+    /// A request, for a device: as long as its client wanted it to.
+    Device,
+    /// The server, for a request that had begun to come.
+    Request,
+    /// The server, for another request on a stream.
+    Stream,
 }
 
 /// The variants of [`Reject`] without what they hold: a label.
@@ -134,8 +148,8 @@ pub enum RejectKind {
 impl Admission {
     /// Nobody has a quota.
     pub fn new(config: Config) -> Self {
-        let slots = Arc::new(Semaphore::new(config.requests_max as usize));
-        Self { config, slots, quotas: Quotas::default() }
+        let room = || Arc::new(Semaphore::new(config.requests_max as usize));
+        Self { config, slots: room(), classifications: room(), quotas: Quotas::default() }
     }
 
     /// Holds tenants to `quotas` as well.
@@ -159,6 +173,27 @@ impl Admission {
         Ok(Permit { _slot: slot, share, retry_after })
     }
 
+    /// Takes a place for a classification.
+    ///
+    /// # Errors
+    /// [`Reject::QuotaGenerations`] if the tenant has all of its own, [`Reject::Busy`] if all are taken.
+    pub fn classify(&self, tenant: TenantId) -> Result<Permit, Reject> {
+        let retry_after = self.retry_after();
+        let share = self.quotas.classify(tenant).map_err(|it| it.reject(retry_after))?;
+        let slot = Arc::clone(&self.classifications).try_acquire_owned();
+        let max = self.config.requests_max;
+        let busy = |_| Reject::Busy { room: Room::Classifications, max, retry_after };
+        Ok(Permit { _slot: slot.map_err(busy)?, share, retry_after })
+    }
+
+    /// Takes one of the tenant's places for calls of the Open Inference Protocol.
+    ///
+    /// # Errors
+    /// [`Reject::QuotaGenerations`] if it has all of its own.
+    pub fn enter(&self, tenant: TenantId) -> Result<Share, Reject> {
+        self.quotas.enter(tenant).map_err(|it| it.reject(self.retry_after()))
+    }
+
     /// The refusal for want of room.
     pub fn queue_full(&self) -> Reject {
         let Config { requests_max, .. } = self.config;
@@ -170,9 +205,14 @@ impl Admission {
         Reject::Unavailable { retry_after: self.retry_after() }
     }
 
-    /// Places taken.
+    /// Places of generations that are taken.
     pub fn in_flight(&self) -> usize {
         self.config.requests_max as usize - self.slots.available_permits()
+    }
+
+    /// Places of classifications that are taken.
+    pub fn classifying(&self) -> usize {
+        self.config.requests_max as usize - self.classifications.available_permits()
     }
 
     /// What a client is told to wait.
@@ -284,7 +324,27 @@ impl Room {
     fn describe(self) -> &'static str {
         match self {
             Self::Calls => "calls of the Open Inference Protocol are open, which is oip.calls_max",
+            Self::Classifications => "classifications are in flight, which is requests_max",
             Self::Rows => "pictures wait for this device, which is batcher.queue_rows_max",
+        }
+    }
+}
+
+impl Wait {
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Device => "request waited for",
+            Self::Request => "request took more than",
+            Self::Stream => "stream was idle for",
+        }
+    }
+
+    /// What says how long that may take.
+    fn limit(self) -> &'static str {
+        match self {
+            Self::Device => "its timeout",
+            Self::Request => "oip.request_ms_max",
+            Self::Stream => "oip.idle_ms_max",
         }
     }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 /// Decides which requests run together, and when.
 ///
 /// # Invariants
-/// - A batch has at most `rows_max` rows, all of one extent.
+/// - A batch counts for at most `rows_max` rows, all of one extent.
 /// - The request that is next in order is in the next batch of its extent: so each of them is, some time.
 /// - No request waits for company longer than `delay_us_max`.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub struct Batcher {
     /// In order of arrival.
     waiting: VecDeque<Job>,
     rows_waiting: u32,
-    /// Nobody else will come: there is nothing to wait for.
+    /// Few others will come, if any: there is nothing to wait for.
     is_draining: bool,
 }
 
@@ -32,7 +32,7 @@ pub struct Batcher {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Rows of one batch, and so of one request.
+    /// Rows of one batch, and so of one request. One with more pixels than the model was measured with counts for several.
     pub rows_max: u32,
     /// How long a request waits for others that could run with it, while the device has nothing else to do.
     pub delay_us_max: u32,
@@ -46,7 +46,7 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Job {
     pub ticket: Ticket,
-    /// From 1 to `rows_max`.
+    /// What it counts for, from 1 to `rows_max`; see [`Extent::weight`].
     pub rows: u32,
     pub extent: Extent,
     pub priority: Priority,
@@ -90,6 +90,20 @@ pub enum Next {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Full {
     pub queue_rows_max: u32,
+}
+
+/// A picture is no quicker to classify for being narrower than this: maps are halved some five times on their way through
+/// a model, and have a pixel at least.
+const SIDE_MIN: u32 = 32;
+
+impl Extent {
+    /// As how many pictures of extent `usual` one of this counts, as far as time and memory go: both grow with pixels.
+    pub fn weight(self, usual: Self) -> u32 {
+        let pixels = |it: Self| {
+            u64::from(it.height.max(SIDE_MIN)).saturating_mul(it.width.max(SIDE_MIN).into())
+        };
+        u32::try_from(pixels(self).div_ceil(pixels(usual))).unwrap_or(u32::MAX)
+    }
 }
 
 impl Batcher {
@@ -164,7 +178,7 @@ impl Batcher {
         }
     }
 
-    /// Nobody else will come.
+    /// Lets nobody wait for others any more.
     pub fn drain(&mut self) {
         self.is_draining = true;
     }

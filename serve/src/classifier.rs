@@ -1,15 +1,15 @@
 //! Classifiers: one thread per device and model, which owns the device and a [`Batcher`].
 //!
-//! As with sessions, the async side tells it events over a bounded channel and never shares anything with it. What it
-//! is told is pixels; pictures are decoded before.
+//! As with sessions, the async side tells it events over a bounded channel, and shares no more with it than counts. What
+//! it is told is pixels; pictures are decoded before.
 
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -20,9 +20,10 @@ use tokio::sync::oneshot;
 use tracing::error;
 
 use crate::{
-    admission::{Permit, Reject, Room},
+    admission::{Permit, Reject, Room, Wait},
     batcher::{self, Batcher, Extent, Full, Job, Next, Priority, Ticket},
     device::DeviceError,
+    oip::{classify::Pixels, statistics::Total},
     telemetry::metrics::ClassifierMetrics,
     worker::Clock,
 };
@@ -48,7 +49,7 @@ pub trait Device {
 #[derive(Debug)]
 pub enum Event {
     Classify(Box<Submission>),
-    /// Run what waits until `deadline`, then end.
+    /// Run what waits, and what is on its way, until `deadline`; then end.
     Drain {
         deadline: Instant,
     },
@@ -57,17 +58,22 @@ pub enum Event {
 /// A request on its way to a worker. Whoever waits for the answer cancels it by going away.
 #[derive(Debug)]
 pub struct Submission {
-    /// `[rows, 3, H, W]`.
-    pub pixels: Vec<f32>,
-    /// At most as many as a batch has.
-    pub rows: u32,
-    pub extent: Extent,
+    pub pixels: Pixels,
     pub priority: Priority,
-    pub timeout: Option<Duration>,
+    pub expiry: Expiry,
+    /// From then on it waits for company.
     pub arrived: Instant,
     pub reply: oneshot::Sender<Result<Logits, Reject>>,
     pub load: Load,
     pub permit: Permit,
+}
+
+/// Until when somebody wants an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Expiry {
+    pub since: Instant,
+    /// None for as long as it takes.
+    pub timeout: Option<Duration>,
 }
 
 /// What came of a request.
@@ -79,10 +85,6 @@ pub struct Logits {
     pub queue: Duration,
     /// How long the run took.
     pub run: Duration,
-    /// Of the batch that it ran in.
-    pub batch_rows: u32,
-    /// Whether it is the batch's first: one of its requests stands for the run.
-    pub leads: bool,
 }
 
 /// The async side's end of one worker.
@@ -91,13 +93,22 @@ pub struct Handle {
     /// As in `--device`.
     pub device: String,
     events: Sender<Event>,
-    rows: Arc<AtomicU32>,
+    board: Arc<Board>,
+}
+
+/// What a worker and those who ask it both see, and nobody waits for.
+#[derive(Debug, Default)]
+pub struct Board {
+    /// Rows on their way to the worker, or waiting there, by what they count for.
+    load: AtomicU32,
+    /// What has been run, by rows of the batch.
+    runs: Mutex<BTreeMap<u32, Total>>,
 }
 
 /// Rows that count as load of their worker until this is dropped.
 #[derive(Debug)]
 pub struct Load {
-    rows: Arc<AtomicU32>,
+    board: Arc<Board>,
     n: u32,
 }
 
@@ -123,22 +134,61 @@ pub struct Parts<D> {
     pub retry_after: Duration,
     pub metrics: ClassifierMetrics,
     pub clock: Clock,
+    /// Its handle's.
+    pub board: Arc<Board>,
+}
+
+/// While it drains, how long a worker does nothing before it looks whether something is still on its way to it.
+const DRAIN_POLL: Duration = Duration::from_millis(5);
+
+impl Expiry {
+    /// When it is; none for never.
+    pub fn at(&self) -> Option<Instant> {
+        self.since.checked_add(self.timeout?)
+    }
+
+    /// Whether there is time left.
+    ///
+    /// # Errors
+    /// [`Reject::Expired`] if there is not.
+    pub fn check(&self, now: Instant) -> Result<(), Reject> {
+        match self.at() {
+            Some(at) if at <= now => Err(self.reject()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The refusal for want of time.
+    pub fn reject(&self) -> Reject {
+        Reject::Expired { wait: Wait::Device, max: self.timeout.unwrap_or_default() }
+    }
+}
+
+impl Board {
+    /// What is on its way to the worker, or waits there.
+    pub fn load(&self) -> u32 {
+        self.load.load(Ordering::Relaxed)
+    }
+
+    /// What has been run.
+    pub fn runs(&self) -> MutexGuard<'_, BTreeMap<u32, Total>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Handle {
     pub fn new(device: String, events: Sender<Event>) -> Self {
-        Self { device, events, rows: Arc::default() }
+        Self { device, events, board: Arc::default() }
     }
 
-    /// Rows on their way to it, or waiting there.
-    pub fn rows(&self) -> u32 {
-        self.rows.load(Ordering::Relaxed)
+    pub fn board(&self) -> &Arc<Board> {
+        &self.board
     }
 
-    /// Counts `n` rows more.
+    /// Counts rows for `n` more.
     pub fn load(&self, n: u32) -> Load {
-        self.rows.fetch_add(n, Ordering::Relaxed);
-        Load { rows: Arc::clone(&self.rows), n }
+        self.board.load.fetch_add(n, Ordering::Relaxed);
+        Load { board: Arc::clone(&self.board), n }
     }
 
     /// Tells it something, without waiting.
@@ -157,7 +207,7 @@ impl Handle {
 
 impl Drop for Load {
     fn drop(&mut self) {
-        self.rows.fetch_sub(self.n, Ordering::Relaxed);
+        self.board.load.fetch_sub(self.n, Ordering::Relaxed);
     }
 }
 
@@ -175,9 +225,6 @@ impl<D: Device> Worker<D> {
                 self.batcher.drain();
                 self.drain = Some(deadline);
             }
-            Event::Classify(submission) if self.drain.is_some() => {
-                answer(*submission, Err(self.unavailable()));
-            }
             Event::Classify(submission) => self.accept(submission),
         }
     }
@@ -185,8 +232,9 @@ impl<D: Device> Worker<D> {
     fn accept(&mut self, submission: Box<Submission>) {
         let ticket = Ticket(self.tickets);
         self.tickets += 1;
-        let Submission { rows, extent, priority, timeout, arrived, .. } = *submission;
-        let expires = timeout.map(|it| arrived + it);
+        let Submission { pixels: Pixels { weight: rows, extent, .. }, priority, arrived, .. } =
+            *submission;
+        let expires = submission.expiry.at();
         let mut pushed =
             self.batcher.push(Job { ticket, rows, extent, priority, arrived, expires });
         if pushed.is_err() {
@@ -210,8 +258,8 @@ impl<D: Device> Worker<D> {
         self.forget_gone();
         while let Some(ticket) = self.batcher.expired(now) {
             let submission = self.waiting.remove(&ticket).expect("it waits");
-            let timeout = submission.timeout.unwrap_or_default();
-            answer(*submission, Err(Reject::Expired { timeout }));
+            let expired = submission.expiry.reject();
+            answer(*submission, Err(expired));
         }
         if self.drain.is_some_and(|deadline| deadline <= now) {
             self.batcher.cancel(|_| true);
@@ -228,18 +276,22 @@ impl<D: Device> Worker<D> {
         next
     }
 
-    /// Whether it was told to end, and has.
-    pub fn is_done(&self) -> bool {
-        self.drain.is_some() && self.waiting.is_empty()
+    /// Whether it was told to end, and has: nothing waits, and nothing is on its way for which there is time.
+    ///
+    /// What is on its way was counted as load before its server was seen not to drain, and so before this was told to.
+    pub fn is_done(&self, now: Instant) -> bool {
+        let Some(deadline) = self.drain else { return false };
+        self.waiting.is_empty() && (deadline <= now || self.parts.board.load() == 0)
     }
 
     fn run(&mut self, batch: &[Ticket], now: Instant) {
         let take = |ticket| self.waiting.remove(ticket).expect("it waits");
         let batch: Vec<Box<Submission>> = batch.iter().map(take).collect();
-        let (rows, extent) = (batch.iter().map(|it| it.rows).sum(), batch[0].extent);
+        let rows = batch.iter().map(|it| it.pixels.rows).sum();
+        let extent = batch[0].pixels.extent;
         self.pixels.clear();
-        batch.iter().for_each(|it| self.pixels.extend_from_slice(&it.pixels));
-        let Parts { device, metrics, clock, .. } = &mut self.parts;
+        batch.iter().for_each(|it| self.pixels.extend_from_slice(&it.pixels.values));
+        let Parts { device, metrics, clock, board, .. } = &mut self.parts;
         let classes = device.classes() as usize;
         let ran = device.classify(&self.pixels, rows, extent);
         let run = clock.now().saturating_duration_since(now);
@@ -255,14 +307,14 @@ impl<D: Device> Worker<D> {
         metrics.step_duration.observe(run.as_secs_f64());
         metrics.batch_rows.observe(rows.into());
         metrics.rows.inc_by(rows.into());
+        board.runs().entry(rows).or_default().add(run);
         let mut at = 0;
         for submission in batch {
-            let end = at + submission.rows as usize * classes;
+            let end = at + submission.pixels.rows as usize * classes;
             let queue = now.saturating_duration_since(submission.arrived);
             metrics.queue_wait.observe(queue.as_secs_f64());
             let values = logits[at..end].to_vec();
-            let logits = Logits { values, queue, run, batch_rows: rows, leads: at == 0 };
-            answer(*submission, Ok(logits));
+            answer(*submission, Ok(Logits { values, queue, run }));
             at = end;
         }
     }
@@ -298,10 +350,12 @@ pub fn run<D: Device>(mut worker: Worker<D>, inbox: &Receiver<Event>) {
         while let Ok(event) = inbox.try_recv() {
             worker.handle(event);
         }
-        let event = match worker.step(clock.now()) {
+        let now = clock.now();
+        let event = match worker.step(now) {
             Next::Run => continue,
             Next::Wait(until) => inbox.recv_deadline(until),
-            Next::Idle if worker.is_done() => return,
+            Next::Idle if worker.is_done(now) => return,
+            Next::Idle if worker.drain.is_some() => inbox.recv_timeout(DRAIN_POLL),
             Next::Idle => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match event {

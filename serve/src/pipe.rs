@@ -106,6 +106,8 @@ pub struct Finished {
     pub position: u64,
     pub prompt_tokens: u32,
     pub generated_tokens: u32,
+    /// Microseconds from arrival to the first lane; to the end if there was none. In 4 bytes, so that an event stays small.
+    pub queue_us: u32,
     /// From arrival to the first token; to the end if there was none.
     pub time_to_first_token: Duration,
     pub duration: Duration,

@@ -30,7 +30,8 @@ use crate::{
 pub struct Quota {
     /// Sessions that are kept, of all models and on all devices together.
     pub sessions_max: Option<NonZeroU32>,
-    /// Generations at once, those included that wait for a lane or run without a reader.
+    /// Generations at once, those included that wait for a lane or run without a reader; and as many classifications
+    /// beside them.
     pub generations_max: Option<NonZeroU32>,
 }
 
@@ -49,14 +50,26 @@ pub struct Ledger {
     kept: HashMap<TenantId, u32>,
 }
 
-/// What one call has of its tenant's share: a reader's place until it is a generation's; dropping it gives it back.
+/// What one call has of its tenant's share; dropping it gives it back.
 #[derive(Debug)]
 pub struct Share {
     tenant: Arc<Tenant>,
-    generates: bool,
+    of: What,
 }
 
-/// The tenant has as many generations, or readers, as it may.
+/// What a share is of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum What {
+    /// Calls: a reader's place, until it is a generation's.
+    Read,
+    /// Calls and generations.
+    Generation,
+    Classification,
+    /// A call of the Open Inference Protocol, whatever it comes to.
+    Place,
+}
+
+/// The tenant has as many as it may of generations, or of what is limited by them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct TooMany {
     pub generations_max: u32,
@@ -75,6 +88,9 @@ struct Tenant {
     generations: Count,
     /// Generations and readers together.
     calls: Count,
+    classifications: Count,
+    /// Of the Open Inference Protocol.
+    places: Count,
 }
 
 /// How many there are of something that is limited.
@@ -160,11 +176,33 @@ impl Quotas {
     /// # Errors
     /// If the tenant has as many calls as it may.
     pub fn begin_call(&self, tenant: TenantId) -> Result<Share, TooMany> {
+        self.share(tenant, What::Read, |it| &it.calls)
+    }
+
+    /// Counts a classification.
+    ///
+    /// # Errors
+    /// If the tenant has as many as it may.
+    pub fn classify(&self, tenant: TenantId) -> Result<Share, TooMany> {
+        self.share(tenant, What::Classification, |it| &it.classifications)
+    }
+
+    /// Counts a call of the Open Inference Protocol, before it is known what it comes to.
+    ///
+    /// # Errors
+    /// If the tenant has as many as it may.
+    pub fn enter(&self, tenant: TenantId) -> Result<Share, TooMany> {
+        self.share(tenant, What::Place, |it| &it.places)
+    }
+
+    fn share(
+        &self,
+        tenant: TenantId,
+        of: What,
+        count: fn(&Tenant) -> &Count,
+    ) -> Result<Share, TooMany> {
         let tenant = self.tenant(tenant);
-        match tenant.calls.take() {
-            true => Ok(Share { tenant, generates: false }),
-            false => Err(tenant.too_many()),
-        }
+        if count(&tenant).take() { Ok(Share { tenant, of }) } else { Err(tenant.too_many()) }
     }
 
     fn tenant(&self, id: TenantId) -> Arc<Tenant> {
@@ -231,24 +269,32 @@ impl Ledger {
 }
 
 impl Share {
-    /// Makes it a generation's.
+    /// Makes a reader's a generation's.
     ///
     /// # Errors
     /// If the tenant has as many generations as it may.
     pub fn generate(&mut self) -> Result<(), TooMany> {
-        if !self.generates && !self.tenant.generations.take() {
-            return Err(self.tenant.too_many());
+        if self.of == What::Read {
+            if !self.tenant.generations.take() {
+                return Err(self.tenant.too_many());
+            }
+            self.of = What::Generation;
         }
-        self.generates = true;
         Ok(())
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.tenant.calls.give_back(1);
-        if self.generates {
-            self.tenant.generations.give_back(1);
+        let Tenant { generations, calls, classifications, places, .. } = &*self.tenant;
+        match self.of {
+            What::Read => calls.give_back(1),
+            What::Generation => {
+                calls.give_back(1);
+                generations.give_back(1);
+            }
+            What::Classification => classifications.give_back(1),
+            What::Place => places.give_back(1),
         }
     }
 }
@@ -259,7 +305,10 @@ impl Tenant {
         let generations_max = max(quota.generations_max);
         self.sessions.limit(max(quota.sessions_max));
         self.generations.limit(generations_max);
-        self.calls.limit(generations_max.saturating_mul(CALLS_PER_GENERATION));
+        self.classifications.limit(generations_max);
+        let calls_max = generations_max.saturating_mul(CALLS_PER_GENERATION);
+        self.calls.limit(calls_max);
+        self.places.limit(calls_max);
     }
 
     fn usage(&self) -> Usage {
@@ -267,7 +316,8 @@ impl Tenant {
     }
 
     fn has_nothing(&self) -> bool {
-        self.usage() == Usage::default() && self.calls.n() == 0
+        let others = [&self.calls, &self.classifications, &self.places];
+        self.usage() == Usage::default() && others.iter().all(|it| it.n() == 0)
     }
 
     fn too_many(&self) -> TooMany {

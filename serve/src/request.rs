@@ -215,7 +215,16 @@ fn parse_penalties(sampling: &v1::Sampling, config: &Config) -> Result<Penalties
     Ok(if penalties.are_any() { penalties } else { Penalties::NONE })
 }
 
-fn at_most(field: &'static str, unit: &str, found: usize, max: u32) -> Result<(), Reject> {
+/// Passes if there are no more than `max`.
+///
+/// # Errors
+/// [`Reject::Invalid`] if there are.
+pub(crate) fn at_most(
+    field: &'static str,
+    unit: &str,
+    found: usize,
+    max: u32,
+) -> Result<(), Reject> {
     if found <= max as usize {
         return Ok(());
     }

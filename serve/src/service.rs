@@ -61,6 +61,7 @@ pub struct TokenStream {
     next: VecDeque<PipeEvent>,
     model: String,
     service: Service,
+    queue: Duration,
     is_over: bool,
 }
 
@@ -444,7 +445,8 @@ impl Service {
 
     /// All metrics in text, with what each tenant has now.
     pub fn render_metrics(&self) -> String {
-        let Parts { auth, admission, metrics, .. } = self.parts();
+        let Parts { auth, admission, metrics, oip, .. } = self.parts();
+        metrics.oip_calls.set(i64::try_from(oip.calls()).unwrap_or(i64::MAX));
         for tenant in auth.tenants() {
             let Usage { sessions, generations } = admission.quotas().usage(tenant.id);
             let gauges = metrics.tenant(&tenant.name);
@@ -744,6 +746,11 @@ impl TokenStream {
         self.reader.cancel();
     }
 
+    /// How long the generation waited for a lane; known once it has finished.
+    pub fn queue(&self) -> Duration {
+        self.queue
+    }
+
     /// Waits for the worker's word on the session.
     async fn begin(
         mut reader: PipeReader,
@@ -754,7 +761,7 @@ impl TokenStream {
             Some(PipeEvent::Failed(reject)) => Err(reject),
             Some(event) => {
                 let next = VecDeque::from([event]);
-                Ok(Self { reader, next, model, service, is_over: false })
+                Ok(Self { reader, next, model, service, queue: Duration::ZERO, is_over: false })
             }
             None => Err(service.worker_ended()),
         }
@@ -809,8 +816,12 @@ impl Stream for TokenStream {
                 (Poll::Ready(None), None) => PipeEvent::Failed(this.service.worker_ended()),
             };
             this.is_over = !matches!(event, PipeEvent::Accepted(_) | PipeEvent::Attached(_));
-            if let PipeEvent::Failed(reject) = &event {
-                this.service.count_reject(reject);
+            match &event {
+                PipeEvent::Failed(reject) => this.service.count_reject(reject),
+                PipeEvent::Finished(finished) => {
+                    this.queue = Duration::from_micros(finished.queue_us.into());
+                }
+                _ => {}
             }
             return Poll::Ready(Some(this.describe(event)));
         }

@@ -51,6 +51,19 @@ fn a_tenant_has_its_own_limit_beside_the_server() {
     assert_eq!(refused.metadata(), [("sessions_max", "3".to_owned())]);
 }
 
+/// Goal: however many pictures are classified, there is room for generations, and the other way round.
+#[test]
+fn classifications_take_no_place_of_a_generation() {
+    let admission = Admission::new(Config { requests_max: 1, retry_after_ms: 40 });
+    let classification = admission.classify(NOBODY).unwrap();
+    let refused = admission.classify(NOBODY).unwrap_err();
+    assert!(matches!(refused, Reject::Busy { room: Room::Classifications, max: 1, .. }));
+    let _generation = admission.admit(NOBODY).unwrap();
+    drop(classification);
+    admission.classify(NOBODY).unwrap();
+    assert_eq!((admission.in_flight(), admission.classifying()), (1, 0));
+}
+
 #[test]
 fn labels_are_distinct() {
     let mut labels = RejectKind::ALL.map(RejectKind::label);

@@ -57,6 +57,21 @@ fn nothing_waits_for_others_at_the_end() {
     check("1 2b drain ? ? ?", expect!["run 1 | run 2 | idle"]);
 }
 
+/// Goal: a run takes no longer for pictures that are larger, or of a shape for which a model is no quicker.
+#[test]
+fn pictures_count_by_their_pixels() {
+    let weight = |[height, width]: [u32; 2], usual: u32| {
+        Extent { height, width }.weight(Extent { height: usual, width: usual })
+    };
+    assert_eq!(
+        [[224, 224], [1, 1], [225, 224], [448, 448]].map(|it| weight(it, 224)),
+        [1, 1, 2, 4]
+    );
+    assert_eq!(weight([1, 224 * 224], 224), 32);
+    assert_eq!(weight([1024, 1024], 32), 1024);
+    assert_eq!(weight([u32::MAX, u32::MAX], 1), u32::MAX);
+}
+
 /// Plays `script` and compares what it says.
 ///
 /// `7lbx3t5` pushes request 7 of low priority (`l`) of another extent (`b`) with three rows that expires at 5 ms; `-7` says

@@ -50,8 +50,9 @@ fn requests_that_come_together_run_together_and_get_their_own_rows() {
     let first = first.try_recv().unwrap().unwrap();
     let second = second.try_recv().unwrap().unwrap();
     assert_eq!((first.values, second.values), (vec![6.0, 3.0, 12.0, 3.0], vec![30.0, 3.0]));
-    assert_eq!((first.leads, second.leads, first.queue), (true, false, DELAY));
-    assert_eq!((bench.handle.rows(), bench.admission.in_flight()), (0, 0));
+    assert_eq!((first.queue, second.queue), (DELAY, DELAY));
+    assert_eq!(bench.batches(), [3]);
+    assert_eq!(bench.held(), (0, 0));
 }
 
 #[test]
@@ -64,21 +65,24 @@ fn who_goes_away_takes_no_place_in_a_batch() {
     drop(gone);
     let mut next = bench.submit(&[1.0; 2]);
     assert_eq!(bench.worker.step(bench.now), Next::Run);
-    assert_eq!(stays.try_recv().unwrap().unwrap().batch_rows, 4);
-    assert_eq!(next.try_recv().unwrap().unwrap().batch_rows, 4);
-    assert_eq!((bench.handle.rows(), bench.admission.in_flight()), (0, 0));
+    stays.try_recv().unwrap().unwrap();
+    next.try_recv().unwrap().unwrap();
+    assert_eq!((bench.batches(), bench.held()), (vec![4], (0, 0)));
 }
 
 #[test]
 fn who_waits_too_long_is_told() {
     let mut bench = Bench::new();
     let timeout = Duration::from_micros(400);
-    let mut hurried = bench.submit_with(&[1.0], Some(timeout));
+    let mut hurried = bench.submit_as(&[1.0], 1, Some(timeout));
     assert_eq!(bench.worker.step(bench.now), Next::Wait(bench.now + timeout));
     assert_eq!(hurried.try_recv().unwrap_err(), TryRecvError::Empty);
     bench.now += timeout;
     assert_eq!(bench.worker.step(bench.now), Next::Idle);
-    assert_eq!(hurried.try_recv().unwrap().unwrap_err(), Reject::Expired { timeout });
+    assert_eq!(
+        hurried.try_recv().unwrap().unwrap_err(),
+        Reject::Expired { wait: Wait::Device, max: timeout }
+    );
 }
 
 #[test]
@@ -94,21 +98,60 @@ fn a_device_that_fails_fails_its_batch_alone() {
     other.try_recv().unwrap().unwrap();
 }
 
+/// Goal: a run is counted once, whoever of its requests has gone by then.
+#[test]
+fn runs_are_counted_where_they_are_made() {
+    let mut bench = Bench::new();
+    let first = bench.submit(&[1.0; 3]);
+    let mut second = bench.submit(&[1.0]);
+    assert_eq!(bench.worker.step(bench.now), Next::Run);
+    // The first of the batch has gone before it was told.
+    drop(first);
+    second.try_recv().unwrap().unwrap();
+    assert_eq!(bench.batches(), [4]);
+}
+
+/// Goal: pictures with more pixels than the model was measured with are a batch by fewer.
+#[test]
+fn large_pictures_run_in_small_batches() {
+    let mut bench = Bench::new();
+    let _large: Vec<_> = (0..2).map(|_| bench.submit_as(&[1.0], 3, None)).collect();
+    assert_eq!(bench.handle.board().load(), 6);
+    assert!(matches!(bench.submit_as(&[1.0], 1, None).try_recv(), Ok(Err(Reject::Busy { .. }))));
+    bench.now += DELAY;
+    assert_eq!([bench.worker.step(bench.now), bench.worker.step(bench.now)], [Next::Run; 2]);
+    assert_eq!(bench.batches(), [1, 1]);
+}
+
 #[test]
 fn a_drain_runs_what_waits_until_its_deadline() {
     for (pause, runs) in [(Duration::ZERO, true), (DELAY * 5, false)] {
         let mut bench = Bench::new();
         let mut waiting = bench.submit(&[1.0]);
         bench.worker.handle(Event::Drain { deadline: bench.now + DELAY * 5 });
-        let mut late = bench.submit(&[1.0]);
-        assert!(matches!(late.try_recv().unwrap(), Err(Reject::Unavailable { .. })));
         bench.now += pause;
         bench.worker.step(bench.now);
         let answer = waiting.try_recv().unwrap();
         assert_eq!(answer.is_ok(), runs, "{answer:?}");
         assert_eq!(bench.worker.step(bench.now), Next::Idle);
-        assert!(bench.worker.is_done());
+        assert!(bench.worker.is_done(bench.now));
     }
+}
+
+/// Requests that were let in but still being decoded were refused, and their worker had ended.
+#[test]
+fn a_drain_waits_for_what_is_being_decoded() {
+    let mut bench = Bench::new();
+    let decoding = bench.handle.load(1);
+    let deadline = bench.now + DELAY * 5;
+    bench.worker.handle(Event::Drain { deadline });
+    assert_eq!(bench.worker.step(bench.now), Next::Idle);
+    assert!(!bench.worker.is_done(bench.now) && bench.worker.is_done(deadline));
+    let mut late = bench.submit(&[1.0]);
+    drop(decoding);
+    assert_eq!(bench.worker.step(bench.now), Next::Run, "nobody waits for others any more");
+    late.try_recv().unwrap().unwrap();
+    assert!(bench.worker.is_done(bench.now));
 }
 
 struct Bench {
@@ -121,40 +164,53 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let clock = Clock::start();
+        let handle = Handle::new("d".to_owned(), bounded(1).0);
         let worker = Worker::new(Parts {
             device: Adder::default(),
             batcher: CONFIG,
             retry_after: DELAY,
             metrics: Metrics::new().classifier("m", "d"),
             clock,
+            board: Arc::clone(handle.board()),
         });
-        let handle = Handle::new("d".to_owned(), bounded(1).0);
         let admission = Admission::new(admission::Config::default());
         Self { worker, handle, admission, now: clock.now() }
     }
 
-    fn submit(&mut self, rows: &[f32]) -> oneshot::Receiver<Result<Logits, Reject>> {
-        self.submit_with(rows, None)
+    /// Rows of the batches that have run.
+    fn batches(&self) -> Vec<u32> {
+        let runs = self.handle.board().runs();
+        runs.iter().flat_map(|(&rows, it)| (0..it.count()).map(move |_| rows)).collect()
     }
 
-    /// A request whose rows are of one colour each.
-    fn submit_with(
+    /// What counts as load, and permits.
+    fn held(&self) -> (u32, usize) {
+        (self.handle.board().load(), self.admission.classifying())
+    }
+
+    fn submit(&mut self, rows: &[f32]) -> oneshot::Receiver<Result<Logits, Reject>> {
+        self.submit_as(rows, 1, None)
+    }
+
+    /// A request whose rows are of one colour each, and count for so many.
+    fn submit_as(
         &mut self,
         rows: &[f32],
+        weight: u32,
         timeout: Option<Duration>,
     ) -> oneshot::Receiver<Result<Logits, Reject>> {
         let (reply, answer) = oneshot::channel();
         let n = u32::try_from(rows.len()).unwrap();
+        let values = rows.iter().flat_map(|&it| [it; 6]).collect();
+        let pixels = Pixels { values, rows: n, extent: EXTENT, weight: n * weight };
         self.worker.handle(Event::Classify(Box::new(Submission {
-            pixels: rows.iter().flat_map(|&it| [it; 6]).collect(),
-            rows: n,
-            extent: EXTENT,
+            load: self.handle.load(pixels.weight),
+            pixels,
             priority: Priority::High,
-            timeout,
+            expiry: Expiry { since: self.now, timeout },
             arrived: self.now,
             reply,
-            load: self.handle.load(n),
-            permit: self.admission.admit(TenantId::ANONYMOUS).unwrap(),
+            permit: self.admission.classify(TenantId::ANONYMOUS).unwrap(),
         })));
         answer
     }

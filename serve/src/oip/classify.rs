@@ -13,13 +13,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    VERSION,
+    ID_BYTES_MAX, VERSION,
     parameters::{Parameters, not},
     tensor::{Datatype, Input, Output, Signature, Wanted, invalid, parameter, take_inputs},
 };
 use crate::{
     admission::Reject,
     batcher::{Extent, Priority},
+    request::at_most,
 };
 
 /// A request for classes, in our own words.
@@ -29,8 +30,24 @@ pub struct Classification {
     pub priority: Priority,
     /// How long it may wait for the device.
     pub timeout: Option<Duration>,
+    pub reply: Reply,
+}
+
+/// How a request wants to be answered.
+#[derive(Clone, Debug, Default)]
+pub struct Reply {
     id: String,
     wanted: Wanted,
+}
+
+/// What a classifier takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Takes {
+    pub classes: u32,
+    /// Rows of one request, and of a batch.
+    pub rows_max: u32,
+    /// Of the pictures that it was measured with.
+    pub usual: Extent,
 }
 
 /// What is to be classified.
@@ -48,6 +65,8 @@ pub struct Pixels {
     pub values: Vec<f32>,
     pub rows: u32,
     pub extent: Extent,
+    /// What they count for in a batch.
+    pub weight: u32,
 }
 
 /// Limits of what is to be classified.
@@ -58,8 +77,6 @@ pub struct Config {
     pub picture_bytes_max: u32,
     /// Pixels of one picture's file; decoding takes up to 32 bytes for each.
     pub picture_pixels_max: u32,
-    /// Pixels of a row that comes as a tensor: what a run takes of memory grows with it.
-    pub row_pixels_max: u32,
     /// Requests whose pictures are decoded at once; others wait. 0 for one for each core.
     pub decoders_max: u32,
 }
@@ -88,17 +105,16 @@ pub fn outputs(classes: u32) -> Vec<Signature> {
 }
 
 impl Classification {
-    /// Parses a request to a classifier of `classes`, of at most `rows_max` rows.
+    /// Parses a request to a classifier.
     ///
     /// # Errors
     /// [`Reject::Invalid`]. Whether pictures can be decoded is found when they are.
     pub fn parse(
         mut request: ModelInferRequest,
-        classes: u32,
-        rows_max: u32,
+        takes: &Takes,
         config: &super::Config,
     ) -> Result<Self, Reject> {
-        let wanted = Wanted::take(&mut request, &outputs(classes))?;
+        let wanted = Wanted::take(&mut request, &outputs(takes.classes))?;
         for name in [LOGITS, PROBABILITIES, LABELS] {
             wanted.classes(name)?;
         }
@@ -117,18 +133,31 @@ impl Classification {
         // A stream's one response tells that it is final in any case.
         parameters.take_flag("triton_enable_empty_final_response")?;
         parameters.finish()?;
+        at_most("id", "bytes", request.id.len(), ID_BYTES_MAX)?;
         let [input] = <[Input; 1]>::try_from(inputs).map_err(|inputs| {
             let problem = format!("are {}; a classifier takes {IMAGE} or {PIXELS}", inputs.len());
             Reject::Invalid { field: "inputs", problem }
         })?;
         let given = match input.name.as_str() {
-            IMAGE => pictures(input, rows_max)?,
-            PIXELS => pixels(input, rows_max, &config.pictures)?,
+            IMAGE => pictures(input, takes.rows_max)?,
+            PIXELS => pixels(input, takes)?,
             name => return Err(invalid(name, &format!("is not {IMAGE} and not {PIXELS}"))),
         };
-        Ok(Self { given, priority, timeout, id: request.id, wanted })
+        Ok(Self { given, priority, timeout, reply: Reply { id: request.id, wanted } })
     }
+}
 
+impl Given {
+    /// What it counts for in a batch; a picture is brought to the usual extent.
+    pub fn weight(&self) -> u32 {
+        match self {
+            Self::Pixels(pixels) => pixels.weight,
+            Self::Pictures(pictures) => rows_of(pictures),
+        }
+    }
+}
+
+impl Reply {
     /// The response that tells `logits`, `[rows, K]`, of classes that have `labels`.
     pub fn respond(&self, model: &str, logits: &[f32], labels: &[String]) -> ModelInferResponse {
         let extent = |n: usize| i64::try_from(n).expect("memory holds them");
@@ -165,14 +194,16 @@ pub fn seal(response: &mut ModelInferResponse) {
     response.parameters.insert("triton_final_response".to_owned(), is_final);
 }
 
-/// Decodes pictures and does to them what the model was measured with.
+/// Decodes pictures and does to them what the model was measured with. Before each, `goes_on` says whether that is still
+/// wanted.
 ///
 /// # Errors
-/// [`Reject::Invalid`] for the first that cannot be.
+/// [`Reject::Invalid`] for the first that cannot be decoded; what `goes_on` says.
 pub fn prepare(
     pictures: &[Bytes],
     input: &Preprocessing,
     config: &Config,
+    goes_on: impl Fn() -> Result<(), Reject>,
 ) -> Result<Pixels, Reject> {
     let limits = PictureLimits {
         bytes_max: config.picture_bytes_max as usize,
@@ -181,13 +212,18 @@ pub fn prepare(
     let extent = Extent { height: input.height, width: input.width };
     let mut values = Vec::new();
     for (i, file) in pictures.iter().enumerate() {
+        goes_on()?;
         let of = |problem: String| invalid(IMAGE, &format!("[{i}]: {problem}"));
         let picture = decode(file, &limits).map_err(|error| of(error.to_string()))?;
         let row = input.apply(picture.view()).map_err(|error| of(error.to_string()))?;
         values.extend(row);
     }
-    let rows = u32::try_from(pictures.len()).expect("`parse` has counted them");
-    Ok(Pixels { values, rows, extent })
+    let rows = rows_of(pictures);
+    Ok(Pixels { values, rows, extent, weight: rows })
+}
+
+fn rows_of(pictures: &[Bytes]) -> u32 {
+    u32::try_from(pictures.len()).expect("`parse` has counted them")
 }
 
 fn pictures(input: Input, rows_max: u32) -> Result<Given, Reject> {
@@ -201,22 +237,29 @@ fn pictures(input: Input, rows_max: u32) -> Result<Given, Reject> {
     Ok(Given::Pictures(pictures))
 }
 
-fn pixels(input: Input, rows_max: u32, config: &Config) -> Result<Given, Reject> {
+fn pixels(input: Input, takes: &Takes) -> Result<Given, Reject> {
     let &[rows, 3, height, width] = &*input.shape else {
         return Err(invalid(PIXELS, "is not of shape [n, 3, H, W]"));
     };
+    let &Takes { rows_max, usual, .. } = takes;
     let rows = row_count(PIXELS, rows, rows_max)?;
-    let max = config.row_pixels_max;
-    match (u32::try_from(height), u32::try_from(width)) {
-        (Ok(height @ 1..), Ok(width @ 1..)) if height.saturating_mul(width) <= max => {
-            let values = input.floats()?;
-            Ok(Given::Pixels(Pixels { values, rows, extent: Extent { height, width } }))
-        }
-        _ => {
-            let problem = format!("is {height} by {width}; 1 to {max} pixels are taken");
-            Err(invalid(PIXELS, &problem))
-        }
+    let extent = match (u32::try_from(height), u32::try_from(width)) {
+        (Ok(height @ 1..), Ok(width @ 1..)) => Some(Extent { height, width }),
+        _ => None,
+    };
+    let extent = extent.filter(|it| it.weight(usual) <= rows_max);
+    let extent = extent.ok_or_else(|| {
+        let Extent { height: h, width: w } = usual;
+        let taken = format!("as many pixels are taken as {rows_max} of {h} by {w} have");
+        invalid(PIXELS, &format!("is {height} by {width}; {taken}"))
+    })?;
+    let weight = rows.saturating_mul(extent.weight(usual));
+    if rows_max < weight {
+        let most = rows_max / extent.weight(usual);
+        let problem = format!("has {rows} rows of {height} by {width}; 1 to {most} are taken");
+        return Err(invalid(PIXELS, &problem));
     }
+    Ok(Given::Pixels(Pixels { values: input.floats()?, rows, extent, weight }))
 }
 
 fn row_count(name: &str, rows: usize, rows_max: u32) -> Result<u32, Reject> {
@@ -263,11 +306,6 @@ fn ranked(scores: &[f32]) -> Vec<usize> {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            picture_bytes_max: 8 << 20,
-            picture_pixels_max: 1 << 24,
-            row_pixels_max: 1 << 20,
-            decoders_max: 0,
-        }
+        Self { picture_bytes_max: 8 << 20, picture_pixels_max: 1 << 24, decoders_max: 0 }
     }
 }

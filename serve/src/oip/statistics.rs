@@ -5,6 +5,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::AddAssign,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -46,15 +47,21 @@ struct Tally {
     infer: Total,
     last_unix_ms: u64,
     n_rows: u64,
-    n_runs: u64,
-    /// By rows of the batch, which are at most as many as the batcher puts together.
-    batches: BTreeMap<u64, Total>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Total {
+/// How often, and how long all of it took.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Total {
     count: u64,
     sum: Duration,
+}
+
+/// How often a model's graph has run, as its workers tell.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Runs {
+    Steps(u64),
+    /// By rows of the batch, which are at most as many as the batcher puts together.
+    Batches(BTreeMap<u32, Total>),
 }
 
 impl Statistics {
@@ -73,28 +80,27 @@ impl Statistics {
         self.models().entry(model.to_owned()).or_default().fail.add(total);
     }
 
-    /// Counts a run of the graph over `rows` rows.
-    pub fn run(&self, model: &str, rows: u64, took: Duration) {
-        let mut models = self.models();
-        let tally = models.entry(model.to_owned()).or_default();
-        tally.n_runs += 1;
-        tally.batches.entry(rows).or_default().add(took);
-    }
-
-    /// What there is to tell of a model; of one that is run step by step, it ran `n_steps` times.
-    pub fn describe(&self, model: &str, n_steps: Option<u64>) -> ModelStatistics {
+    /// What there is to tell of a model that has run so often.
+    pub fn describe(&self, model: &str, runs: &Runs) -> ModelStatistics {
         let tally = self.models().get(model).cloned().unwrap_or_default();
-        let batch = |(&rows, total): (&u64, &Total)| InferBatchStatistics {
-            batch_size: rows,
+        let batch = |(&rows, total): (&u32, &Total)| InferBatchStatistics {
+            batch_size: rows.into(),
             compute_infer: Some(total.describe()),
             ..InferBatchStatistics::default()
+        };
+        let (execution_count, batch_stats) = match runs {
+            Runs::Steps(n) => (*n, Vec::new()),
+            Runs::Batches(batches) => {
+                let n = batches.values().map(|it| it.count).sum();
+                (n, batches.iter().map(batch).collect())
+            }
         };
         ModelStatistics {
             name: model.to_owned(),
             version: VERSION.to_owned(),
             last_inference: tally.last_unix_ms,
             inference_count: tally.n_rows,
-            execution_count: n_steps.unwrap_or(tally.n_runs),
+            execution_count,
             inference_stats: Some(InferStatistics {
                 success: Some(tally.success.describe()),
                 fail: Some(tally.fail.describe()),
@@ -105,7 +111,7 @@ impl Statistics {
                 cache_hit: Some(StatisticDuration::default()),
                 cache_miss: Some(StatisticDuration::default()),
             }),
-            batch_stats: tally.batches.iter().map(batch).collect(),
+            batch_stats,
             ..ModelStatistics::default()
         }
     }
@@ -116,13 +122,23 @@ impl Statistics {
 }
 
 impl Total {
-    fn add(&mut self, took: Duration) {
-        self.count += 1;
-        self.sum += took;
+    pub fn count(self) -> u64 {
+        self.count
+    }
+
+    pub fn add(&mut self, took: Duration) {
+        *self += Self { count: 1, sum: took };
     }
 
     fn describe(self) -> StatisticDuration {
         let ns = u64::try_from(self.sum.as_nanos()).unwrap_or(u64::MAX);
         StatisticDuration { count: self.count, ns }
+    }
+}
+
+impl AddAssign for Total {
+    fn add_assign(&mut self, other: Self) {
+        self.count += other.count;
+        self.sum += other.sum;
     }
 }

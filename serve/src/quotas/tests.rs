@@ -45,6 +45,26 @@ fn tenants_without_limits_and_unknown_ones_are_counted() {
     }
 }
 
+/// Goal: classifications are limited as generations are, but neither takes the other's share; places are as many as calls.
+#[test]
+fn each_kind_of_call_has_a_share_of_its_own() {
+    let list = TALES.replace("sessions_max = 3", "generations_max = 1");
+    let (quotas, tales) = (quotas(&list), TenantId::named("tales"));
+    let mut generation = quotas.begin_call(tales).unwrap();
+    generation.generate().unwrap();
+    let classification = quotas.classify(tales).unwrap();
+    let too_many = TooMany { generations_max: 1 };
+    assert_eq!(quotas.classify(tales).unwrap_err(), too_many);
+    assert_eq!(quotas.usage(tales), Usage { sessions: 0, generations: 1 });
+    drop(classification);
+    let classification = quotas.classify(tales).unwrap();
+    let places = [quotas.enter(tales).unwrap(), quotas.enter(tales).unwrap()];
+    assert_eq!(quotas.enter(tales).unwrap_err(), too_many);
+    drop((generation, classification, places));
+    assert_eq!(quotas.tenant(tales).calls.n(), 0);
+    quotas.enter(tales).unwrap();
+}
+
 /// Goal: limits that change hold from then on, for tenants that were not listed before as well; what was counted stays.
 #[test]
 fn limits_may_change_while_they_hold() {

@@ -191,6 +191,7 @@ impl Crew {
         let (events, inbox) = bounded(post.requests_max as usize + 16);
         let (started, start) = oneshot::channel();
         let handle = classifier::Handle::new(device.to_string(), events);
+        let board = Arc::clone(handle.board());
         let alarm = Alarm { readiness: self.readiness.clone() };
         let spec = device.clone();
         let thread = thread::Builder::new()
@@ -205,7 +206,8 @@ impl Crew {
                     Err(source) => return drop(started.send(Err(source))),
                 };
                 metrics.model_load.observe((clock.now() - began).as_secs_f64());
-                let parts = classifier::Parts { device, batcher, retry_after, metrics, clock };
+                let parts =
+                    classifier::Parts { device, batcher, retry_after, metrics, clock, board };
                 if started.send(Ok(())).is_ok() {
                     classifier::run(classifier::Worker::new(parts), &inbox);
                 }

@@ -1,19 +1,27 @@
 //! What a service does with classifiers: pictures are decoded here, and the worker with the least to do gets the rows.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use aerie_models::images::preprocessing::Preprocessing;
 use aerie_proto::v1;
 use bytes::Bytes;
 use crossbeam::channel::TrySendError;
-use tokio::{sync::oneshot, task::spawn_blocking};
+use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
 
 use super::{Hex, Readiness, Service};
 use crate::{
-    admission::Reject,
+    admission::{Permit, Reject},
     auth::Principal,
-    classifier::{Event, Handle, Logits, Submission},
-    oip::classify::{Classification, Given, Pixels, prepare},
+    batcher::Extent,
+    classifier::{Event, Expiry, Handle, Load, Logits, Submission},
+    oip::{
+        classify::{Classification, Given, Pixels, Reply, Takes, prepare},
+        statistics::Total,
+    },
     sessions::Fingerprint,
 };
 
@@ -32,19 +40,62 @@ pub struct Classifier {
     pub workers: Vec<Handle>,
 }
 
-/// What came of a request, and when it went where.
+/// What came of a request, and how long that took.
 #[derive(Debug)]
 pub struct Classified {
     pub logits: Logits,
+    /// How it wants to be answered.
+    pub reply: Reply,
     pub arrived: Instant,
-    /// Its pictures were decoded by then.
-    pub prepared: Instant,
+    /// For a decoder, and for the device.
+    pub waited: Duration,
+    /// To decode its pictures.
+    pub decoded: Duration,
+}
+
+/// What a request holds until it is over, whether or not somebody waits for it.
+#[derive(Debug)]
+struct Held {
+    load: Load,
+    permit: Permit,
+}
+
+/// A request whose pixels are there.
+#[derive(Debug)]
+struct Prepared {
+    pixels: Pixels,
+    held: Held,
+    /// When its pictures were begun to be decoded.
+    began: Instant,
 }
 
 impl Classifier {
     /// `K`.
     pub fn classes(&self) -> u32 {
         u32::try_from(self.labels.len()).expect("a manifest is not that long")
+    }
+
+    /// What it takes, where a batch has at most so many rows.
+    pub fn takes(&self, rows_max: u32) -> Takes {
+        let usual = Extent { height: self.input.height, width: self.input.width };
+        Takes { classes: self.classes(), rows_max, usual }
+    }
+
+    /// What its workers have run, by rows of the batch.
+    pub fn runs(&self) -> BTreeMap<u32, Total> {
+        let mut runs = BTreeMap::<u32, Total>::new();
+        for worker in &self.workers {
+            for (&rows, &total) in &*worker.board().runs() {
+                *runs.entry(rows).or_default() += total;
+            }
+        }
+        runs
+    }
+
+    /// The worker with the least to do.
+    fn worker(&self) -> &Handle {
+        let worker = self.workers.iter().min_by_key(|it| it.board().load());
+        worker.expect("a server has a device")
     }
 
     pub(super) fn describe(&self) -> v1::Model {
@@ -73,7 +124,7 @@ impl Service {
         &self,
         who: Principal,
         idx: usize,
-        asked: &Classification,
+        asked: Classification,
     ) -> Result<Classified, Reject> {
         let classified = self.try_classify(who, idx, asked).await;
         classified.inspect_err(|reject| self.count_reject(reject))
@@ -83,55 +134,73 @@ impl Service {
         &self,
         who: Principal,
         idx: usize,
-        asked: &Classification,
+        asked: Classification,
     ) -> Result<Classified, Reject> {
+        let Classification { given, priority, timeout, reply: wanted } = asked;
         let parts = self.parts();
         let arrived = parts.clock.now();
+        let expiry = Expiry { since: arrived, timeout };
+        let worker = parts.classifiers[idx].worker();
+        // Before it is seen whether the server drains: a worker that does waits for what counts as its load.
+        let load = worker.load(given.weight());
         if *parts.readiness.borrow() != Readiness::Ready {
             return Err(parts.admission.unavailable());
         }
-        let mut permit = parts.admission.admit(who.tenant)?;
-        permit.generate()?;
-        let Pixels { values, rows, extent } = match &asked.given {
-            Given::Pixels(pixels) => pixels.clone(),
-            Given::Pictures(pictures) => self.prepare(idx, pictures.clone()).await?,
+        let held = Held { load, permit: parts.admission.classify(who.tenant)? };
+        let Prepared { pixels, held, began } = match given {
+            Given::Pixels(pixels) => Prepared { pixels, held, began: arrived },
+            Given::Pictures(pictures) => self.prepare(idx, pictures, held, expiry).await?,
         };
         let prepared = parts.clock.now();
-        let workers = &parts.classifiers[idx].workers;
-        let worker = workers.iter().min_by_key(|it| it.rows()).expect("every model has a worker");
         let (reply, answer) = oneshot::channel();
-        let submission = Submission {
-            pixels: values,
-            rows,
-            extent,
-            priority: asked.priority,
-            timeout: asked.timeout,
-            arrived: prepared,
-            reply,
-            load: worker.load(rows),
-            permit,
-        };
+        let Held { load, permit } = held;
+        let submission =
+            Submission { pixels, priority, expiry, arrived: prepared, reply, load, permit };
         worker.send(Event::Classify(Box::new(submission))).map_err(|error| match error {
             TrySendError::Full(_) => parts.admission.queue_full(),
             TrySendError::Disconnected(_) => parts.admission.unavailable(),
         })?;
         let logits = answer.await.map_err(|_| parts.admission.unavailable())??;
-        Ok(Classified { logits, arrived, prepared })
+        let (waited, decoded) = (began - arrived + logits.queue, prepared - began);
+        Ok(Classified { logits, reply: wanted, arrived, waited, decoded })
     }
 
-    /// Decodes pictures away from the threads that serve sockets, of so many requests at once.
-    async fn prepare(&self, idx: usize, pictures: Vec<Bytes>) -> Result<Pixels, Reject> {
+    /// Decodes pictures away from the threads that serve sockets, of so many requests at once. Once begun, what is held is
+    /// given back when that has ended, which is soon if nobody waits for it any more.
+    async fn prepare(
+        &self,
+        idx: usize,
+        pictures: Vec<Bytes>,
+        held: Held,
+        expiry: Expiry,
+    ) -> Result<Prepared, Reject> {
         let setup = &self.parts().oip;
+        let (clock, config) = (self.parts().clock, setup.config.pictures);
         let input = Arc::clone(&self.parts().classifiers[idx].input);
-        let place = Arc::clone(&setup.decoders).acquire_owned().await;
+        let place = Arc::clone(&setup.decoders).acquire_owned();
+        let place = match expiry.at() {
+            None => place.await,
+            Some(at) => {
+                let left = at.saturating_duration_since(clock.now());
+                timeout(left, place).await.map_err(|_| expiry.reject())?
+            }
+        };
         let place = place.map_err(|_| self.unavailable())?;
-        let config = setup.config.pictures;
-        let decoded = spawn_blocking(move || {
+        let (reply, prepared) = oneshot::channel();
+        let decode = move || {
             let _place = place;
-            prepare(&pictures, &input, &config)
-        });
+            let began = clock.now();
+            let goes_on = || match reply.is_closed() {
+                true => Err(Reject::Internal { what: "its client has gone" }),
+                false => expiry.check(clock.now()),
+            };
+            let pixels = prepare(&pictures, &input, &config, goes_on);
+            // Who has gone needs no answer.
+            reply.send(pixels.map(|pixels| Prepared { pixels, held, began })).ok();
+        };
+        spawn_blocking(decode);
         let failed = Reject::Internal { what: "its pictures could not be decoded" };
-        decoded.await.unwrap_or(Err(failed))
+        prepared.await.unwrap_or(Err(failed))
     }
 
     /// Why a generation names no model that generates.

@@ -1,11 +1,15 @@
 //! A service whose worker is the test itself.
 
+use aerie_models::images::preprocessing::{Interpolation, Preprocessing, Resize};
 use crossbeam::channel::{Receiver, bounded};
 use tokio_stream::StreamExt as _;
 
 use super::*;
 use crate::{
-    admission,
+    admission::{self, Wait},
+    batcher::{Extent, Priority},
+    classifier,
+    oip::classify::{Classification, Given, Pixels, Reply},
     pipe::{Accepted, Finished, Piece},
     router::WorkerHandle,
     testing::hosted,
@@ -27,6 +31,11 @@ async fn a_slow_reader_gets_fewer_and_larger_deltas() {
     assert_eq!((delta.ids, delta.text, delta.position), (vec![1, 2, 3], "abcd".to_owned(), 3));
     assert!(matches!(stream.next().await, Some(TokenEvent::Finished(_))));
     assert_eq!(stream.next().await, None);
+    assert_eq!(
+        stream.queue(),
+        Duration::from_micros(7),
+        "its worker knows how long it waited for a lane"
+    );
 }
 
 #[tokio::test]
@@ -79,13 +88,109 @@ async fn readiness_goes_forward_only_and_a_draining_server_refuses() {
     assert!(matches!(reject, Reject::Unavailable { .. }), "{reject}");
 }
 
+/// Goal: what is classified counts for the worker that gets it from the start, and takes no generation's place.
+#[tokio::test]
+async fn classifications_are_counted_apart_from_generations() {
+    let (service, inbox) = classifying();
+    let asked = classification(Given::Pixels(pixels()), None);
+    let classified = service.classify(Principal::ANONYMOUS, 0, asked);
+    let worker = async {
+        let submission = loop {
+            match inbox.try_recv() {
+                Ok(classifier::Event::Classify(submission)) => break submission,
+                Ok(event) => panic!("{event:?}"),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        let counts = (load(&service), service.parts().admission.classifying(), service.in_flight());
+        assert_eq!(counts, (2, 1, 0));
+        let (queue, run) = (Duration::from_millis(3), Duration::from_millis(5));
+        let classifier::Submission { reply, .. } = *submission;
+        reply.send(Ok(classifier::Logits { values: vec![1.0], queue, run })).unwrap();
+    };
+    let (classified, ()) = tokio::join!(classified, worker);
+    let Classified { waited, decoded, .. } = classified.unwrap();
+    assert_eq!((waited, decoded < waited), (Duration::from_millis(3), true));
+    assert_eq!((load(&service), service.parts().admission.classifying()), (0, 0));
+
+    service.set_readiness(Readiness::Draining);
+    let asked = classification(Given::Pixels(pixels()), None);
+    let refused = service.classify(Principal::ANONYMOUS, 0, asked).await.unwrap_err();
+    assert!(matches!(refused, Reject::Unavailable { .. }), "{refused}");
+    assert_eq!(load(&service), 0);
+}
+
+/// Goal: `timeout` bounds the wait for a decoder, and decoding, as it does the wait for the device.
+#[tokio::test]
+async fn pictures_are_not_decoded_for_longer_than_somebody_waits() {
+    let (service, _inbox) = classifying();
+    let n = u32::try_from(service.parts().oip.decoders.available_permits()).unwrap();
+    let pictures = || Given::Pictures(vec![bytes::Bytes::from_static(b"GIF89a")]);
+    let decoders = Arc::clone(&service.parts().oip.decoders);
+    let busy = decoders.acquire_many(n).await.unwrap();
+    let max = Duration::from_micros(1);
+    for _ in 0..2 {
+        let asked = classification(pictures(), Some(max));
+        let refused = service.classify(Principal::ANONYMOUS, 0, asked).await.unwrap_err();
+        assert_eq!(refused, Reject::Expired { wait: Wait::Device, max });
+        assert_eq!((load(&service), service.parts().admission.classifying()), (0, 0));
+    }
+    drop(busy);
+    let asked = classification(pictures(), None);
+    let refused = service.classify(Principal::ANONYMOUS, 0, asked).await.unwrap_err();
+    assert!(refused.to_string().contains("neither JPEG nor PNG"), "{refused}");
+    assert_eq!((load(&service), service.parts().admission.classifying()), (0, 0));
+}
+
+/// A service with a classifier of one class, whose worker is the test.
+fn classifying() -> (Service, Receiver<classifier::Event>) {
+    let (events, inbox) = bounded(2);
+    let input = Preprocessing {
+        height: 32,
+        width: 32,
+        resize: Resize::None,
+        crop_share: 1.0,
+        interpolation: Interpolation::Bilinear,
+        mean: [0.0; 3],
+        std: [1.0; 3],
+    };
+    let classifier = Classifier {
+        name: "pictures".to_owned(),
+        family: String::new(),
+        fingerprint: hosted().fingerprint,
+        parameters: 0,
+        input: Arc::new(input),
+        labels: vec!["a".to_owned()],
+        workers: vec![classifier::Handle::new("fake".to_owned(), events)],
+    };
+    (service_with(vec![classifier]).0, inbox)
+}
+
+fn load(service: &Service) -> u32 {
+    service.parts().classifiers[0].workers[0].board().load()
+}
+
+fn pixels() -> Pixels {
+    let extent = Extent { height: 64, width: 32 };
+    Pixels { values: vec![0.0; 3 * 64 * 32], rows: 1, extent, weight: 2 }
+}
+
+fn classification(given: Given, timeout: Option<Duration>) -> Classification {
+    let (priority, reply) = (Priority::High, Reply::default());
+    Classification { given, priority, timeout, reply }
+}
+
 fn service() -> (Service, Receiver<Event>) {
+    service_with(Vec::new())
+}
+
+fn service_with(classifiers: Vec<Classifier>) -> (Service, Receiver<Event>) {
     let (events, inbox) = bounded(2);
     let notices = bounded(1).1;
     let service = Service::new(Parts {
         auth: Auth::default(),
         models: vec![hosted()],
-        classifiers: Vec::new(),
+        classifiers,
         router: Router::new(vec![WorkerHandle::new(0, "fake".to_owned(), 2, events, notices)]),
         admission: Admission::new(admission::Config { requests_max: 2, retry_after_ms: 1 }),
         request: request::Config::default(),
@@ -135,6 +240,7 @@ fn finished() -> Finished {
         position: 6,
         prompt_tokens: 3,
         generated_tokens: 3,
+        queue_us: 7,
         time_to_first_token: Duration::ZERO,
         duration: Duration::ZERO,
     }

@@ -25,6 +25,8 @@ pub struct Metrics {
     pub calls: IntCounterVec,
     pub calls_in_flight: IntGaugeVec,
     pub call_duration: HistogramVec,
+    /// Places of the Open Inference Protocol that are taken.
+    pub oip_calls: IntGauge,
     pub quic: QuicMetrics,
     workers: WorkerFamilies,
     tenant_sessions: IntGaugeVec,
@@ -225,6 +227,13 @@ impl Metrics {
                 "serve_call_duration_seconds",
                 "From a call's arrival to its end.",
                 &["api"],
+            ),
+            oip_calls: register(
+                r,
+                IntGauge::new(
+                    "serve_oip_calls",
+                    "Calls of the Open Inference Protocol that have one of oip.calls_max places.",
+                ),
             ),
             quic: QuicMetrics::new(r),
             workers: WorkerFamilies::new(r),

@@ -6,7 +6,10 @@ mod exchange;
 pub(super) mod grpc;
 pub mod rest;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use aerie_proto::{
     inference::{
@@ -25,7 +28,7 @@ use crate::{
         EXTENSIONS, Setup, VERSION,
         classify::{self, Classification},
         recurrent::{self, Generation, Said},
-        statistics::Answered,
+        statistics::{Answered, Runs},
     },
     service::{Classified, Readiness, Service, TokenEvent, TokenStream},
 };
@@ -164,8 +167,8 @@ impl Oip {
         };
         let statistics = &self.setup().statistics;
         let describe = |name: String| match self.service.classifier(&name) {
-            Some(_) => statistics.describe(&name, None),
-            None => statistics.describe(&name, Some(self.steps(&name))),
+            Some((_, it)) => statistics.describe(&name, &Runs::Batches(it.runs())),
+            None => statistics.describe(&name, &Runs::Steps(self.steps(&name))),
         };
         Ok(names.into_iter().map(describe).collect())
     }
@@ -186,7 +189,7 @@ impl Oip {
                 answer
             }
             Asked::Classification(classification, idx) => {
-                self.classify(who, &classification, idx).await
+                self.classify(who, *classification, idx).await
             }
         }
     }
@@ -199,8 +202,8 @@ impl Oip {
                 .map(|it| Asked::Generation(Box::new(it))),
             Ok(Model::Classifier(idx)) => {
                 let parts = self.service.parts();
-                let (classes, rows_max) = (parts.classifiers[idx].classes(), parts.rows_max);
-                Classification::parse(request, classes, rows_max, config)
+                let takes = parts.classifiers[idx].takes(parts.rows_max);
+                Classification::parse(request, &takes, config)
                     .map(|it| Asked::Classification(Box::new(it), idx))
             }
             Err(reject) => Err(reject),
@@ -211,30 +214,26 @@ impl Oip {
     async fn classify(
         &self,
         who: Principal,
-        classification: &Classification,
+        classification: Classification,
         idx: usize,
     ) -> Result<ModelInferResponse, Reject> {
         let began = self.now();
-        let Setup { statistics, .. } = self.setup();
         let classifier = &self.service.parts().classifiers[idx];
         let classified = self.service.classify(who, idx, classification).await;
         let classified = classified.inspect_err(|_| self.failed(&classifier.name, began))?;
-        let Classified { logits, arrived, prepared } = classified;
-        if logits.leads {
-            statistics.run(&classifier.name, logits.batch_rows.into(), logits.run);
-        }
+        let Classified { logits, reply, arrived, waited, decoded } = classified;
         let now = self.now();
         let rows = logits.values.len() / classifier.labels.len();
         let answered = Answered {
             unix_ms: self.service.parts().clock.unix_ms(now),
             rows: rows as u64,
             total: now - arrived,
-            queue: logits.queue,
-            input: prepared - arrived,
+            queue: waited,
+            input: decoded,
             infer: logits.run,
         };
-        statistics.succeed(&classifier.name, &answered);
-        Ok(classification.respond(&classifier.name, &logits.values, &classifier.labels))
+        self.setup().statistics.succeed(&classifier.name, &answered);
+        Ok(reply.respond(&classifier.name, &logits.values, &classifier.labels))
     }
 
     async fn run(
@@ -244,7 +243,6 @@ impl Oip {
         arrived: Instant,
     ) -> Result<ModelInferResponse, Reject> {
         let mut tokens = self.open(who, generation).await?;
-        let began = self.now();
         let mut said = Said::default();
         let finished = loop {
             match tokens.next().await {
@@ -259,7 +257,7 @@ impl Oip {
             }
         };
         self.close(who, generation, &finished).await?;
-        self.succeeded(generation, [arrived, began]);
+        self.succeeded(generation, arrived, tokens.queue());
         Ok(generation.whole(&generation.start.model, &said, &finished))
     }
 
@@ -304,14 +302,16 @@ impl Oip {
         }
     }
 
-    fn succeeded(&self, generation: &Generation, [arrived, began]: [Instant; 2]) {
+    fn succeeded(&self, generation: &Generation, arrived: Instant, queue: Duration) {
         let now = self.now();
+        let total = now - arrived;
         let answered = Answered {
             unix_ms: self.service.parts().clock.unix_ms(now),
             rows: 1,
-            total: now - arrived,
-            queue: began - arrived,
-            infer: now - began,
+            total,
+            // One that was running already when it was asked for again has waited for longer than that.
+            queue: queue.min(total),
+            infer: total.saturating_sub(queue),
             ..Answered::default()
         };
         self.setup().statistics.succeed(&generation.start.model, &answered);

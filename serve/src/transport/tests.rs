@@ -255,26 +255,8 @@ impl Fixture {
     /// `config` but for the port.
     pub(super) async fn with(config: quic::Config) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (events_sender, events) = bounded(8);
-        let (_, notices) = bounded(1);
         let (ended_sender, ended) = mpsc::channel(8);
-        thread::spawn(move || count(&events, &ended_sender));
-        let worker = WorkerHandle::new(0, "cpu".to_owned(), 2, events_sender, notices);
-        let service = Service::new(Parts {
-            auth: Auth::default(),
-            models: vec![hosted()],
-            classifiers: Vec::new(),
-            router: Router::new(vec![worker]),
-            admission: Admission::new(admission::Config::default()),
-            log_tokens_max: 64,
-            rows_max: 16,
-            request: request::Config { tokens_max: u32::MAX, ..request::Config::default() },
-            pipe: pipe::Config::default(),
-            oip: oip::Setup::default(),
-            metrics: Metrics::new(),
-            readiness: watch::channel(Readiness::Ready).0,
-            clock: Clock::start(),
-        });
+        let service = service(Auth::default(), oip::Config::default(), ended_sender);
         let (shutdown, stop) = watch::channel(false);
         let listen = ([127, 0, 0, 1], 0).into();
         let grpc = grpc::Config { listen, ..grpc::Config::default() };
@@ -327,6 +309,33 @@ impl Fixture {
 
 pub(super) fn quic_client(tls: rustls::ClientConfig) -> quinn::ClientConfig {
     quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
+}
+
+/// A service in front of a worker that counts, and says how each generation ended.
+pub(super) fn service(
+    auth: Auth,
+    config: oip::Config,
+    ended: mpsc::Sender<FinishReason>,
+) -> Service {
+    let (events_sender, events) = bounded(8);
+    let (_, notices) = bounded(1);
+    thread::spawn(move || count(&events, &ended));
+    let worker = WorkerHandle::new(0, "cpu".to_owned(), 2, events_sender, notices);
+    Service::new(Parts {
+        auth,
+        models: vec![hosted()],
+        classifiers: Vec::new(),
+        router: Router::new(vec![worker]),
+        admission: Admission::new(admission::Config::default()),
+        log_tokens_max: 64,
+        rows_max: 16,
+        request: request::Config { tokens_max: u32::MAX, ..request::Config::default() },
+        pipe: pipe::Config::default(),
+        oip: oip::Setup::new(config, oip::sequence::SequenceKey::default()),
+        metrics: Metrics::new(),
+        readiness: watch::channel(Readiness::Ready).0,
+        clock: Clock::start(),
+    })
 }
 
 /// One stream, and a handle to its connection.
@@ -451,6 +460,7 @@ fn count(events: &Receiver<Event>, ended: &mpsc::Sender<FinishReason>) {
             position: generated_tokens.into(),
             prompt_tokens: 1,
             generated_tokens,
+            queue_us: 0,
             time_to_first_token: Duration::ZERO,
             duration: Duration::ZERO,
         }));

@@ -49,6 +49,7 @@ pub(super) struct Generation {
     prompt_tokens: u32,
     origin: Option<Origin>,
     arrived: Instant,
+    seated_at: Option<Instant>,
     first_token_at: Option<Instant>,
     last_token_at: Option<Instant>,
     /// What it occupies; given back before anybody hears of the end.
@@ -134,6 +135,7 @@ impl Generation {
             prompt_tokens,
             origin: None,
             arrived,
+            seated_at: None,
             first_token_at: None,
             last_token_at: None,
             places,
@@ -213,8 +215,9 @@ impl Generation {
         now: Instant,
         metrics: &WorkerMetrics,
     ) {
-        if self.origin.is_none() {
+        if self.seated_at.is_none() {
             metrics.queue_wait.observe((now - self.arrived).as_secs_f64());
+            self.seated_at = Some(now);
         }
         self.lane = Some(lane);
         self.origin.get_or_insert(origin);
@@ -279,11 +282,13 @@ impl Generation {
 
     /// What it comes to at the end, where the session stands at `position`.
     pub(super) fn finished(&self, reason: FinishReason, position: u64, now: Instant) -> Finished {
+        let queue = self.seated_at.unwrap_or(now) - self.arrived;
         Finished {
             reason,
             position,
             prompt_tokens: self.prompt_tokens,
             generated_tokens: self.stage.transcript.n_tokens(),
+            queue_us: u32::try_from(queue.as_micros()).unwrap_or(u32::MAX),
             time_to_first_token: self.first_token_at.unwrap_or(now) - self.arrived,
             duration: now - self.arrived,
         }

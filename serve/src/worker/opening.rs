@@ -507,6 +507,7 @@ fn ended(position: u64, turn: Option<Turn>) -> Finished {
         position,
         prompt_tokens: count(base, drawn_from),
         generated_tokens: count(drawn_from, position),
+        queue_us: 0,
         time_to_first_token: Default::default(),
         duration: Default::default(),
     }

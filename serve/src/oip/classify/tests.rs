@@ -9,8 +9,7 @@ use aerie_proto::inference::{
 use super::*;
 use crate::oip::tensor::{decode_strings, encode_strings};
 
-const CLASSES: u32 = 3;
-const ROWS_MAX: u32 = 2;
+const TAKES: Takes = Takes { classes: 3, rows_max: 2, usual: Extent { height: 32, width: 32 } };
 
 #[test]
 fn pixels_and_pictures_are_held_to_their_limits() {
@@ -28,12 +27,16 @@ fn pixels_and_pictures_are_held_to_their_limits() {
         (&[1, 1, 1, 1], 1, "[n, 3, H, W]"),
         (&[3, 1, 1], 3, "[n, 3, H, W]"),
         (&[1, 3, 0, 4], 0, "pixels are taken"),
-        (&[1, 3, 2048, 2048], 0, "pixels are taken"),
+        (&[1, 3, 64, 33], 0, "as many pixels are taken as 2 of 32 by 32 have"),
+        (&[2, 3, 33, 32], 0, "2 rows of 33 by 32; 1 to 1 are taken"),
+        (&[1, 3, 1 << 31, 1 << 31], 0, "cannot be"),
         (&[1, 3, 2, 2], 11, "44 bytes; 48 are expected"),
     ] {
         let error = given(shape, floats(n)).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     }
+    let large = given(&[1, 3, 64, 32], floats(3 * 64 * 32)).unwrap().given;
+    assert_eq!(large.weight(), 2);
     let pictures = |shape: &[i64], n| {
         let raw = encode_strings(vec![&b"x"[..]; n]);
         parse(request(IMAGE, "BYTES", shape, raw))
@@ -56,8 +59,11 @@ fn a_picture_that_cannot_be_decoded_is_named() {
         std: [1.0; 3],
     };
     let files = [Bytes::from_static(b"GIF89a")];
-    let error = prepare(&files, &input, &Config::default()).unwrap_err().to_string();
+    let error = prepare(&files, &input, &Config::default(), || Ok(())).unwrap_err().to_string();
     assert!(error.contains("\"image\" [0]: the bytes are neither JPEG nor PNG"), "{error}");
+    let gone = Reject::Internal { what: "its client has gone" };
+    let ended = prepare(&files, &input, &Config::default(), || Err(gone.clone()));
+    assert_eq!(ended, Err(gone), "nothing is decoded that nobody wants");
 }
 
 #[test]
@@ -67,7 +73,7 @@ fn answers_tell_numbers_or_the_best_classes() {
     let mut asked = request(PIXELS, "FP32", &[2, 3, 1, 1], Bytes::from(vec![0; 24]));
     asked.outputs =
         vec![output(LABELS, None), output(LOGITS, Some(2)), output(PROBABILITIES, None)];
-    let response = parse(asked).unwrap().respond("m", &logits, &labels);
+    let response = parse(asked).unwrap().reply.respond("m", &logits, &labels);
     let [names, best, probabilities] = &response.raw_output_contents[..] else {
         panic!("{response:?}");
     };
@@ -94,7 +100,7 @@ fn largest_logits_do_not_overflow() {
 }
 
 fn parse(request: ModelInferRequest) -> Result<Classification, Reject> {
-    Classification::parse(request, CLASSES, ROWS_MAX, &crate::oip::Config::default())
+    Classification::parse(request, &TAKES, &crate::oip::Config::default())
 }
 
 fn output(name: &str, classes: Option<i64>) -> InferRequestedOutputTensor {

@@ -7,7 +7,7 @@ use std::{
     mem,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use aerie_proto::{
@@ -71,7 +71,8 @@ enum State {
 struct Generating {
     generation: Box<Generation>,
     arrived: Instant,
-    began: Instant,
+    /// Until it ran.
+    queue: Duration,
     phase: Phase,
 }
 
@@ -252,11 +253,11 @@ impl Turn {
                 let of = generation.clone();
                 let starting = Box::pin(async move { oip.open(who, &of).await });
                 let phase = Phase::Starting(starting);
-                State::Generating(Generating { generation, arrived, began: arrived, phase })
+                State::Generating(Generating { generation, arrived, queue: Duration::ZERO, phase })
             }
             Asked::Classification(classification, idx) => {
                 State::Classifying(Box::pin(async move {
-                    let mut response = oip.classify(who, &classification, idx).await?;
+                    let mut response = oip.classify(who, *classification, idx).await?;
                     seal(&mut response);
                     Ok(response)
                 }))
@@ -317,21 +318,21 @@ impl Generating {
         who: Principal,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Step, Reject>> {
-        let Self { generation, arrived, began, phase } = self;
+        let Self { generation, arrived, queue, phase } = self;
         let model = &generation.start.model;
         loop {
             match phase {
                 Phase::Starting(starting) => {
                     *phase = Phase::Running(ready!(starting.as_mut().poll(cx))?);
-                    *began = oip.now();
                 }
-                Phase::Running(tokens) => match ready!(Pin::new(tokens).poll_next(cx)) {
+                Phase::Running(tokens) => match ready!(Pin::new(&mut *tokens).poll_next(cx)) {
                     Some(TokenEvent::Accepted(_) | TokenEvent::Attached(_)) => {}
                     Some(TokenEvent::Delta(v1::Delta { text, ids, .. })) => {
                         let said = Said { text, tokens: ids };
                         return Poll::Ready(Ok(Step::More(generation.part(model, &said))));
                     }
                     Some(TokenEvent::Finished(finished)) => {
+                        *queue = tokens.queue();
                         let (oip, of) = (oip.clone(), generation.clone());
                         let ending = async move { oip.close(who, &of, &finished).await };
                         *phase = Phase::Ending(Box::pin(ending), finished);
@@ -344,7 +345,7 @@ impl Generating {
                 },
                 Phase::Ending(ending, finished) => {
                     ready!(ending.as_mut().poll(cx))?;
-                    oip.succeeded(generation, [*arrived, *began]);
+                    oip.succeeded(generation, *arrived, *queue);
                     let end = generation.tells_end.then(|| generation.end(model, finished));
                     return Poll::Ready(Ok(Step::End(end)));
                 }
