@@ -183,6 +183,13 @@ def mistakes(clients, values, rows_max):
         refused(infer(pixels(module, many)), invalid, f"1 to {rows_max}")
         refused(infer(pixels(module, values[:, :1])), invalid, "[n, 3, H, W]")
         refused(infer(pixels(module, values[:, :, :0])), invalid, "pixels are taken")
+        # Larger pictures count by their pixels, up to a batch of those that the model was measured with.
+        side = values.shape[2]
+        many = np.zeros((rows_max // 4 + 1, 3, 2 * side, 2 * side), np.float32)
+        assert len(logits(client, module, pixels(module, many[1:]))) == rows_max // 4
+        refused(infer(pixels(module, many)), invalid, f"1 to {rows_max // 4} are taken")
+        large = np.zeros((1, 3, rows_max * side, side + 1), np.float32)
+        refused(infer(pixels(module, large)), invalid, "as many pixels are taken as")
         refused(infer(fine, priority=3), invalid, "priority")
         refused(infer(fine, sequence_id=1, sequence_start=True), invalid, "sequence")
         refused(infer(fine, parameters={"max_tokens": 1}), invalid, "max_tokens")

@@ -9,12 +9,16 @@ use aerie_proto::{
 };
 
 use super::{
-    Config, VERSION,
+    Config, ID_BYTES_MAX, VERSION,
     parameters::{Parameters, not},
     sequence::{Sequence, SequenceKey},
     tensor::{Datatype, Input, Output, Signature, Wanted, invalid, parameter, take_inputs},
 };
-use crate::{admission::Reject, auth::TenantId};
+use crate::{
+    admission::Reject,
+    auth::TenantId,
+    request::{self, at_most},
+};
 
 /// A request for tokens, in our own words.
 #[derive(Clone, Debug)]
@@ -61,15 +65,17 @@ pub fn outputs() -> Vec<Signature> {
 }
 
 impl Generation {
-    /// Parses a request to a recurrent model.
+    /// Parses a request to a recurrent model. As it may have to wait for others of its sequence, its prompt is held to
+    /// `limits` here already.
     ///
     /// # Errors
-    /// [`Reject::Invalid`]; what depends on the model's limits alone is found when it is run.
+    /// [`Reject::Invalid`]; what depends on the model alone is found when it is run.
     pub fn parse(
         mut request: ModelInferRequest,
         tenant: TenantId,
         key: &SequenceKey,
         config: &Config,
+        limits: &request::Config,
     ) -> Result<Self, Reject> {
         let wanted = Wanted::take(&mut request, &outputs())?;
         if wanted.classes(TEXT_OUTPUT)?.or(wanted.classes(TOKENS)?).is_some() {
@@ -79,6 +85,12 @@ impl Generation {
         let inputs = take_inputs(&mut request, config.tensors_max)?;
         let mut parameters = Parameters::new(request.parameters, config.tensors_max)?;
         let sequence = Sequence::take(&mut parameters)?;
+        // It tells a request that is sent again, to a session that is kept; elsewhere it is told again, and means nothing.
+        let (request_id, id_bytes_max) = match sequence {
+            Some(_) => (request.id.clone(), limits.request_id_bytes_max),
+            None => (String::new(), ID_BYTES_MAX),
+        };
+        at_most("id", "bytes", request.id.len(), id_bytes_max)?;
         let tells_end = parameters.take_flag("triton_enable_empty_final_response")?;
         let session_id =
             sequence.as_ref().map(|it| key.session(tenant, &request.model_name, &it.name));
@@ -91,11 +103,11 @@ impl Generation {
             model: request.model_name,
             session_id: session_id.map_or_else(String::new, |id| id.to_string()),
             keep: sequence.is_some(),
-            prompt: prompt(inputs)?,
+            prompt: prompt(inputs, limits)?,
             max_tokens: parameters.take_count("max_tokens")?.unwrap_or(0),
             stop: stops(&mut parameters)?,
             expected_position,
-            request_id: request.id.clone(),
+            request_id,
             prompt_only: parameters.take_flag("prompt_only")?,
             sampling: Some(sampling(&mut parameters)?),
             ..v1::Start::default()
@@ -161,7 +173,10 @@ fn tell(response: &mut ModelInferResponse, finished: &v1::Finished) {
 }
 
 /// Text or tokens, but not both; or nothing, to go on with what there is.
-fn prompt(inputs: Vec<Input>) -> Result<Option<v1::start::Prompt>, Reject> {
+fn prompt(
+    inputs: Vec<Input>,
+    limits: &request::Config,
+) -> Result<Option<v1::start::Prompt>, Reject> {
     let mut prompt = None;
     for input in inputs {
         let name = input.name.clone();
@@ -169,8 +184,16 @@ fn prompt(inputs: Vec<Input>) -> Result<Option<v1::start::Prompt>, Reject> {
             return Err(invalid(&name, "is there beside another; a model takes one of them"));
         }
         prompt = Some(match name.as_str() {
-            TEXT_INPUT => v1::start::Prompt::Text(text(input)?),
-            TOKENS => v1::start::Prompt::Tokens(v1::TokenIds { ids: tokens(input)? }),
+            TEXT_INPUT => {
+                let text = text(input)?;
+                at_most(TEXT_INPUT, "bytes", text.len(), limits.prompt_bytes_max)?;
+                v1::start::Prompt::Text(text)
+            }
+            TOKENS => {
+                let n = input.shape.iter().product();
+                at_most(TOKENS, "tokens", n, limits.prompt_tokens_max)?;
+                v1::start::Prompt::Tokens(v1::TokenIds { ids: tokens(input)? })
+            }
             _ => {
                 let name: String = name.chars().take(64).collect();
                 return Err(invalid(&name, "is not text_input and not tokens"));
@@ -182,16 +205,13 @@ fn prompt(inputs: Vec<Input>) -> Result<Option<v1::start::Prompt>, Reject> {
 
 fn text(input: Input) -> Result<String, Reject> {
     let name = input.name.clone();
-    match &*input.strings()? {
-        [text] => {
-            let text = str::from_utf8(text).map_err(|_| invalid(&name, "is not UTF-8"))?;
-            Ok(text.to_owned())
-        }
-        texts => {
-            let problem = format!("has {} elements; 1 is expected", texts.len());
-            Err(invalid(&name, &problem))
-        }
+    let n: usize = input.shape.iter().product();
+    if n != 1 {
+        return Err(invalid(&name, &format!("has {n} elements; 1 is expected")));
     }
+    let texts = input.strings()?;
+    let text = str::from_utf8(&texts[0]).map_err(|_| invalid(&name, "is not UTF-8"))?;
+    Ok(text.to_owned())
 }
 
 fn tokens(input: Input) -> Result<Vec<u32>, Reject> {

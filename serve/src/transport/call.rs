@@ -35,6 +35,11 @@ impl Call {
         self.code = grpc::code(reject);
     }
 
+    /// Ends with what gRPC is told.
+    pub(super) fn close<T>(&mut self, result: &Result<T, tonic::Status>) {
+        self.code = result.as_ref().map_or_else(tonic::Status::code, |_| Code::Ok);
+    }
+
     pub(super) fn end<T>(&mut self, result: &Result<T, Reject>) {
         match result {
             Ok(_) => self.succeed(),

@@ -374,7 +374,7 @@ pub(super) fn answer<T>(mut call: Call, result: Result<T, Reject>) -> Result<Res
 /// Tells a request that cannot be read from a client that has gone.
 pub(super) fn broken(status: &Status) -> Broken {
     match status.code() {
-        Code::OutOfRange | Code::Internal | Code::Unimplemented => {
+        Code::OutOfRange | Code::Internal | Code::Unimplemented | Code::InvalidArgument => {
             let problem = format!("cannot be read: {}", status.message());
             Broken::Refused(Reject::Invalid { field: "request", problem })
         }

@@ -5,8 +5,11 @@
 mod exchange;
 pub(super) mod grpc;
 pub mod rest;
+#[cfg(test)]
+mod tests;
 
 use std::{
+    future::Future,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,19 +21,22 @@ use aerie_proto::{
     },
     v1,
 };
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use tokio_stream::StreamExt as _;
+use tracing::warn;
 
 use crate::{
-    admission::{Reject, Room},
-    auth::Principal,
+    admission::{Reject, Room, Wait},
+    auth::{Caller, Principal},
     oip::{
         EXTENSIONS, Setup, VERSION,
         classify::{self, Classification},
         recurrent::{self, Generation, Said},
         statistics::{Answered, Runs},
+        wire::Limits,
     },
-    service::{Classified, Readiness, Service, TokenEvent, TokenStream},
+    quotas::Share,
+    service::{Classified, Parts, Readiness, Service, TokenEvent, TokenStream},
 };
 
 /// A service as the protocol sees it.
@@ -39,15 +45,18 @@ pub(super) struct Oip {
     service: Service,
 }
 
-/// A place among the calls that are let in at once; whoever has the last copy gives it back.
-#[derive(Clone, Debug)]
+/// A place among the calls that are let in at once, of all and of its tenant's.
+#[derive(Debug)]
 pub(super) struct Place {
-    _permit: Arc<OwnedSemaphorePermit>,
+    _permit: OwnedSemaphorePermit,
+    _share: Share,
 }
 
 /// What serves models that generate, and what those that classify.
 const RECURRENT: &str = "aerie_recurrent";
 const CLASSIFIER: &str = "aerie_classifier";
+/// Of a name that is told in an error.
+const NAME_CHARS_MAX: usize = 128;
 
 /// A model that somebody asks.
 #[derive(Clone, Copy, Debug)]
@@ -83,20 +92,43 @@ impl Oip {
         &self.service
     }
 
-    /// Lets a call in, before what it says is read.
-    pub(super) fn enter(&self) -> Result<Place, Reject> {
+    /// Lets a call in that infers, before what it says is read. Others say little and are answered at once: a server that is
+    /// full tells so.
+    pub(super) fn enter(&self, who: Principal) -> Result<Place, Reject> {
         let Setup { config, room, .. } = self.setup();
-        let busy = || Reject::Busy {
+        let admission = &self.service.parts().admission;
+        let busy = |_| Reject::Busy {
             room: Room::Calls,
             max: config.calls_max,
-            retry_after: self.service.parts().admission.retry_after(),
+            retry_after: admission.retry_after(),
         };
-        let permit = Arc::clone(room).try_acquire_owned().map_err(|_| busy())?;
-        Ok(Place { _permit: Arc::new(permit) })
+        let share = admission.enter(who.tenant)?;
+        let permit = Arc::clone(room).try_acquire_owned().map_err(busy)?;
+        Ok(Place { _permit: permit, _share: share })
+    }
+
+    /// Waits for the one request of a call, no longer than that may take. Its caller has to be who it was when that is there.
+    pub(super) async fn receive<T>(
+        &self,
+        caller: &Caller,
+        request: impl Future<Output = Result<T, Reject>>,
+    ) -> Result<T, Reject> {
+        let max = Duration::from_millis(self.setup().config.request_ms_max.into());
+        let late = |_| Reject::Expired { wait: Wait::Request, max };
+        let request = timeout(max, request).await.map_err(late)??;
+        self.service.parts().auth.check(caller)?;
+        Ok(request)
     }
 
     pub(super) fn setup(&self) -> &Setup {
         &self.service.parts().oip
+    }
+
+    /// How much a request may hold: as many elements as the longest prompt has, or a batch of pictures.
+    pub(super) fn limits(&self) -> Limits {
+        let Parts { request, rows_max, oip, .. } = self.service.parts();
+        let elements_max = request.prompt_tokens_max.max(*rows_max);
+        Limits { tensors_max: oip.config.tensors_max, elements_max }
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -198,8 +230,11 @@ impl Oip {
     fn parse(&self, who: Principal, request: ModelInferRequest) -> Result<Asked, Reject> {
         let Setup { config, key, .. } = self.setup();
         let parsed = match self.find(&request.model_name, &request.model_version) {
-            Ok(Model::Recurrent) => Generation::parse(request, who.tenant, key, config)
-                .map(|it| Asked::Generation(Box::new(it))),
+            Ok(Model::Recurrent) => {
+                let limits = &self.service.parts().request;
+                Generation::parse(request, who.tenant, key, config, limits)
+                    .map(|it| Asked::Generation(Box::new(it)))
+            }
             Ok(Model::Classifier(idx)) => {
                 let parts = self.service.parts();
                 let takes = parts.classifiers[idx].takes(parts.rows_max);
@@ -256,7 +291,7 @@ impl Oip {
                 None => return Err(Reject::Internal { what: "its worker has gone" }),
             }
         };
-        self.close(who, generation, &finished).await?;
+        self.close(who, generation, &finished).await;
         self.succeeded(generation, arrived, tokens.queue());
         Ok(generation.whole(&generation.start.model, &said, &finished))
     }
@@ -275,20 +310,17 @@ impl Oip {
         }
     }
 
-    /// A sequence that ends is forgotten, but for one that was cut off: its client may want to go on.
-    async fn close(
-        &self,
-        who: Principal,
-        generation: &Generation,
-        finished: &v1::Finished,
-    ) -> Result<(), Reject> {
+    /// A sequence that ends is forgotten, but for one that was cut off: its client may want to go on. What was said is
+    /// told, whatever becomes of that.
+    async fn close(&self, who: Principal, generation: &Generation, finished: &v1::Finished) {
         use v1::FinishReason::{Cancelled, Interrupted, Shutdown};
 
         let ends = generation.sequence.as_ref().is_some_and(|it| it.ends);
-        match finished.reason() {
-            Cancelled | Interrupted | Shutdown => Ok(()),
-            _ if ends => self.forget(who, &generation.start).await,
-            _ => Ok(()),
+        if !ends || matches!(finished.reason(), Cancelled | Interrupted | Shutdown) {
+            return;
+        }
+        if let Err(reject) = self.forget(who, &generation.start).await {
+            warn!(session = generation.start.session_id, %reject, "a sequence that ended stays");
         }
     }
 
@@ -328,14 +360,17 @@ impl Oip {
     /// The model that somebody asks.
     fn find(&self, name: &str, version: &str) -> Result<Model, Reject> {
         let parts = self.service.parts();
+        // Told again as far as a name may be long.
+        let unknown =
+            |name: &str| Reject::UnknownModel { name: name.chars().take(NAME_CHARS_MAX).collect() };
         let model = match self.service.classifier(name) {
             Some((idx, _)) => Model::Classifier(idx),
             None if parts.models.iter().any(|it| it.name == name) => Model::Recurrent,
-            None => return Err(Reject::UnknownModel { name: name.to_owned() }),
+            None => return Err(unknown(name)),
         };
         match version {
             "" | VERSION => Ok(model),
-            _ => Err(Reject::UnknownModel { name: format!("{name} version {version}") }),
+            _ => Err(unknown(&format!("{name} version {version}"))),
         }
     }
 

@@ -26,7 +26,7 @@ fn parameters_are_those_of_a_start() {
     let generation = parse(request).unwrap();
     let start = &generation.start;
     let sampling = start.sampling.unwrap();
-    assert_eq!((start.max_tokens, &*start.request_id, start.keep), (9, "id", false));
+    assert_eq!((start.max_tokens, &*start.request_id, start.keep), (9, "", false));
     assert_eq!((sampling.temperature, sampling.top_p, sampling.seed), (0.5, 1.0, Some(7)));
     assert_eq!(start.stop, ["b", "c", "a"]);
     assert!(start.prompt_only && generation.tells_end && start.session_id.is_empty());
@@ -38,12 +38,13 @@ fn a_sequence_is_a_session_that_is_kept() {
     use ParameterChoice::{BoolParam, Int64Param};
 
     let sequence = ("sequence_id", Int64Param(3));
-    let (key, config) = (SequenceKey::default(), Config::default());
-    let parse = |it| Generation::parse(it, TenantId::ANONYMOUS, &key, &config).unwrap();
+    let (key, config, limits) = (SequenceKey::default(), Config::default(), <_>::default());
+    let parse = |it| Generation::parse(it, TenantId::ANONYMOUS, &key, &config, &limits).unwrap();
     let starts = parse(request([sequence.clone(), ("sequence_start", BoolParam(true))]));
     let goes_on = parse(request([sequence]));
     assert_eq!(starts.start.session_id, goes_on.start.session_id);
     assert!(starts.start.keep && goes_on.start.keep);
+    assert_eq!((&*starts.start.request_id, &*goes_on.start.request_id), ("id", "id"));
     assert_eq!((starts.start.expected_position, goes_on.start.expected_position), (Some(0), None));
 }
 
@@ -73,6 +74,35 @@ fn mistakes_are_named() {
     assert!(parse(garbled).unwrap_err().to_string().contains("UTF-8"));
 }
 
+/// An id of more than 64 bytes was refused where it means nothing, and under another name.
+#[test]
+fn ids_and_prompts_are_held_to_their_limits() {
+    use ParameterChoice::Int64Param;
+
+    let long = |n: usize, parameters| ModelInferRequest { id: "x".repeat(n), ..parameters };
+    assert_eq!(parse(long(1024, request([]))).unwrap().id.len(), 1024);
+    let error = parse(long(1025, request([]))).unwrap_err().to_string();
+    assert_eq!(error, "id has 1025 bytes; at most 1024 are allowed");
+    let sequence = || request([("sequence_id", Int64Param(3))]);
+    assert_eq!(parse(long(64, sequence())).unwrap().start.request_id.len(), 64);
+    let error = parse(long(65, sequence())).unwrap_err().to_string();
+    assert_eq!(error, "id has 65 bytes; at most 64 are allowed");
+
+    let mut text = request([]);
+    text.raw_input_contents = vec![encode_strings([&*vec![b'a'; (1 << 20) + 1]])];
+    let error = parse(text).unwrap_err().to_string();
+    assert_eq!(error, "text_input has 1048577 bytes; at most 1048576 are allowed");
+    let mut tokens = request([]);
+    let n = (1 << 17) + 1;
+    let tensor = InferInputTensor { name: TOKENS.to_owned(), shape: vec![n], ..<_>::default() };
+    (tokens.inputs, tokens.raw_input_contents) = (vec![tensor], vec![Bytes::new()]);
+    let error = parse(tokens).unwrap_err().to_string();
+    assert_eq!(error, "tokens has 131073 tokens; at most 131072 are allowed");
+    let mut many = request([]);
+    (many.inputs[0].shape, many.raw_input_contents) = (vec![3], vec![vec![0; 12].into()]);
+    assert!(parse(many).unwrap_err().to_string().contains("3 elements; 1 is expected"));
+}
+
 #[test]
 fn responses_tell_how_it_ended() {
     let generation = parse(request([])).unwrap();
@@ -96,7 +126,8 @@ fn responses_tell_how_it_ended() {
 }
 
 fn parse(request: ModelInferRequest) -> Result<Generation, Reject> {
-    Generation::parse(request, TenantId::ANONYMOUS, &SequenceKey::default(), &Config::default())
+    let (key, config, limits) = (SequenceKey::default(), Config::default(), <_>::default());
+    Generation::parse(request, TenantId::ANONYMOUS, &key, &config, &limits)
 }
 
 /// A request with the prompt `hi`.

@@ -14,18 +14,19 @@ use aerie_proto::{
     inference::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse},
     v1,
 };
+use prost::Message as _;
+use tokio::time::{Sleep, sleep};
 use tokio_stream::{Stream, wrappers::WatchStream};
 
 use super::{Asked, Oip};
 use crate::{
-    admission::Reject,
+    admission::{Reject, Wait},
     auth::{Caller, Principal},
     oip::{
         classify::seal,
         recurrent::{Generation, Said},
     },
     service::{Readiness, TokenEvent, TokenStream},
-    telemetry::metrics::Api,
     transport::{call::Call, standing::Standing, turns::Broken},
 };
 
@@ -45,15 +46,26 @@ pub(super) struct Exchange<R> {
     /// Each gets its turn to respond.
     running: VecDeque<Turn>,
     /// For the end of another of their sequence.
-    waiting: VecDeque<(String, Asked)>,
+    waiting: VecDeque<Waiting>,
     /// Requests that were refused as they came.
     refused: VecDeque<(String, Reject)>,
+    /// Ends the stream, unless something is asked for before; none while something runs.
+    idle: Option<Pin<Box<Sleep>>>,
     is_over: bool,
+}
+
+/// One request that is to run.
+struct Waiting {
+    id: String,
+    asked: Asked,
+    /// As it came.
+    bytes: usize,
 }
 
 /// One request that runs.
 struct Turn {
     id: String,
+    bytes: usize,
     /// The session of its sequence.
     sequence: Option<String>,
     state: State,
@@ -79,16 +91,16 @@ struct Generating {
 enum Phase {
     Starting(Soon<TokenStream>),
     Running(TokenStream),
-    Ending(Soon<()>, v1::Finished),
+    Ending(Pin<Box<dyn Future<Output = ()> + Send>>, v1::Finished),
 }
 
 impl<R> Exchange<R>
 where
     R: Stream<Item = Result<ModelInferRequest, Broken>> + Unpin,
 {
-    pub(super) fn new(oip: Oip, caller: Caller, requests: R, strict: bool) -> Self {
+    pub(super) fn new(oip: Oip, call: Call, caller: Caller, requests: R, strict: bool) -> Self {
         Self {
-            call: Call::begin(Api::Oip, oip.service()),
+            call,
             readiness: WatchStream::new(oip.service().readiness()),
             standing: Standing::new(caller, oip.service()),
             oip,
@@ -98,16 +110,14 @@ where
             running: VecDeque::new(),
             waiting: VecDeque::new(),
             refused: VecDeque::new(),
+            idle: None,
             is_over: false,
         }
     }
 
     /// Takes in what the client has sent, as far as there is room.
     fn take_requests(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
-        let n_max = self.oip.setup().config.stream_requests_max as usize;
-        while !self.half_closed
-            && self.running.len() + self.waiting.len() + self.refused.len() < n_max
-        {
+        while !self.half_closed && self.has_room() {
             match Pin::new(&mut self.requests).poll_next(cx) {
                 Poll::Pending => break,
                 Poll::Ready(None) => self.half_closed = true,
@@ -117,24 +127,37 @@ where
         Ok(())
     }
 
+    /// Whether another request may be taken in. With those that are there, it may come to two messages.
+    fn has_room(&self) -> bool {
+        let config = &self.oip.setup().config;
+        let n = self.running.len() + self.waiting.len() + self.refused.len();
+        let running = self.running.iter().map(|it| it.bytes);
+        let waiting = self.waiting.iter().map(|it| it.bytes);
+        let refused = self.refused.iter().map(|(id, _)| id.len());
+        let bytes: usize = running.chain(waiting).chain(refused).sum();
+        n < config.stream_requests_max as usize && bytes < config.message_bytes_max as usize
+    }
+
     fn take(&mut self, request: ModelInferRequest) {
-        let id = request.id.clone();
+        self.idle = None;
+        let (id, bytes) = (request.id.clone(), request.encoded_len());
         match self.oip.parse(self.standing.who(), request) {
-            Ok(asked) => self.waiting.push_back((id, asked)),
+            Ok(asked) => self.waiting.push_back(Waiting { id, asked, bytes }),
             Err(reject) => self.refused.push_back((id, reject)),
         }
     }
 
     /// Starts what waits for nobody.
     fn start_waiting(&mut self) {
-        for (id, asked) in mem::take(&mut self.waiting) {
-            let sequence = asked.sequence();
+        for new in mem::take(&mut self.waiting) {
+            let sequence = new.asked.sequence();
             let running = self.running.iter().filter_map(|it| it.sequence.as_deref());
-            let mut others = running.chain(self.waiting.iter().filter_map(|(_, it)| it.sequence()));
+            let waiting = self.waiting.iter().filter_map(|it| it.asked.sequence());
+            let mut others = running.chain(waiting);
             if sequence.is_some_and(|it| others.any(|other| other == it)) {
-                self.waiting.push_back((id, asked));
+                self.waiting.push_back(new);
             } else {
-                self.running.push_back(Turn::start(&self.oip, self.standing.who(), id, asked));
+                self.running.push_back(Turn::start(&self.oip, self.standing.who(), new));
             }
         }
     }
@@ -172,6 +195,18 @@ where
             }
         }
         true
+    }
+
+    /// Waits until the stream has been idle for too long.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Reject> {
+        if !self.running.is_empty() || !self.waiting.is_empty() {
+            self.idle = None;
+            return Poll::Pending;
+        }
+        let max = Duration::from_millis(self.oip.setup().config.idle_ms_max.into());
+        let idle = self.idle.get_or_insert_with(|| Box::pin(sleep(max)));
+        ready!(idle.as_mut().poll(cx));
+        Poll::Ready(Reject::Expired { wait: Wait::Stream, max })
     }
 
     /// Ends the stream, and with it what runs.
@@ -220,7 +255,10 @@ where
             match held.and_then(|()| this.take_requests(cx)) {
                 Ok(()) => {}
                 Err(Broken::Gone) => return Poll::Ready(this.end(None)),
-                Err(Broken::Refused(reject)) => return Poll::Ready(this.end(Some(reject))),
+                Err(Broken::Refused(reject)) => {
+                    this.oip.service().count_reject(&reject);
+                    return Poll::Ready(this.end(Some(reject)));
+                }
             }
             if let Some((id, reject)) = this.refused.pop_front() {
                 return Poll::Ready(this.tell(id, Err(reject)));
@@ -238,13 +276,16 @@ where
                 this.call.succeed();
                 return Poll::Ready(this.end(None));
             }
-            return Poll::Pending;
+            let idle = ready!(this.poll_idle(cx));
+            this.oip.service().count_reject(&idle);
+            return Poll::Ready(this.end(Some(idle)));
         }
     }
 }
 
 impl Turn {
-    fn start(oip: &Oip, who: Principal, id: String, asked: Asked) -> Self {
+    fn start(oip: &Oip, who: Principal, new: Waiting) -> Self {
+        let Waiting { id, asked, bytes } = new;
         let sequence = asked.sequence().map(str::to_owned);
         let oip = oip.clone();
         let state = match asked {
@@ -263,7 +304,7 @@ impl Turn {
                 }))
             }
         };
-        Self { id, sequence, state }
+        Self { id, bytes, sequence, state }
     }
 
     /// The next response; none once it is over.
@@ -344,7 +385,7 @@ impl Generating {
                     }
                 },
                 Phase::Ending(ending, finished) => {
-                    ready!(ending.as_mut().poll(cx))?;
+                    ready!(ending.as_mut().poll(cx));
                     oip.succeeded(generation, *arrived, *queue);
                     let end = generation.tells_end.then(|| generation.end(model, finished));
                     return Poll::Ready(Ok(Step::End(end)));

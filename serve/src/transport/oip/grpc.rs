@@ -1,6 +1,15 @@
 //! The protocol over gRPC: `inference.GRPCInferenceService`.
+//!
+//! Two calls take requests of any size. They are read with a codec of their own, which counts what a request holds before
+//! it makes anything of it; the generated service has no place for that, and serves the others.
 
-use std::pin::Pin;
+mod codec;
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use aerie_proto::inference::{
     ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse,
@@ -12,49 +21,84 @@ use aerie_proto::inference::{
 };
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{
-    Request, Response, Status, Streaming,
-    service::interceptor::{InterceptedService, Interceptor},
+    Request, Response, Status, Streaming, body,
+    codegen::{Body, BoxFuture, Service as Serve, StdError, http},
+    server::{self, ClientStreamingService, NamedService, StreamingService},
+    service::interceptor::InterceptedService,
 };
 
+use self::codec::Counting;
 use super::{Oip, Place, exchange::Exchange};
 use crate::{
+    admission::Reject,
     service::Service,
     telemetry::metrics::Api,
     transport::{
         call::Call,
         grpc::{Guard, answer, broken, caller, principal, status},
+        turns::Broken,
     },
 };
 
 /// Metadata of a client that wants a refusal to end its stream, as Triton calls it.
 const STRICT: &str = "triton_grpc_error";
 
+/// Paths of the calls whose requests are counted.
+const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+/// Bytes of a request of any other call: a name and a version.
+const QUESTION_BYTES_MAX: usize = 4 << 10;
+
 /// The protocol's service, to be added to the others.
 pub(in crate::transport) fn service(
     service: &Service,
     guard: Guard,
-) -> InterceptedService<GrpcInferenceServiceServer<Grpc>, Gate> {
-    let oip = Oip::new(service.clone());
-    let bytes_max = oip.setup().config.message_bytes_max as usize;
-    let server = GrpcInferenceServiceServer::new(Grpc { oip: oip.clone() })
-        .max_decoding_message_size(bytes_max)
-        .max_encoding_message_size(bytes_max);
-    InterceptedService::new(server, Gate { guard, oip })
+) -> InterceptedService<Server, Guard> {
+    let grpc = Grpc { oip: Oip::new(service.clone()) };
+    let others =
+        GrpcInferenceServiceServer::new(grpc.clone()).max_decoding_message_size(QUESTION_BYTES_MAX);
+    InterceptedService::new(Server { grpc, others }, guard)
 }
 
-/// Lets in who has a token, and as many at once as there is room for, before anything is read.
+/// The service, as HTTP/2 asks it.
 #[derive(Clone, Debug)]
-pub(in crate::transport) struct Gate {
-    guard: Guard,
-    oip: Oip,
+pub(in crate::transport) struct Server {
+    grpc: Grpc,
+    others: GrpcInferenceServiceServer<Grpc>,
 }
 
-impl Interceptor for Gate {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let mut request = self.guard.call(request)?;
-        let place = self.oip.enter().map_err(|reject| status(&reject))?;
-        request.extensions_mut().insert(place);
-        Ok(request)
+impl NamedService for Server {
+    const NAME: &'static str = GrpcInferenceServiceServer::<Grpc>::NAME;
+}
+
+impl<B> Serve<http::Request<B>> for Server
+where
+    B: Body + Send + 'static,
+    B::Error: Into<StdError> + Send + 'static,
+{
+    type Response = http::Response<body::Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Self::Response, Infallible>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let grpc = self.grpc.clone();
+        match request.uri().path() {
+            INFER => {
+                Box::pin(
+                    async move { Ok(grpc.codec().client_streaming(Infer(grpc), request).await) },
+                )
+            }
+            STREAM => {
+                Box::pin(
+                    async move { Ok(grpc.codec().streaming(StreamInfer(grpc), request).await) },
+                )
+            }
+            _ => self.others.call(request),
+        }
     }
 }
 
@@ -64,9 +108,81 @@ pub(in crate::transport) struct Grpc {
     oip: Oip,
 }
 
+/// `ModelInfer`, whose one request is read here, where it is known whose it is.
+struct Infer(Grpc);
+
+/// `ModelStreamInfer`.
+struct StreamInfer(Grpc);
+
+impl ClientStreamingService<ModelInferRequest> for Infer {
+    type Response = ModelInferResponse;
+    type Future = BoxFuture<Response<ModelInferResponse>, Status>;
+
+    fn call(&mut self, request: Request<Streaming<ModelInferRequest>>) -> Self::Future {
+        let grpc = self.0.clone();
+        Box::pin(async move {
+            let mut call = grpc.begin();
+            let answered = match grpc.read(request).await {
+                Ok((request, place)) => {
+                    let answered = grpc.model_infer(request).await;
+                    drop(place);
+                    answered
+                }
+                Err(reject) => {
+                    grpc.oip.service().count_reject(&reject);
+                    Err(status(&reject))
+                }
+            };
+            call.close(&answered);
+            answered
+        })
+    }
+}
+
+impl StreamingService<ModelInferRequest> for StreamInfer {
+    type Response = ModelStreamInferResponse;
+    type ResponseStream = Responses;
+    type Future = BoxFuture<Response<Responses>, Status>;
+
+    fn call(&mut self, request: Request<Streaming<ModelInferRequest>>) -> Self::Future {
+        let grpc = self.0.clone();
+        Box::pin(async move { grpc.model_stream_infer(request).await })
+    }
+}
+
 impl Grpc {
     fn begin(&self) -> Call {
         Call::begin(Api::Oip, self.oip.service())
+    }
+
+    fn codec<T: prost::Message + 'static>(&self) -> server::Grpc<Counting<T>> {
+        let bytes_max = self.oip.setup().config.message_bytes_max as usize;
+        server::Grpc::new(Counting::new(self.oip.limits()))
+            .max_decoding_message_size(bytes_max)
+            .max_encoding_message_size(bytes_max)
+    }
+
+    /// The one request of a call, for which there is a place.
+    async fn read(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Result<(Request<ModelInferRequest>, Place), Reject> {
+        let caller = caller(&request);
+        let place = self.oip.enter(caller.who)?;
+        let (metadata, extensions, mut messages) = request.into_parts();
+        let message = async {
+            match messages.message().await.map_err(|status| broken(&status)) {
+                Ok(Some(message)) => Ok(message),
+                Ok(None) => {
+                    let problem = "is not there".to_owned();
+                    Err(Reject::Invalid { field: "request", problem })
+                }
+                Err(Broken::Refused(reject)) => Err(reject),
+                Err(Broken::Gone) => Err(Reject::Internal { what: "its client has gone" }),
+            }
+        };
+        let message = self.oip.receive(&caller, message).await?;
+        Ok((Request::from_parts(metadata, extensions, message), place))
     }
 }
 
@@ -116,10 +232,9 @@ impl GrpcInferenceService for Grpc {
         &self,
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
-        let (call, who, place) = (self.begin(), principal(&request), place(&request));
+        let who = principal(&request);
         let answered = self.oip.infer(who, request.into_inner()).await;
-        drop(place);
-        answer(call, answered)
+        answered.map(Response::new).map_err(|reject| status(&reject))
     }
 
     type ModelStreamInferStream = Responses;
@@ -128,10 +243,17 @@ impl GrpcInferenceService for Grpc {
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Responses>, Status> {
-        let (caller, place) = (caller(&request), place(&request));
+        let (call, caller) = (self.begin(), caller(&request));
+        let place = match self.oip.enter(caller.who) {
+            Ok(place) => place,
+            Err(reject) => {
+                self.oip.service().count_reject(&reject);
+                return answer(call, Err(reject));
+            }
+        };
         let strict = request.metadata().get(STRICT).is_some_and(|it| it.as_bytes() == b"true");
         let requests = request.into_inner().map(|it| it.map_err(|status| broken(&status)));
-        let responses = Exchange::new(self.oip.clone(), caller, requests, strict);
+        let responses = Exchange::new(self.oip.clone(), call, caller, requests, strict);
         let responses = responses.map(move |it| {
             // It lasts as long as the stream does.
             let _ = &place;
@@ -153,10 +275,14 @@ impl GrpcInferenceService for Grpc {
         &self,
         request: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
-        answer(self.begin(), Ok(self.oip.index(request.get_ref().ready)))
+        let RepositoryIndexRequest { repository_name, ready } = request.get_ref();
+        let index = match &**repository_name {
+            "" => Ok(self.oip.index(*ready)),
+            _ => {
+                let problem = "is none that there is: models are in none".to_owned();
+                Err(Reject::Invalid { field: "repository_name", problem })
+            }
+        };
+        answer(self.begin(), index)
     }
-}
-
-fn place<T>(request: &Request<T>) -> Place {
-    request.extensions().get::<Place>().expect("no call comes past its gate").clone()
 }

@@ -4,13 +4,14 @@
 
 mod body;
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
+use aerie_proto::inference::ModelInferRequest;
 use axum::{
-    Router,
+    Extension, Router,
     body::{Body, Bytes, to_bytes},
-    extract::{Path, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    extract::{FromRequestParts, Path, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -22,21 +23,25 @@ use hyper_util::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use thiserror::Error;
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio::{
+    net::TcpListener,
+    task::{JoinSet, spawn_blocking},
+};
 use tokio_stream::StreamExt as _;
+use tonic::transport::server::Connected as _;
 use tracing::{debug, info};
 
-use super::Oip;
+use super::{Oip, Place};
 use crate::{
-    admission::Reject,
-    auth::{Evidence, Principal, bearer},
+    admission::{Reject, Wait},
+    auth::{Caller, Evidence, bearer},
     server::{Listener, Shutdown},
     service::Service,
     telemetry::metrics::Api,
     tls::{Identity, TlsError},
     transport::{
         call::Call,
-        door::{Door, Limits},
+        door::{Door, Limits, Peer},
         stopped,
     },
 };
@@ -57,8 +62,6 @@ pub struct Config {
     pub header_bytes_max: u32,
     /// A connection over which no whole headers have come for this long is closed.
     pub header_ms_max: u32,
-    /// How long it may take until a request's body has come.
-    pub body_ms_max: u32,
 }
 
 /// Why the port could not be opened.
@@ -74,6 +77,10 @@ pub enum BindError {
 const ALPN: &[u8] = b"http/1.1";
 /// Bytes of a body before its tensors in binary.
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+/// This takes less than a millisecond to read.
+const INLINE_JSON_BYTES_MAX: usize = 32 << 10;
+/// Bytes of a body that asks for the index.
+const INDEX_BYTES_MAX: usize = 256;
 /// hyper asks for no less.
 const HEADER_BYTES_MIN: u32 = 8 << 10;
 
@@ -103,10 +110,7 @@ pub async fn listen(
     info!(address = %format_args!("{}://{addr}/v2", config.scheme()), "listening");
     let &Config { connections_max, handshake_ms_max, .. } = config;
     let door = Door::new(Limits { connections_max, handshake_ms_max }, listener, tls);
-    let front = Front {
-        oip: Oip::new(service),
-        body_max: Duration::from_millis(config.body_ms_max.into()),
-    };
+    let front = Front { oip: Oip::new(service) };
     let task = tokio::spawn(serve(config.clone(), door, router(front), shutdown));
     Ok(Some(Listener { addr, task }))
 }
@@ -132,7 +136,9 @@ async fn serve(config: Config, door: Door, router: Router, shutdown: Shutdown) {
                 None => break,
             },
         };
-        let service = TowerToHyperService::new(router.clone());
+        // Whoever is at the other end is told to each of its calls.
+        let router = router.clone().layer(Extension(socket.connect_info()));
+        let service = TowerToHyperService::new(router);
         let connection = builder.serve_connection(TokioIo::new(socket), service).into_owned();
         let connection = graceful.watch(connection);
         connections.spawn(async move {
@@ -149,14 +155,13 @@ async fn serve(config: Config, door: Door, router: Router, shutdown: Shutdown) {
 #[derive(Clone, Debug)]
 struct Front {
     oip: Oip,
-    body_max: Duration,
 }
 
 fn router(front: Front) -> Router {
     Router::new()
         .route("/v2", get(server_metadata))
         .route("/v2/", get(server_metadata))
-        .route("/v2/health/live", get(async || StatusCode::OK))
+        .route("/v2/health/live", get(async || axum_json(&json!({ "live": true }))))
         .route("/v2/health/ready", get(ready))
         .route("/v2/repository/index", get(index).post(index))
         .route("/v2/models/stats", get(all_statistics))
@@ -180,8 +185,8 @@ struct Named {
     version: String,
 }
 
-async fn server_metadata(State(front): State<Front>, headers: HeaderMap) -> Response {
-    front.tell(&headers, |_| {
+async fn server_metadata(State(front): State<Front>, shown: Shown) -> Response {
+    front.tell(shown, |_| {
         let metadata = Oip::server_metadata();
         let (name, version, extensions) = (metadata.name, metadata.version, metadata.extensions);
         Ok(json!({ "name": name, "version": version, "extensions": extensions }))
@@ -189,47 +194,55 @@ async fn server_metadata(State(front): State<Front>, headers: HeaderMap) -> Resp
 }
 
 /// As `/readyz` does, without asking for a token.
-async fn ready(State(front): State<Front>) -> StatusCode {
-    if front.oip.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+async fn ready(State(front): State<Front>) -> Response {
+    let ready = front.oip.is_ready();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    // Both words: the protocol's older and its newer form.
+    (status, axum_json(&json!({ "live": true, "ready": ready }))).into_response()
 }
 
 async fn model_ready(
     State(front): State<Front>,
     Path(Named { name, version }): Path<Named>,
-    headers: HeaderMap,
+    shown: Shown,
 ) -> Response {
-    front.tell(&headers, |oip| {
+    front.tell(shown, |oip| {
         oip.model_metadata(&name, &version)?;
-        if oip.is_ready() { Ok(json!({})) } else { Err(oip.service().unavailable()) }
+        if !oip.is_ready() {
+            return Err(oip.service().unavailable());
+        }
+        Ok(json!({ "name": name, "ready": true }))
     })
 }
 
 async fn model_metadata(
     State(front): State<Front>,
     Path(Named { name, version }): Path<Named>,
-    headers: HeaderMap,
+    shown: Shown,
 ) -> Response {
-    front.tell(&headers, |oip| Ok(body::metadata(&oip.model_metadata(&name, &version)?)))
+    front.tell(shown, |oip| Ok(body::metadata(&oip.model_metadata(&name, &version)?)))
 }
 
 async fn statistics(
     State(front): State<Front>,
     Path(Named { name, version }): Path<Named>,
-    headers: HeaderMap,
+    shown: Shown,
 ) -> Response {
-    front.tell(&headers, |oip| Ok(body::statistics(&oip.statistics(&name, &version)?)))
+    front.tell(shown, |oip| Ok(body::statistics(&oip.statistics(&name, &version)?)))
 }
 
-async fn all_statistics(State(front): State<Front>, headers: HeaderMap) -> Response {
-    front.tell(&headers, |oip| Ok(body::statistics(&oip.statistics("", "")?)))
+async fn all_statistics(State(front): State<Front>, shown: Shown) -> Response {
+    front.tell(shown, |oip| Ok(body::statistics(&oip.statistics("", "")?)))
 }
 
-async fn index(State(front): State<Front>, headers: HeaderMap, body: Body) -> Response {
+async fn index(State(front): State<Front>, shown: Shown, body: Body) -> Response {
     let mut call = front.begin();
     let answered = async {
-        front.principal(&headers)?;
-        let asked = front.read(body).await?;
-        Ok(body::index(&front.oip.index(body::asks_for_ready(&asked)?)))
+        let caller = front.caller(shown)?;
+        let asked = front.read(&caller, body, INDEX_BYTES_MAX).await;
+        let asked = asked.and_then(|it| body::asks_for_ready(&it));
+        let ready = asked.inspect_err(|reject| front.oip.service().count_reject(reject))?;
+        Ok(body::index(&front.oip.index(ready)))
     };
     let answered = answered.await;
     call.end(&answered);
@@ -239,11 +252,12 @@ async fn index(State(front): State<Front>, headers: HeaderMap, body: Body) -> Re
 async fn infer(
     State(front): State<Front>,
     Path(Named { name, version }): Path<Named>,
+    shown: Shown,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let mut call = front.begin();
-    let answered = front.infer([name, version], &headers, body).await;
+    let answered = front.infer([name, version], shown, &headers, body).await;
     call.end(&answered);
     match answered {
         Err(reject) => refused(&reject),
@@ -258,36 +272,60 @@ async fn infer(
     }
 }
 
+/// What a call shows of who makes it: its token, or its connection's certificate.
+struct Shown(Evidence);
+
+impl<S: Sync> FromRequestParts<S> for Shown {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let token = parts.headers.get(header::AUTHORIZATION);
+        let peer = parts.extensions.get::<Peer>().and_then(|it| it.0.as_ref());
+        Ok(Self(Evidence::of(token.and_then(|it| bearer(it.as_bytes())), peer)))
+    }
+}
+
 impl Front {
     fn begin(&self) -> Call {
         Call::begin(Api::Rest, self.oip.service())
     }
 
-    fn principal(&self, headers: &HeaderMap) -> Result<Principal, Reject> {
-        let token = headers.get(header::AUTHORIZATION).and_then(|it| bearer(it.as_bytes()));
-        Ok(self.oip.service().caller(Evidence::of(token, None))?.who)
+    fn caller(&self, Shown(evidence): Shown) -> Result<Caller, Reject> {
+        self.oip.service().caller(evidence)
     }
 
     /// Answers a request without a body, in JSON.
-    fn tell(
-        &self,
-        headers: &HeaderMap,
-        answer: impl FnOnce(&Oip) -> Result<Value, Reject>,
-    ) -> Response {
+    fn tell(&self, shown: Shown, answer: impl FnOnce(&Oip) -> Result<Value, Reject>) -> Response {
         let mut call = self.begin();
-        let answered = self.principal(headers).and_then(|_| answer(&self.oip));
+        let answered = self.caller(shown).and_then(|_| answer(&self.oip));
         call.end(&answered);
         answered.map_or_else(|reject| refused(&reject), |value| axum_json(&value))
     }
 
     async fn infer(
         &self,
-        [name, version]: [String; 2],
+        named: [String; 2],
+        shown: Shown,
         headers: &HeaderMap,
         body: Body,
     ) -> Result<body::Answer, Reject> {
-        let who = self.principal(headers)?;
-        let _place = self.oip.enter()?;
+        let caller = self.caller(shown)?;
+        let received = self.receive(named, &caller, headers, body).await;
+        let (request, binary, _place) =
+            received.inspect_err(|reject| self.oip.service().count_reject(reject))?;
+        let response = self.oip.infer(caller.who, request).await?;
+        Ok(body::Answer::new(&response, &binary))
+    }
+
+    /// A request for which there is a place, and how it is to be answered.
+    async fn receive(
+        &self,
+        [name, version]: [String; 2],
+        caller: &Caller,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<(ModelInferRequest, body::Binary, Place), Reject> {
+        let place = self.oip.enter(caller.who)?;
         if let Some(encoding) = headers.get(header::CONTENT_ENCODING) {
             let problem = format!("is compressed ({encoding:?}), which is not offered");
             return Err(Reject::Invalid { field: "body", problem });
@@ -301,22 +339,37 @@ impl Front {
                 Some(length.ok_or_else(|| Reject::Invalid { field, problem: problem() })?)
             }
         };
-        let bytes = self.read(body).await?;
-        let asked = body::Asked::parse(&bytes, json_bytes)?;
-        let (mut request, binary) = asked.request()?;
-        (request.model_name, request.model_version) = (name, version);
-        let response = self.oip.infer(who, request).await?;
-        Ok(body::Answer::new(&response, &binary))
+        let bytes_max = self.oip.setup().config.message_bytes_max as usize;
+        let bytes = self.read(caller, body, bytes_max).await?;
+        let (mut request, binary) = self.parse(bytes, json_bytes).await?;
+        body::name(&mut request, name, version)?;
+        Ok((request, binary, place))
     }
 
-    async fn read(&self, body: Body) -> Result<Bytes, Reject> {
-        let bytes_max = self.oip.setup().config.message_bytes_max as usize;
-        let invalid = |problem: String| Reject::Invalid { field: "body", problem };
-        match timeout(self.body_max, to_bytes(body, bytes_max)).await {
-            Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(_)) => Err(invalid(format!("has more than {bytes_max} bytes, or broke off"))),
-            Err(_) => Err(invalid("took too long to come".to_owned())),
+    /// Reads JSON, away from the threads that serve sockets if it is long.
+    async fn parse(
+        &self,
+        bytes: Bytes,
+        json_bytes: Option<usize>,
+    ) -> Result<(ModelInferRequest, body::Binary), Reject> {
+        let elements_max = self.oip.limits().elements_max;
+        let is_short = json_bytes.unwrap_or(bytes.len()) <= INLINE_JSON_BYTES_MAX;
+        let parse = move || body::Asked::parse(&bytes, json_bytes)?.request(elements_max);
+        if is_short {
+            return parse();
         }
+        let failed = Reject::Internal { what: "its body could not be read" };
+        spawn_blocking(parse).await.unwrap_or(Err(failed))
+    }
+
+    async fn read(&self, caller: &Caller, body: Body, bytes_max: usize) -> Result<Bytes, Reject> {
+        let read = async {
+            to_bytes(body, bytes_max).await.map_err(|_| {
+                let problem = format!("has more than {bytes_max} bytes, or broke off");
+                Reject::Invalid { field: "body", problem }
+            })
+        };
+        self.oip.receive(caller, read).await
     }
 }
 
@@ -342,7 +395,8 @@ pub(in crate::transport) fn status(reject: &Reject) -> StatusCode {
         | Reject::QuotaGenerations { .. }
         | Reject::Busy { .. }
         | Reject::TooManyNames { .. } => StatusCode::TOO_MANY_REQUESTS,
-        Reject::Expired { .. } => StatusCode::GATEWAY_TIMEOUT,
+        Reject::Expired { wait: Wait::Request | Wait::Stream, .. } => StatusCode::REQUEST_TIMEOUT,
+        Reject::Expired { wait: Wait::Device, .. } => StatusCode::GATEWAY_TIMEOUT,
         Reject::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Reject::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -379,7 +433,6 @@ impl Default for Config {
             handshake_ms_max: 10_000,
             header_bytes_max: 16 << 10,
             header_ms_max: 60_000,
-            body_ms_max: 60_000,
         }
     }
 }

@@ -21,13 +21,16 @@ use aerie_proto::inference::{
 use bytes::Bytes;
 use serde::{
     Deserialize, Deserializer,
-    de::{self, DeserializeSeed, SeqAccess, Visitor},
+    de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Value, json, value::RawValue};
 
 use crate::{
     admission::Reject,
-    oip::tensor::{decode_strings, encode_strings},
+    oip::{
+        TENSORS_MAX,
+        tensor::{Datatype, decode_strings, encode_strings},
+    },
 };
 
 /// A request, as far as its JSON says.
@@ -41,14 +44,14 @@ pub(super) struct Asked<'a> {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct AskedBody<'a> {
-    #[serde(default)]
-    id: String,
-    #[serde(default)]
-    parameters: HashMap<String, Plain>,
+    id: Option<String>,
+    /// The path says it as well; some clients always do.
+    model_name: Option<String>,
+    model_version: Option<String>,
+    parameters: Option<Plains>,
     #[serde(borrow, default)]
-    inputs: Vec<AskedInput<'a>>,
-    #[serde(default)]
-    outputs: Vec<AskedOutput>,
+    inputs: Few<AskedInput<'a>>,
+    outputs: Option<Few<AskedOutput>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -56,9 +59,8 @@ struct AskedBody<'a> {
 struct AskedInput<'a> {
     name: String,
     datatype: String,
-    shape: Vec<i64>,
-    #[serde(default)]
-    parameters: HashMap<String, Plain>,
+    shape: Few<i64>,
+    parameters: Option<Plains>,
     #[serde(borrow)]
     data: Option<&'a RawValue>,
 }
@@ -67,9 +69,16 @@ struct AskedInput<'a> {
 #[serde(deny_unknown_fields)]
 struct AskedOutput {
     name: String,
-    #[serde(default)]
-    parameters: HashMap<String, Plain>,
+    parameters: Option<Plains>,
 }
+
+/// A list of at most [`TENSORS_MAX`].
+#[derive(Debug)]
+struct Few<T>(Vec<T>);
+
+/// Parameters, at most [`TENSORS_MAX`].
+#[derive(Debug, Default)]
+struct Plains(HashMap<String, Plain>);
 
 /// The value of a parameter: nothing that has others in it, as that could be of any size.
 #[derive(Debug)]
@@ -99,9 +108,12 @@ const BINARY_DATA_OUTPUT: &str = "binary_data_output";
 
 /// Lists within lists: as many as tensors have axes.
 const DEPTH_MAX: u8 = 8;
+/// Of an error that is told.
+const ERROR_CHARS_MAX: usize = 200;
 
 impl<'a> Asked<'a> {
-    /// Reads a body, whose JSON has `json_bytes`, or all that there is.
+    /// Reads a body, whose JSON has `json_bytes`, or all that there is. No more is kept of it than there is room for in a
+    /// request, but for `data`, which stays as it is.
     ///
     /// # Errors
     /// [`Reject::Invalid`] if it is no request.
@@ -112,23 +124,30 @@ impl<'a> Asked<'a> {
             return Err(invalid(format!("has {found} bytes, and its JSON is said to have more")));
         };
         let body = serde_json::from_slice(json)
-            .map_err(|error| invalid(format!("is no request: {error}")))?;
+            .map_err(|error| invalid(format!("is no request: {}", short(&error))))?;
         Ok(Self { body, binary: bytes.slice(length..) })
     }
 
-    /// The same as gRPC would have it, with all tensors in raw form; and how the answer is to be told.
+    /// The same as gRPC would have it, with all tensors in raw form; and how the answer is to be told. What does not count
+    /// in bytes has at most `elements_max` elements.
     ///
     /// # Errors
     /// [`Reject::Invalid`] if tensors are not what they say.
-    pub(super) fn request(self) -> Result<(ModelInferRequest, Binary), Reject> {
+    pub(super) fn request(self, elements_max: u32) -> Result<(ModelInferRequest, Binary), Reject> {
         let Self { body, mut binary } = self;
         let mut parameters = plain(body.parameters);
         let mut wanted = Binary {
             by_default: take_flag(&mut parameters, BINARY_DATA_OUTPUT)?.unwrap_or(false),
             ..Binary::default()
         };
-        let mut request = ModelInferRequest { id: body.id, parameters, ..Default::default() };
-        for AskedInput { name, datatype, shape, parameters, data } in body.inputs {
+        let mut request = ModelInferRequest {
+            model_name: body.model_name.unwrap_or_default(),
+            model_version: body.model_version.unwrap_or_default(),
+            id: body.id.unwrap_or_default(),
+            parameters,
+            ..ModelInferRequest::default()
+        };
+        for AskedInput { name, datatype, shape: Few(shape), parameters, data } in body.inputs.0 {
             let mut parameters = plain(parameters);
             let size = parameters.remove(BINARY_DATA_SIZE).and_then(|it| it.parameter_choice);
             let raw = match (size, data) {
@@ -143,7 +162,8 @@ impl<'a> Asked<'a> {
                     })?)
                 }
                 (None, Some(data)) => {
-                    raw(&datatype, data).map_err(|problem| of(&name, &problem))?
+                    let read = Elements::read(&datatype, &shape, elements_max, data);
+                    read.map_err(|problem| of(&name, &problem))?
                 }
                 _ => return Err(of(&name, "has not either `data` or a `binary_data_size`")),
             };
@@ -155,7 +175,7 @@ impl<'a> Asked<'a> {
             let left = binary.len();
             return Err(invalid(format!("has {left} bytes that belong to no input")));
         }
-        for AskedOutput { name, parameters } in body.outputs {
+        for AskedOutput { name, parameters } in body.outputs.map_or_else(Vec::new, |it| it.0) {
             let mut parameters = plain(parameters);
             if let Some(flag) = take_flag(&mut parameters, BINARY_DATA)? {
                 wanted.by_name.insert(name.clone(), flag);
@@ -164,6 +184,29 @@ impl<'a> Asked<'a> {
         }
         Ok((request, wanted))
     }
+}
+
+/// Has a request be for the model that the path names; a body may say so too, but nothing else.
+///
+/// # Errors
+/// [`Reject::Invalid`] if it does.
+pub(super) fn name(
+    request: &mut ModelInferRequest,
+    name: String,
+    version: String,
+) -> Result<(), Reject> {
+    let ModelInferRequest { model_name, model_version, .. } = request;
+    let pairs = [("model_name", model_name, name), ("model_version", model_version, version)];
+    for (field, said, named) in pairs {
+        if said.is_empty() || *said == named {
+            *said = named;
+        } else if !named.is_empty() {
+            let said: String = said.chars().take(64).collect();
+            let problem = format!("is {said:?}, but the path names {named:?}");
+            return Err(Reject::Invalid { field, problem });
+        }
+    }
+    Ok(())
 }
 
 impl Binary {
@@ -286,67 +329,131 @@ pub(super) fn statistics(models: &[ModelStatistics]) -> Value {
     json!({ "model_stats": models.iter().map(model).collect::<Vec<_>>() })
 }
 
-/// `data` in raw form.
-fn raw(datatype: &str, data: &RawValue) -> Result<Bytes, String> {
-    let outside = || format!("has an element that is no {datatype}");
-    match datatype {
-        "BYTES" => {
-            let strings: Vec<String> = flat(data)?;
-            Ok(encode_strings(strings.iter().map(String::as_bytes)))
+/// Elements of a tensor that are read, in raw form.
+struct Elements {
+    datatype: Datatype,
+    /// How many may follow by the shape.
+    left: usize,
+    raw: Vec<u8>,
+}
+
+impl Elements {
+    /// Those in `data`, as many as `shape` says.
+    fn read(
+        datatype: &str,
+        shape: &[i64],
+        elements_max: u32,
+        data: &RawValue,
+    ) -> Result<Bytes, String> {
+        let known = [Datatype::Bytes, Datatype::Fp32, Datatype::Int32, Datatype::Int64];
+        let datatype = known.into_iter().find(|it| it.name() == datatype);
+        let datatype = datatype.ok_or("has a datatype that no model takes")?;
+        let n = shape.iter().try_fold(1_usize, |n, &it| n.checked_mul(usize::try_from(it).ok()?));
+        let left = n.ok_or("has a shape that cannot be")?;
+        // A number of 4 bytes is no larger than what it is read from, by much.
+        if datatype != Datatype::Fp32 && (elements_max as usize) < left {
+            return Err(format!("has {left} elements; at most {elements_max} are allowed"));
         }
-        "INT64" => Ok(flat::<i64>(data)?.into_iter().flat_map(i64::to_le_bytes).collect()),
-        "INT32" => {
-            let numbers: Result<Vec<_>, _> =
-                flat::<i64>(data)?.into_iter().map(i32::try_from).collect();
-            let numbers = numbers.map_err(|_| outside())?;
-            Ok(numbers.into_iter().flat_map(i32::to_le_bytes).collect())
+        let mut elements = Self { datatype, left, raw: Vec::new() };
+        let mut deserializer = serde_json::Deserializer::from_str(data.get());
+        let list = Nested { elements: &mut elements, depth_left: DEPTH_MAX };
+        let read = (&mut deserializer).deserialize_seq(list);
+        read.map_err(|error| format!("has no such `data`: {}", short(&error)))?;
+        Ok(elements.raw.into())
+    }
+
+    fn push<E: de::Error>(&mut self, element: Option<&[u8]>) -> Result<(), E> {
+        let name = self.datatype.name();
+        let element = element.ok_or_else(|| E::custom(format!("an element is no {name}")))?;
+        let left = self.left.checked_sub(1);
+        self.left = left.ok_or_else(|| E::custom("there are more elements than by its shape"))?;
+        self.raw.extend_from_slice(element);
+        Ok(())
+    }
+
+    fn push_whole<E: de::Error>(&mut self, n: Option<i64>) -> Result<(), E> {
+        match (self.datatype, n) {
+            (Datatype::Int64, Some(n)) => self.push(Some(&n.to_le_bytes())),
+            (Datatype::Int32, Some(n)) => {
+                let n = i32::try_from(n).ok().map(i32::to_le_bytes);
+                self.push(n.as_ref().map(<[u8; 4]>::as_slice))
+            }
+            _ => self.push(None),
         }
-        "FP32" => Ok(flat::<f32>(data)?.into_iter().flat_map(f32::to_le_bytes).collect()),
-        _ => Err("has a datatype that no model takes".to_owned()),
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "f32 is what the tensor is of")]
+    fn push_real<E: de::Error>(&mut self, x: f64) -> Result<(), E> {
+        match self.datatype {
+            Datatype::Fp32 => self.push(Some(&(x as f32).to_le_bytes())),
+            _ => self.push(None),
+        }
     }
 }
 
-/// The elements of a list, or of lists of lists, one after another.
-fn flat<'de, T: Deserialize<'de>>(data: &'de RawValue) -> Result<Vec<T>, String> {
-    let mut elements = Vec::new();
-    let mut deserializer = serde_json::Deserializer::from_str(data.get());
-    let read = Flat(&mut elements, DEPTH_MAX).deserialize(&mut deserializer);
-    read.map_err(|error| format!("has no such `data`: {error}"))?;
-    Ok(elements)
+/// A list of elements, or of such lists, which may be as deep within each other as the number says: they are read with as
+/// many calls within each other.
+struct Nested<'a> {
+    elements: &'a mut Elements,
+    depth_left: u8,
 }
 
-/// Puts a list's elements behind those that are there; lists may be as deep within each other as the number says, since
-/// they are read with as many calls within each other.
-struct Flat<'a, T>(&'a mut Vec<T>, u8);
-
-impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Flat<'_, T> {
+impl<'de> DeserializeSeed<'de> for Nested<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_seq(self)
+        deserializer.deserialize_any(self)
     }
 }
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for Flat<'_, T> {
+impl<'de> Visitor<'de> for Nested<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list")
+        write!(f, "a list of {}", self.elements.datatype.name())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        while let Some(data) = seq.next_element::<&'de RawValue>()? {
-            let mut inner = serde_json::Deserializer::from_str(data.get());
-            if data.get().starts_with('[') {
-                let left = self.1.checked_sub(1);
-                let left = left.ok_or_else(|| de::Error::custom("a tensor has no such depth"))?;
-                Flat(self.0, left).deserialize(&mut inner).map_err(de::Error::custom)?;
-            } else {
-                self.0.push(T::deserialize(&mut inner).map_err(de::Error::custom)?);
-            }
-        }
+        let Self { elements, depth_left } = self;
+        let depth_left = depth_left.checked_sub(1);
+        let depth_left =
+            depth_left.ok_or_else(|| de::Error::custom("a tensor has no such depth"))?;
+        while seq.next_element_seed(Nested { elements: &mut *elements, depth_left })?.is_some() {}
         Ok(())
     }
+
+    fn visit_i64<E: de::Error>(self, n: i64) -> Result<(), E> {
+        match self.elements.datatype {
+            Datatype::Fp32 => self.elements.push_real(approximate(n.into())),
+            _ => self.elements.push_whole(Some(n)),
+        }
+    }
+
+    fn visit_u64<E: de::Error>(self, n: u64) -> Result<(), E> {
+        match self.elements.datatype {
+            Datatype::Fp32 => self.elements.push_real(approximate(n.into())),
+            _ => self.elements.push_whole(i64::try_from(n).ok()),
+        }
+    }
+
+    fn visit_f64<E: de::Error>(self, x: f64) -> Result<(), E> {
+        self.elements.push_real(x)
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<(), E> {
+        match self.elements.datatype {
+            Datatype::Bytes => {
+                let raw = encode_strings([text.as_bytes()]);
+                self.elements.push(Some(&raw))
+            }
+            _ => self.elements.push(None),
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a whole number where a real one is expected")]
+fn approximate(n: i128) -> f64 {
+    n as f64
 }
 
 /// An output in JSON.
@@ -371,10 +478,10 @@ fn describe(parameters: &HashMap<String, InferParameter>) -> Map<String, Value> 
     parameters.iter().map(|(name, it)| (name.clone(), value(it))).collect()
 }
 
-fn plain(parameters: HashMap<String, Plain>) -> HashMap<String, InferParameter> {
+fn plain(parameters: Option<Plains>) -> HashMap<String, InferParameter> {
     let parameter =
         |(name, Plain(choice))| (name, InferParameter { parameter_choice: Some(choice) });
-    parameters.into_iter().map(parameter).collect()
+    parameters.unwrap_or_default().0.into_iter().map(parameter).collect()
 }
 
 fn take_flag(
@@ -385,6 +492,65 @@ fn take_flag(
         None => Ok(None),
         Some(ParameterChoice::BoolParam(flag)) => Ok(Some(flag)),
         Some(_) => Err(Reject::Invalid { field: name, problem: "is not true or false".to_owned() }),
+    }
+}
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Few<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(FewVisitor(Vec::new()))
+    }
+}
+
+struct FewVisitor<T>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for FewVisitor<T> {
+    type Value = Few<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {TENSORS_MAX}")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Few<T>, A::Error> {
+        while let Some(element) = seq.next_element()? {
+            self.0.push(element);
+            if (TENSORS_MAX as usize) < self.0.len() {
+                return Err(de::Error::invalid_length(self.0.len(), &self));
+            }
+        }
+        Ok(Few(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Plains {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(PlainsVisitor)
+    }
+}
+
+struct PlainsVisitor;
+
+impl<'de> Visitor<'de> for PlainsVisitor {
+    type Value = Plains;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at most {TENSORS_MAX} parameters")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Plains, A::Error> {
+        let mut plains = HashMap::new();
+        while let Some((name, value)) = map.next_entry()? {
+            plains.insert(name, value);
+            if (TENSORS_MAX as usize) < plains.len() {
+                return Err(de::Error::invalid_length(plains.len(), &self));
+            }
+        }
+        Ok(Plains(plains))
     }
 }
 
@@ -426,6 +592,11 @@ impl Visitor<'_> for PlainVisitor {
 
 fn invalid(problem: String) -> Reject {
     Reject::Invalid { field: "body", problem }
+}
+
+/// The beginning of what is wrong: it may repeat whatever came.
+fn short(error: &serde_json::Error) -> String {
+    error.to_string().chars().take(ERROR_CHARS_MAX).collect()
 }
 
 fn of(name: &str, problem: &str) -> Reject {

@@ -43,6 +43,10 @@ fn bodies_that_are_not_what_they_say_are_refused() {
         (&input(r#""shape":[1],"parameters":{"binary_data_size":4}"#), "more bytes than there are"),
         (&input(r#""shape":[1],"parameters":{"binary_data_size":-1}"#), "more bytes than there"),
         (r#"{"parameters":{"binary_data_output":1}}"#, "is not true or false"),
+        (&input(r#""shape":[1],"data":[1,2]"#), "more elements than by its shape"),
+        (&input(r#""shape":[-1],"data":[1]"#), "a shape that cannot be"),
+        (&input(r#""shape":[65],"data":[1]"#), "65 elements; at most 64"),
+        (&input(r#""shape":[1],"data":[1.0]"#), "no INT32"),
     ] {
         let error = parse(body.as_bytes(), None).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
@@ -52,6 +56,52 @@ fn bodies_that_are_not_what_they_say_are_refused() {
     // Lists within lists are read with calls within calls.
     let deep = input(&format!(r#""shape":[1],"data":{}{}"#, "[".repeat(9000), "]".repeat(9000)));
     assert!(parse(deep.as_bytes(), None).unwrap_err().to_string().contains("no such depth"));
+}
+
+/// Goal: lists whose elements take more in memory than in a body end where there is no room for more.
+#[test]
+fn lists_are_no_longer_than_there_is_room_for() {
+    let long = |element: &str, n: usize| vec![element; n].join(",");
+    let input = r#"{"name":"a","datatype":"INT64","shape":[1],"data":[1]}"#;
+    let n = TENSORS_MAX as usize;
+    assert_eq!(
+        parse(format!(r#"{{"inputs":[{}]}}"#, long(input, n)).as_bytes(), None)
+            .unwrap()
+            .0
+            .inputs
+            .len(),
+        n
+    );
+    let parameters: Vec<_> = (0..=n).map(|i| format!(r#""{i}":1"#)).collect();
+    for body in [
+        format!(r#"{{"inputs":[{}]}}"#, long(input, n + 1)),
+        format!(r#"{{"outputs":[{}]}}"#, long(r#"{"name":"a"}"#, n + 1)),
+        format!(
+            r#"{{"inputs":[{{"name":"a","datatype":"INT64","shape":[{}]}}]}}"#,
+            long("1", n + 1)
+        ),
+        format!(r#"{{"parameters":{{{}}}}}"#, parameters.join(",")),
+    ] {
+        let error = parse(body.as_bytes(), None).unwrap_err().to_string();
+        assert!(error.contains("at most 256"), "{error}");
+    }
+    let body = format!(r#"{{"{}":1}}"#, "x".repeat(1 << 20));
+    assert!(parse(body.as_bytes(), None).unwrap_err().to_string().len() < 300);
+}
+
+/// What KServe's client writes: the name of the model, and nothing where there is nothing.
+#[test]
+fn bodies_may_repeat_what_the_path_says() {
+    let json = r#"{"id":null,"model_name":"m","parameters":null,"outputs":null,"inputs":[
+        {"name":"s","datatype":"BYTES","shape":[1],"parameters":null,"data":["a"]}]}"#;
+    let named = |name: &str, version: &str| {
+        let mut request = parse(json.as_bytes(), None).unwrap().0;
+        super::name(&mut request, name.to_owned(), version.to_owned()).map(|()| request)
+    };
+    let request = named("m", "1").unwrap();
+    assert_eq!((&*request.model_name, &*request.model_version, &*request.id), ("m", "1", ""));
+    let error = named("n", "").unwrap_err().to_string();
+    assert!(error.contains(r#"model_name is "m", but the path names "n""#), "{error}");
 }
 
 #[test]
@@ -104,5 +154,5 @@ fn fuzzed_bodies_are_taken_or_refused() {
 }
 
 fn parse(bytes: &[u8], json_bytes: Option<usize>) -> Result<(ModelInferRequest, Binary), Reject> {
-    Asked::parse(&Bytes::copy_from_slice(bytes), json_bytes)?.request()
+    Asked::parse(&Bytes::copy_from_slice(bytes), json_bytes)?.request(64)
 }
