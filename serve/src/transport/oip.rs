@@ -29,7 +29,7 @@ use crate::{
     admission::{Reject, Room, Wait},
     auth::{Caller, Principal},
     oip::{
-        EXTENSIONS, Setup, VERSION,
+        EXTENSIONS, Setup, TENSORS_MAX, VERSION,
         classify::{self, Classification},
         recurrent::{self, Generation, Said},
         statistics::{Answered, Runs},
@@ -124,10 +124,10 @@ impl Oip {
         &self.service.parts().oip
     }
 
-    /// How much a request may hold: as many elements as the longest prompt has, or a batch of pictures.
+    /// How much a request may hold: as many elements as the longest prompt has, or a batch of pictures, beside a few shapes.
     pub(super) fn limits(&self) -> Limits {
         let Parts { request, rows_max, oip, .. } = self.service.parts();
-        let elements_max = request.prompt_tokens_max.max(*rows_max);
+        let elements_max = request.prompt_tokens_max.max(*rows_max).saturating_add(TENSORS_MAX);
         Limits { tensors_max: oip.config.tensors_max, elements_max }
     }
 

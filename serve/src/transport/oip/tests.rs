@@ -7,7 +7,7 @@ use std::{
 };
 
 use aerie_proto::inference::{
-    ModelStreamInferResponse, RepositoryIndexRequest, ServerReadyRequest,
+    InferTensorContents, ModelStreamInferResponse, RepositoryIndexRequest, ServerReadyRequest,
     grpc_inference_service_client::GrpcInferenceServiceClient, infer_parameter::ParameterChoice,
     model_infer_request::InferInputTensor,
 };
@@ -23,12 +23,15 @@ use tonic::{Code, Status, transport::Channel};
 
 use super::*;
 use crate::{
-    auth::{Auth, Evidence, Tokens},
-    oip::{self, tensor},
+    auth::{self, Auth, Evidence, TenantId, Tokens},
+    oip::{self, sequence::SequenceName, tensor},
+    router::WorkerId,
     server::Listener,
+    sessions::Name,
     telemetry::metrics::Api,
     tls::{self, Identity},
     transport::{call::Call, grpc, tests::service},
+    worker::Notice,
 };
 
 /// Goal: a message is refused for what it holds before memory is taken for it, and that is counted.
@@ -52,6 +55,74 @@ async fn requests_that_hold_too_much_are_refused() {
     assert_eq!((fixture.calls("invalid_argument"), fixture.rejected("invalid")), (3, 3));
     let asked = RepositoryIndexRequest { repository_name: "other".to_owned(), ready: false };
     assert_eq!(client.repository_index(asked).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+/// Goal: the longest prompt that may be is taken, also where its tokens come one by one and not in raw form.
+#[tokio::test]
+async fn the_longest_prompt_is_taken() {
+    let fixture = Fixture::start(oip::Config::default()).await;
+    let n = fixture.service.parts().request.prompt_tokens_max;
+    let mut client = fixture.client().await;
+    for (more, code) in [(0, Code::Ok), (1, Code::InvalidArgument)] {
+        let ids = vec![1; n as usize + more];
+        let shape = vec![i64::try_from(ids.len()).unwrap()];
+        let contents = Some(InferTensorContents { int64_contents: ids, ..<_>::default() });
+        let (name, datatype) = ("tokens".to_owned(), "INT64".to_owned());
+        let tokens = InferInputTensor { name, datatype, shape, contents, ..<_>::default() };
+        let asked =
+            ModelInferRequest { inputs: vec![tokens], raw_input_contents: vec![], ..request(1) };
+        let answer = client.model_infer(asked).await;
+        assert_eq!(answer.map_or_else(|it| it.code(), |_| Code::Ok), code);
+    }
+}
+
+/// A finished answer was replaced by the refusal to forget its sequence.
+#[tokio::test]
+async fn an_answer_is_told_though_its_sequence_stays() {
+    let fixture = Fixture::start(oip::Config::default()).await;
+    let oip::Setup { key, .. } = &fixture.service.parts().oip;
+    let id = key.session(TenantId::ANONYMOUS, "tiny", &SequenceName::Number(7));
+    // Its worker answers to nothing but generations.
+    fixture.service.parts().router.adopt(WorkerId(0), [Notice::Made { id }]);
+    let mut asked = request(2);
+    let name = tensor::parameter(ParameterChoice::Int64Param(7));
+    asked.parameters.insert("sequence_id".to_owned(), name);
+    for flag in ["sequence_start", "sequence_end"] {
+        let yes = tensor::parameter(ParameterChoice::BoolParam(true));
+        asked.parameters.insert(flag.to_owned(), yes);
+    }
+    let mut client = fixture.client().await;
+    let answer = client.model_infer(asked.clone()).await.unwrap().into_inner();
+    assert_eq!(answer.outputs[1].shape, [2]);
+    let responses = client.model_stream_infer(tokio_stream::iter([asked])).await.unwrap();
+    let responses: Vec<_> = responses.into_inner().collect().await;
+    assert!(responses.iter().all(|it| it.as_ref().unwrap().error_message.is_empty()));
+    assert_eq!(fixture.rejected("unavailable"), 2, "it was tried");
+}
+
+/// Goal: a token that is taken out while a request is on its way is worth nothing when it has come.
+#[tokio::test]
+async fn a_request_has_to_be_its_tenants_when_it_has_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokens.toml");
+    let [tales, verses] = ["tales", "verses"].map(|name| {
+        let token = auth::Token::random();
+        (token.to_toml(&Name::parse(name).unwrap()), token)
+    });
+    std::fs::write(&path, &tales.0).unwrap();
+    let config = auth::Config { tokens_file: Some(path.clone()), ..<_>::default() };
+    let auth = Auth::open(&config, false).unwrap();
+    let service = service(auth.clone(), oip::Config::default(), mpsc::channel(1).0);
+    let caller = service.caller(Evidence::of(Some(tales.1.as_str()), None)).unwrap();
+    let oip = Oip::new(service);
+    oip.receive(&caller, async { Ok(()) }).await.unwrap();
+    let revoked = async {
+        std::fs::write(&path, &verses.0).unwrap();
+        auth.reload(|_| ()).unwrap();
+        Ok(())
+    };
+    let refused = oip.receive(&caller, revoked).await.unwrap_err();
+    assert!(matches!(refused, Reject::Unauthenticated { .. }), "{refused}");
 }
 
 /// Goal: a server with no place left says so, counts it, and is alive for those who look after it.
