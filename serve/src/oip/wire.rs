@@ -6,7 +6,6 @@
 mod tests;
 
 use aerie_proto::inference::ModelInferRequest;
-use bytes::Bytes;
 use prost::{DecodeError, Message as _};
 use thiserror::Error;
 
@@ -34,11 +33,14 @@ pub enum WireError {
 
 /// Decodes a request, if it holds no more than `limits` allow.
 ///
+/// What it holds is copied: a slice of `bytes` would keep all of them, and with them fields that are not known or come
+/// twice, of which the request shows nothing; and what else came in the same buffer.
+///
 /// # Errors
 /// See [`WireError`].
-pub fn decode(bytes: Bytes, limits: &Limits) -> Result<ModelInferRequest, WireError> {
+pub fn decode(bytes: &[u8], limits: &Limits) -> Result<ModelInferRequest, WireError> {
     let mut count = Count { limits, elements: 0 };
-    count.message(Kind::Request, &bytes)?;
+    count.message(Kind::Request, bytes)?;
     Ok(ModelInferRequest::decode(bytes)?)
 }
 

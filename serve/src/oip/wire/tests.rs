@@ -8,6 +8,7 @@ use aerie_proto::inference::{
     infer_parameter::ParameterChoice,
     model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
 };
+use bytes::Bytes;
 
 use super::*;
 use crate::oip::tensor::take_inputs;
@@ -57,8 +58,7 @@ fn floats_and_raw_contents_may_be_many() {
     let floats = InferTensorContents { fp32_contents: vec![0.5; 1000], ..<_>::default() };
     request.inputs[0].contents = Some(floats);
     request.raw_input_contents = vec![Bytes::from(vec![7; 1000])];
-    let bytes = Bytes::from(request.encode_to_vec());
-    assert_eq!(decode(bytes, &LIMITS).unwrap(), request);
+    assert_eq!(decode(&request.encode_to_vec(), &LIMITS).unwrap(), request);
 }
 
 /// Whatever comes, it is refused or is a request that takes little and can be looked at.
@@ -73,7 +73,7 @@ fn fuzzed_requests_are_taken_or_refused() {
     let words: [&[u8]; 6] = [b"\x2a\0", b"\x32\0", b"\x3a\0", b"\x42\0", b"INT64", b"BYTES"];
     let fuzz = Fuzz { name: "oip_request", format: Format::Protobuf, seeds, words: &words };
     fuzz.run(|bytes| {
-        let decoded = decode(Bytes::copy_from_slice(bytes), &LIMITS);
+        let decoded = decode(bytes, &LIMITS);
         let Ok(mut request) = decoded else { return false };
         let inputs = take_inputs(&mut request, LIMITS.tensors_max);
         inputs.is_ok_and(|it| it.into_iter().all(|it| it.integers().is_ok()))
@@ -82,7 +82,7 @@ fn fuzzed_requests_are_taken_or_refused() {
 
 #[track_caller]
 fn check(bytes: &[u8], words: &str) {
-    let error = decode(Bytes::copy_from_slice(bytes), &LIMITS).unwrap_err().to_string();
+    let error = decode(bytes, &LIMITS).unwrap_err().to_string();
     assert!(error.contains(words), "{error}");
 }
 

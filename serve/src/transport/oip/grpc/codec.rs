@@ -54,7 +54,7 @@ impl Decoder for Reader {
 
     fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<ModelInferRequest>, Status> {
         let bytes = bytes.copy_to_bytes(bytes.remaining());
-        let decoded = wire::decode(bytes, &self.0);
+        let decoded = wire::decode(&bytes, &self.0);
         decoded.map(Some).map_err(|error| Status::invalid_argument(error.to_string()))
     }
 }
