@@ -141,11 +141,11 @@ impl Admin {
         Ok(Reloaded { n_tenants: tenants.len(), gone })
     }
 
-    /// Asks whoever runs the server to drain it; says how many generations are to finish.
+    /// Asks whoever runs the server to drain it; says how many generations and classifications are to finish.
     pub fn drain(&self, grace: Option<Duration>) -> usize {
         self.drain.send_replace(Some(Drain { grace }));
         self.service.set_readiness(Readiness::Draining);
-        self.service.in_flight()
+        self.service.in_flight() + self.service.parts().admission.classifying()
     }
 
     /// Resolves when the server is to drain.

@@ -446,7 +446,9 @@ impl Service {
     /// All metrics in text, with what each tenant has now.
     pub fn render_metrics(&self) -> String {
         let Parts { auth, admission, metrics, oip, .. } = self.parts();
-        metrics.oip_calls.set(i64::try_from(oip.calls()).unwrap_or(i64::MAX));
+        let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        metrics.oip_calls.set(gauge(oip.calls()));
+        metrics.classifications.set(gauge(admission.classifying()));
         for tenant in auth.tenants() {
             let Usage { sessions, generations } = admission.quotas().usage(tenant.id);
             let gauges = metrics.tenant(&tenant.name);

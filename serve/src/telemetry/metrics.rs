@@ -27,6 +27,8 @@ pub struct Metrics {
     pub call_duration: HistogramVec,
     /// Places of the Open Inference Protocol that are taken.
     pub oip_calls: IntGauge,
+    /// Classifications in flight, those included whose pictures are decoded.
+    pub classifications: IntGauge,
     pub quic: QuicMetrics,
     workers: WorkerFamilies,
     tenant_sessions: IntGaugeVec,
@@ -234,6 +236,10 @@ impl Metrics {
                     "serve_oip_calls",
                     "Calls of the Open Inference Protocol that have one of oip.calls_max places.",
                 ),
+            ),
+            classifications: register(
+                r,
+                IntGauge::new("serve_classifications", "Classifications that are in flight."),
             ),
             quic: QuicMetrics::new(r),
             workers: WorkerFamilies::new(r),
