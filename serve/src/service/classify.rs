@@ -10,7 +10,11 @@ use aerie_models::images::preprocessing::Preprocessing;
 use aerie_proto::v1;
 use bytes::Bytes;
 use crossbeam::channel::TrySendError;
-use tokio::{sync::oneshot, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::oneshot,
+    task::{JoinSet, spawn_blocking},
+    time::timeout,
+};
 
 use super::{Hex, Readiness, Service};
 use crate::{
@@ -55,19 +59,22 @@ pub struct Classified {
 
 /// What a request holds until it is over, whether or not somebody waits for it.
 #[derive(Debug)]
-struct Held {
-    load: Load,
-    permit: Permit,
+pub(super) struct Held {
+    pub(super) load: Load,
+    pub(super) permit: Permit,
 }
 
 /// A request whose pixels are there.
 #[derive(Debug)]
-struct Prepared {
+pub(super) struct Prepared {
     pixels: Pixels,
     held: Held,
     /// When its pictures were begun to be decoded.
     began: Instant,
 }
+
+/// Says whether what is done is wanted still.
+pub(super) type GoesOn<'a> = &'a dyn Fn() -> Result<(), Reject>;
 
 impl Classifier {
     /// `K`.
@@ -118,6 +125,9 @@ impl Service {
 
     /// Runs a request to classifier number `idx`. Dropping the future takes it out of the queue.
     ///
+    /// It runs in a task of its own, so that it goes on where the future is not polled, as when a client does not read:
+    /// decoders are handed to who waits first, and one that is handed to a future at rest would be lost to all.
+    ///
     /// # Errors
     /// See [`Reject`].
     pub async fn classify(
@@ -126,7 +136,11 @@ impl Service {
         idx: usize,
         asked: Classification,
     ) -> Result<Classified, Reject> {
-        let classified = self.try_classify(who, idx, asked).await;
+        let mut task = JoinSet::new();
+        let service = self.clone();
+        task.spawn(async move { service.try_classify(who, idx, asked).await });
+        let failed = Reject::Internal { what: "its classification broke off" };
+        let classified = task.join_next().await.expect("it was spawned").unwrap_or(Err(failed));
         classified.inspect_err(|reject| self.count_reject(reject))
     }
 
@@ -165,8 +179,7 @@ impl Service {
         Ok(Classified { logits, reply: wanted, arrived, waited, decoded })
     }
 
-    /// Decodes pictures away from the threads that serve sockets, of so many requests at once. Once begun, what is held is
-    /// given back when that has ended, which is soon if nobody waits for it any more.
+    /// Decodes pictures for classifier number `idx`.
     async fn prepare(
         &self,
         idx: usize,
@@ -174,10 +187,22 @@ impl Service {
         held: Held,
         expiry: Expiry,
     ) -> Result<Prepared, Reject> {
-        let setup = &self.parts().oip;
-        let (clock, config) = (self.parts().clock, setup.config.pictures);
+        let config = self.parts().oip.config.pictures;
         let input = Arc::clone(&self.parts().classifiers[idx].input);
-        let place = Arc::clone(&setup.decoders).acquire_owned();
+        let decode = move |goes_on: GoesOn<'_>| prepare(&pictures, &input, &config, goes_on);
+        self.decode(held, expiry, decode).await
+    }
+
+    /// Decodes away from the threads that serve sockets, for so many requests at once. Once begun, what is held is given
+    /// back when that has ended, which is soon if nobody waits for it any more.
+    pub(super) async fn decode(
+        &self,
+        held: Held,
+        expiry: Expiry,
+        decode: impl FnOnce(GoesOn<'_>) -> Result<Pixels, Reject> + Send + 'static,
+    ) -> Result<Prepared, Reject> {
+        let clock = self.parts().clock;
+        let place = Arc::clone(&self.parts().oip.decoders).acquire_owned();
         let place = match expiry.at() {
             None => place.await,
             Some(at) => {
@@ -194,7 +219,7 @@ impl Service {
                 true => Err(Reject::Internal { what: "its client has gone" }),
                 false => expiry.check(clock.now()),
             };
-            let pixels = prepare(&pictures, &input, &config, goes_on);
+            let pixels = decode(&goes_on);
             // Who has gone needs no answer.
             reply.send(pixels.map(|pixels| Prepared { pixels, held, began })).ok();
         };

@@ -1,11 +1,18 @@
 //! A service whose worker is the test itself.
 
 use aerie_models::images::preprocessing::{Interpolation, Preprocessing, Resize};
+use std::future::{Future as _, poll_fn};
+
 use crossbeam::channel::{Receiver, bounded};
+use tokio::task::yield_now;
 use tokio_stream::StreamExt as _;
 
-use super::*;
+use super::{
+    classify::{GoesOn, Held},
+    *,
+};
 use crate::{
+    admin::Admin,
     admission::{self, Wait},
     batcher::{Extent, Priority},
     classifier,
@@ -104,6 +111,8 @@ async fn classifications_are_counted_apart_from_generations() {
         };
         let counts = (load(&service), service.parts().admission.classifying(), service.in_flight());
         assert_eq!(counts, (2, 1, 0));
+        assert!(service.render_metrics().contains("serve_classifications 1"));
+        assert_eq!(Admin::new(service.clone(), 1).drain(None), 1, "it is to finish");
         let (queue, run) = (Duration::from_millis(3), Duration::from_millis(5));
         let classifier::Submission { reply, .. } = *submission;
         reply.send(Ok(classifier::Logits { values: vec![1.0], queue, run })).unwrap();
@@ -113,7 +122,6 @@ async fn classifications_are_counted_apart_from_generations() {
     assert_eq!((waited, decoded < waited), (Duration::from_millis(3), true));
     assert_eq!((load(&service), service.parts().admission.classifying()), (0, 0));
 
-    service.set_readiness(Readiness::Draining);
     let asked = classification(Given::Pixels(pixels()), None);
     let refused = service.classify(Principal::ANONYMOUS, 0, asked).await.unwrap_err();
     assert!(matches!(refused, Reject::Unavailable { .. }), "{refused}");
@@ -142,7 +150,65 @@ async fn pictures_are_not_decoded_for_longer_than_somebody_waits() {
     assert_eq!((load(&service), service.parts().admission.classifying()), (0, 0));
 }
 
-/// A service with a classifier of one class, whose worker is the test.
+/// A decoder that fell free was handed to a request whose stream was not read, and so was polled no more: it took it, and
+/// nobody's pictures were decoded from then on.
+#[tokio::test]
+async fn who_is_not_polled_keeps_no_decoder() {
+    let (service, _inbox) = classifying();
+    // It fails where it would wait for ever.
+    let timeout = Some(Duration::from_secs(60));
+    let asked = || {
+        let pictures = Given::Pictures(vec![bytes::Bytes::from_static(b"GIF89a")]);
+        service.classify(Principal::ANONYMOUS, 0, classification(pictures, timeout))
+    };
+    let busy = service.parts().oip.decoders.acquire().await.unwrap();
+    let mut at_rest = Box::pin(asked());
+    assert!(poll_fn(|cx| Poll::Ready(at_rest.as_mut().poll(cx).is_pending())).await);
+    let fall_free = async {
+        yield_now().await;
+        drop(busy);
+    };
+    let (answered, ()) = tokio::join!(asked(), fall_free);
+    for refused in [answered, at_rest.await] {
+        let refused = refused.unwrap_err();
+        assert!(refused.to_string().contains("neither JPEG nor PNG"), "{refused}");
+    }
+}
+
+/// Goal: decoding ends when nobody waits for it any more, and what it holds is held until then.
+/// Method: a decoder that says when it has begun, and waits.
+#[tokio::test]
+async fn decoding_for_nobody_ends_and_counts_until_then() {
+    let (service, _inbox) = classifying();
+    let Parts { admission, classifiers, clock, oip, .. } = service.parts();
+    let permit = admission.classify(TenantId::ANONYMOUS).unwrap();
+    let held = Held { load: classifiers[0].workers[0].load(1), permit };
+    let expiry = classifier::Expiry { since: clock.now(), timeout: None };
+    let ((began, begun), (told, went_on)) = (oneshot::channel(), oneshot::channel());
+    let (release, held_up) = bounded(1);
+    let decode = move |goes_on: GoesOn<'_>| {
+        began.send(goes_on()).unwrap();
+        held_up.recv().unwrap();
+        told.send(goes_on()).unwrap();
+        goes_on()?;
+        Ok(pixels())
+    };
+    let mut decoding = Box::pin(service.decode(held, expiry, decode));
+    tokio::select! {
+        _ = &mut decoding => panic!("it is held up"),
+        begun = begun => assert_eq!(begun.unwrap(), Ok(())),
+    }
+    drop(decoding);
+    assert_eq!((load(&service), admission.classifying()), (1, 1));
+    assert_eq!(oip.decoders.available_permits(), 0);
+    release.send(()).unwrap();
+    let went_on = went_on.await.unwrap();
+    assert!(matches!(went_on, Err(Reject::Internal { .. })), "{went_on:?}");
+    let _decoder = oip.decoders.acquire().await.unwrap();
+    assert_eq!((load(&service), admission.classifying()), (0, 0));
+}
+
+/// A service with a classifier of one class, whose worker is the test, and one decoder.
 fn classifying() -> (Service, Receiver<classifier::Event>) {
     let (events, inbox) = bounded(2);
     let input = Preprocessing {
@@ -197,7 +263,13 @@ fn service_with(classifiers: Vec<Classifier>) -> (Service, Receiver<Event>) {
         log_tokens_max: 64,
         rows_max: 16,
         pipe: pipe::Config::default(),
-        oip: oip::Setup::default(),
+        oip: oip::Setup::new(
+            oip::Config {
+                pictures: oip::classify::Config { decoders_max: 1, ..<_>::default() },
+                ..<_>::default()
+            },
+            oip::sequence::SequenceKey::default(),
+        ),
         metrics: Metrics::new(),
         readiness: watch::channel(Readiness::Ready).0,
         clock: Clock::start(),
