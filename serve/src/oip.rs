@@ -11,9 +11,12 @@ pub mod statistics;
 pub mod tensor;
 pub mod wire;
 
-use std::{sync::Arc, thread};
+use std::{num::NonZeroU32, sync::Arc, thread};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error as _, Unexpected},
+};
 use tokio::sync::Semaphore;
 
 use self::{sequence::SequenceKey, statistics::Statistics};
@@ -49,14 +52,15 @@ pub struct Config {
     /// Calls at once that infer, streams included, over both wires together. With `message_bytes_max` it bounds what
     /// requests take of memory.
     pub calls_max: u32,
-    /// Tensors of one request, and as many outputs and parameters; 256 at most.
+    /// Tensors of one request, and as many outputs and parameters; from 1 to 256.
+    #[serde(deserialize_with = "tensors_max")]
     pub tensors_max: u32,
     /// Requests at once on one stream; more wait at the client, and so do those that follow on `message_bytes_max`.
     pub stream_requests_max: u32,
     /// How long it may take until a request has come, where it is the call's only one.
-    pub request_ms_max: u32,
+    pub request_ms_max: NonZeroU32,
     /// A stream on which nothing runs, and nothing is asked for that long, is ended.
-    pub idle_ms_max: u32,
+    pub idle_ms_max: NonZeroU32,
     /// Of what classifiers are given.
     pub pictures: classify::Config,
 }
@@ -75,7 +79,7 @@ pub struct Setup {
 
 impl Setup {
     pub fn new(config: Config, key: SequenceKey) -> Self {
-        let config = Config { tensors_max: config.tensors_max.min(TENSORS_MAX), ..config };
+        assert!(config.tensors_max <= TENSORS_MAX, "it was read as no more than that");
         let room = Arc::new(Semaphore::new(config.calls_max as usize));
         let decoders = match config.pictures.decoders_max {
             0 => thread::available_parallelism().map_or(1, usize::from),
@@ -106,9 +110,21 @@ impl Default for Config {
             calls_max: 256,
             tensors_max: 16,
             stream_requests_max: 64,
-            request_ms_max: 60_000,
-            idle_ms_max: 300_000,
+            request_ms_max: NonZeroU32::new(60_000).expect("it is not zero"),
+            idle_ms_max: NonZeroU32::new(300_000).expect("it is not zero"),
             pictures: classify::Config::default(),
+        }
+    }
+}
+
+/// Reads a number from 1 to [`TENSORS_MAX`].
+fn tensors_max<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let found = u32::deserialize(deserializer)?;
+    match found {
+        1..=TENSORS_MAX => Ok(found),
+        _ => {
+            let expected = format!("a number from 1 to {TENSORS_MAX}");
+            Err(D::Error::invalid_value(Unexpected::Unsigned(found.into()), &&*expected))
         }
     }
 }

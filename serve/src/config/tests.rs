@@ -22,6 +22,10 @@ fn refusals_name_the_field() {
     check("[quic]\nstreams_max = -1", "streams_max = -1");
     check("[auth.quota]\nsessions_max = 0", "expected a nonzero u32");
     check("[auth.quota]\ntokens_max = 1", "unknown field `tokens_max`");
+    check("[oip]\ntensors_max = 257", "`257`, expected a number from 1 to 256");
+    check("[oip]\ntensors_max = 0", "tensors_max = 0");
+    check("[oip]\nrequest_ms_max = 0", "request_ms_max = 0");
+    check("[oip]\nidle_ms_max = 0", "expected a nonzero u32");
     check("[admission", "aerie.toml");
 }
 

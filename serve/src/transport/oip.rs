@@ -113,7 +113,7 @@ impl Oip {
         caller: &Caller,
         request: impl Future<Output = Result<T, Reject>>,
     ) -> Result<T, Reject> {
-        let max = Duration::from_millis(self.setup().config.request_ms_max.into());
+        let max = Duration::from_millis(self.setup().config.request_ms_max.get().into());
         let late = |_| Reject::Expired { wait: Wait::Request, max };
         let request = timeout(max, request).await.map_err(late)??;
         self.service.parts().auth.check(caller)?;

@@ -203,7 +203,7 @@ where
             self.idle = None;
             return Poll::Pending;
         }
-        let max = Duration::from_millis(self.oip.setup().config.idle_ms_max.into());
+        let max = Duration::from_millis(self.oip.setup().config.idle_ms_max.get().into());
         let idle = self.idle.get_or_insert_with(|| Box::pin(sleep(max)));
         ready!(idle.as_mut().poll(cx));
         Poll::Ready(Reject::Expired { wait: Wait::Stream, max })

@@ -2,6 +2,7 @@
 
 use std::{
     future::pending,
+    num::NonZeroU32,
     path::Path,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -152,7 +153,8 @@ async fn a_full_server_answers_probes() {
 /// Goal: a call holds its place no longer than it may take to say what it is for.
 #[tokio::test]
 async fn who_says_nothing_is_not_waited_for() {
-    let config = oip::Config { request_ms_max: 0, idle_ms_max: 0, ..<_>::default() };
+    let at_once = NonZeroU32::MIN;
+    let config = oip::Config { request_ms_max: at_once, idle_ms_max: at_once, ..<_>::default() };
     let fixture = Fixture::start(config).await;
     let mut client = fixture.client().await;
     let stream = client.model_stream_infer(tokio_stream::pending()).await.unwrap();
