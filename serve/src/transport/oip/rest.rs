@@ -352,9 +352,9 @@ impl Front {
         bytes: Bytes,
         json_bytes: Option<usize>,
     ) -> Result<(ModelInferRequest, body::Binary), Reject> {
-        let elements_max = self.oip.limits().elements_max;
+        let limits = self.oip.limits();
         let is_short = json_bytes.unwrap_or(bytes.len()) <= INLINE_JSON_BYTES_MAX;
-        let parse = move || body::Asked::parse(&bytes, json_bytes)?.request(elements_max);
+        let parse = move || body::Asked::parse(&bytes, json_bytes)?.request(&limits);
         if is_short {
             return parse();
         }

@@ -30,6 +30,7 @@ use crate::{
     oip::{
         TENSORS_MAX,
         tensor::{Datatype, decode_strings, encode_strings},
+        wire::Limits,
     },
 };
 
@@ -128,13 +129,17 @@ impl<'a> Asked<'a> {
         Ok(Self { body, binary: bytes.slice(length..) })
     }
 
-    /// The same as gRPC would have it, with all tensors in raw form; and how the answer is to be told. What does not count
-    /// in bytes has at most `elements_max` elements.
+    /// The same as gRPC would have it, with all tensors in raw form; and how the answer is to be told.
     ///
     /// # Errors
-    /// [`Reject::Invalid`] if tensors are not what they say.
-    pub(super) fn request(self, elements_max: u32) -> Result<(ModelInferRequest, Binary), Reject> {
+    /// [`Reject::Invalid`] if tensors are not what they say, or there is more than `limits` allow.
+    pub(super) fn request(self, limits: &Limits) -> Result<(ModelInferRequest, Binary), Reject> {
         let Self { body, mut binary } = self;
+        let (n_inputs, max) = (body.inputs.0.len(), limits.tensors_max);
+        if (max as usize) < n_inputs {
+            let problem = format!("are {n_inputs}; at most {max} are allowed");
+            return Err(Reject::Invalid { field: "inputs", problem });
+        }
         let mut parameters = plain(body.parameters);
         let mut wanted = Binary {
             by_default: take_flag(&mut parameters, BINARY_DATA_OUTPUT)?.unwrap_or(false),
@@ -147,28 +152,10 @@ impl<'a> Asked<'a> {
             parameters,
             ..ModelInferRequest::default()
         };
-        for AskedInput { name, datatype, shape: Few(shape), parameters, data } in body.inputs.0 {
-            let mut parameters = plain(parameters);
-            let size = parameters.remove(BINARY_DATA_SIZE).and_then(|it| it.parameter_choice);
-            let raw = match (size, data) {
-                (Some(size), None) => {
-                    let size = match size {
-                        ParameterChoice::Int64Param(n) => usize::try_from(n).ok(),
-                        _ => None,
-                    };
-                    let size = size.filter(|&size| size <= binary.len());
-                    binary.split_to(size.ok_or_else(|| {
-                        of(&name, "has a binary_data_size of more bytes than there are")
-                    })?)
-                }
-                (None, Some(data)) => {
-                    let read = Elements::read(&datatype, &shape, elements_max, data);
-                    read.map_err(|problem| of(&name, &problem))?
-                }
-                _ => return Err(of(&name, "has not either `data` or a `binary_data_size`")),
-            };
+        let mut budget = Budget { max: limits.elements_max, left: limits.elements_max as usize };
+        for asked in body.inputs.0 {
+            let (input, raw) = asked.read(&mut binary, &mut budget)?;
             request.raw_input_contents.push(raw);
-            let input = InferInputTensor { name, datatype, shape, parameters, contents: None };
             request.inputs.push(input);
         }
         if !binary.is_empty() {
@@ -183,6 +170,38 @@ impl<'a> Asked<'a> {
             request.outputs.push(InferRequestedOutputTensor { name, parameters });
         }
         Ok((request, wanted))
+    }
+}
+
+impl AskedInput<'_> {
+    /// The input, and its elements in raw form, be they in its JSON or next in `binary`.
+    fn read(
+        self,
+        binary: &mut Bytes,
+        budget: &mut Budget,
+    ) -> Result<(InferInputTensor, Bytes), Reject> {
+        let Self { name, datatype, shape: Few(shape), parameters, data } = self;
+        budget.spend(shape.len()).map_err(|problem| of(&name, &problem))?;
+        let mut parameters = plain(parameters);
+        let size = parameters.remove(BINARY_DATA_SIZE).and_then(|it| it.parameter_choice);
+        let raw = match (size, data) {
+            (Some(size), None) => {
+                let size = match size {
+                    ParameterChoice::Int64Param(n) => usize::try_from(n).ok(),
+                    _ => None,
+                };
+                let size = size.filter(|&size| size <= binary.len());
+                binary.split_to(size.ok_or_else(|| {
+                    of(&name, "has a binary_data_size of more bytes than there are")
+                })?)
+            }
+            (None, Some(data)) => {
+                let read = Elements::read(&datatype, &shape, budget, data);
+                read.map_err(|problem| of(&name, &problem))?
+            }
+            _ => return Err(of(&name, "has not either `data` or a `binary_data_size`")),
+        };
+        Ok((InferInputTensor { name, datatype, shape, parameters, contents: None }, raw))
     }
 }
 
@@ -329,6 +348,23 @@ pub(super) fn statistics(models: &[ModelStatistics]) -> Value {
     json!({ "model_stats": models.iter().map(model).collect::<Vec<_>>() })
 }
 
+/// How many elements that do not count in bytes, and extents of shapes, may still come, in all inputs together.
+struct Budget {
+    max: u32,
+    left: usize,
+}
+
+impl Budget {
+    fn spend(&mut self, n: usize) -> Result<(), String> {
+        let max = self.max;
+        let left = self.left.checked_sub(n);
+        self.left = left.ok_or_else(|| {
+            format!("has {n} elements; at most {max} are allowed in all inputs together")
+        })?;
+        Ok(())
+    }
+}
+
 /// Elements of a tensor that are read, in raw form.
 struct Elements {
     datatype: Datatype,
@@ -342,7 +378,7 @@ impl Elements {
     fn read(
         datatype: &str,
         shape: &[i64],
-        elements_max: u32,
+        budget: &mut Budget,
         data: &RawValue,
     ) -> Result<Bytes, String> {
         let known = [Datatype::Bytes, Datatype::Fp32, Datatype::Int32, Datatype::Int64];
@@ -351,8 +387,8 @@ impl Elements {
         let n = shape.iter().try_fold(1_usize, |n, &it| n.checked_mul(usize::try_from(it).ok()?));
         let left = n.ok_or("has a shape that cannot be")?;
         // A number of 4 bytes is no larger than what it is read from, by much.
-        if datatype != Datatype::Fp32 && (elements_max as usize) < left {
-            return Err(format!("has {left} elements; at most {elements_max} are allowed"));
+        if datatype != Datatype::Fp32 {
+            budget.spend(left)?;
         }
         let mut elements = Self { datatype, left, raw: Vec::new() };
         let mut deserializer = serde_json::Deserializer::from_str(data.get());

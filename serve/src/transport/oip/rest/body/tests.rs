@@ -45,7 +45,7 @@ fn bodies_that_are_not_what_they_say_are_refused() {
         (r#"{"parameters":{"binary_data_output":1}}"#, "is not true or false"),
         (&input(r#""shape":[1],"data":[1,2]"#), "more elements than by its shape"),
         (&input(r#""shape":[-1],"data":[1]"#), "a shape that cannot be"),
-        (&input(r#""shape":[65],"data":[1]"#), "65 elements; at most 64"),
+        (&input(r#""shape":[1025],"data":[1]"#), "1025 elements; at most 1024"),
         (&input(r#""shape":[1],"data":[1.0]"#), "no INT32"),
     ] {
         let error = parse(body.as_bytes(), None).unwrap_err().to_string();
@@ -87,6 +87,22 @@ fn lists_are_no_longer_than_there_is_room_for() {
     }
     let body = format!(r#"{{"{}":1}}"#, "x".repeat(1 << 20));
     assert!(parse(body.as_bytes(), None).unwrap_err().to_string().len() < 300);
+}
+
+/// Each input had room for as many elements as all of them may have, and 256 of them were read before they were counted.
+#[test]
+fn inputs_are_counted_together_and_before_they_are_read() {
+    let body = |n: usize, data: &str| {
+        let input = format!(r#"{{"name":"a","datatype":"INT64","shape":[3],"data":{data}}}"#);
+        Bytes::from(format!(r#"{{"inputs":[{}]}}"#, vec![input; n].join(",")))
+    };
+    let limits = Limits { tensors_max: 4, elements_max: 15 };
+    let read = |body: &Bytes| Asked::parse(body, None)?.request(&limits);
+    assert_eq!(read(&body(3, "[1,2,3]")).unwrap().0.inputs.len(), 3);
+    let error = read(&body(4, "[1,2,3]")).unwrap_err().to_string();
+    assert!(error.contains("at most 15 are allowed in all"), "{error}");
+    let error = read(&body(5, "true")).unwrap_err().to_string();
+    assert!(error.contains("are 5; at most 4"), "{error}");
 }
 
 /// What KServe's client writes: the name of the model, and nothing where there is nothing.
@@ -154,5 +170,6 @@ fn fuzzed_bodies_are_taken_or_refused() {
 }
 
 fn parse(bytes: &[u8], json_bytes: Option<usize>) -> Result<(ModelInferRequest, Binary), Reject> {
-    Asked::parse(&Bytes::copy_from_slice(bytes), json_bytes)?.request(64)
+    let limits = Limits { tensors_max: TENSORS_MAX, elements_max: 1024 };
+    Asked::parse(&Bytes::copy_from_slice(bytes), json_bytes)?.request(&limits)
 }
