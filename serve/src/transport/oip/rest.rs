@@ -3,6 +3,8 @@
 //! `body` turns bodies into the messages that gRPC has, and back.
 
 mod body;
+#[cfg(test)]
+mod tests;
 
 use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 
@@ -341,20 +343,25 @@ impl Front {
         };
         let bytes_max = self.oip.setup().config.message_bytes_max as usize;
         let bytes = self.read(caller, body, bytes_max).await?;
-        let (mut request, binary) = self.parse(bytes, json_bytes).await?;
+        let (mut request, binary, place) = self.parse(bytes, json_bytes, place).await?;
         body::name(&mut request, name, version)?;
         Ok((request, binary, place))
     }
 
-    /// Reads JSON, away from the threads that serve sockets if it is long.
+    /// Reads JSON, away from the threads that serve sockets if it is long. As that goes on though its client has gone, the
+    /// place goes along, and comes back with what was read.
     async fn parse(
         &self,
         bytes: Bytes,
         json_bytes: Option<usize>,
-    ) -> Result<(ModelInferRequest, body::Binary), Reject> {
+        place: Place,
+    ) -> Result<(ModelInferRequest, body::Binary, Place), Reject> {
         let limits = self.oip.limits();
         let is_short = json_bytes.unwrap_or(bytes.len()) <= INLINE_JSON_BYTES_MAX;
-        let parse = move || body::Asked::parse(&bytes, json_bytes)?.request(&limits);
+        let parse = move || {
+            let (request, binary) = body::Asked::parse(&bytes, json_bytes)?.request(&limits)?;
+            Ok((request, binary, place))
+        };
         if is_short {
             return parse();
         }
