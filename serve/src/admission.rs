@@ -118,6 +118,8 @@ pub enum Wait {
     Request,
     /// The server, for another request on a stream.
     Stream,
+    /// A response on a stream, for its client to read.
+    Reader,
 }
 
 /// The variants of [`Reject`] without what they hold: a label.
@@ -336,6 +338,7 @@ impl Wait {
             Self::Device => "request waited for",
             Self::Request => "request took more than",
             Self::Stream => "stream was idle for",
+            Self::Reader => "client read nothing for",
         }
     }
 
@@ -344,7 +347,7 @@ impl Wait {
         match self {
             Self::Device => "its timeout",
             Self::Request => "oip.request_ms_max",
-            Self::Stream => "oip.idle_ms_max",
+            Self::Stream | Self::Reader => "oip.idle_ms_max",
         }
     }
 }

@@ -59,7 +59,8 @@ pub struct Config {
     pub stream_requests_max: u32,
     /// How long it may take until a request has come, where it is the call's only one.
     pub request_ms_max: NonZeroU32,
-    /// A stream on which nothing runs, and nothing is asked for that long, is ended.
+    /// A stream on which nothing runs, and nothing is asked for that long, is ended; and so is one of whose responses none
+    /// is read that long.
     pub idle_ms_max: NonZeroU32,
     /// Of what classifiers are given.
     pub pictures: classify::Config,

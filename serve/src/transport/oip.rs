@@ -1,9 +1,11 @@
 //! The Open Inference Protocol: what its two wires do alike.
 //!
-//! `grpc` and `rest` decode and encode; `exchange` is a stream of requests. What requests mean is in [`crate::oip`].
+//! `grpc` and `rest` decode and encode; `exchange` is a stream of requests, and `responses` what its client reads of it.
+//! What requests mean is in [`crate::oip`].
 
 mod exchange;
 pub(super) mod grpc;
+mod responses;
 pub mod rest;
 #[cfg(test)]
 mod tests;
@@ -37,6 +39,7 @@ use crate::{
     },
     quotas::Share,
     service::{Classified, Parts, Readiness, Service, TokenEvent, TokenStream},
+    transport::turns::Broken,
 };
 
 /// A service as the protocol sees it.
@@ -111,13 +114,21 @@ impl Oip {
     pub(super) async fn receive<T>(
         &self,
         caller: &Caller,
-        request: impl Future<Output = Result<T, Reject>>,
-    ) -> Result<T, Reject> {
+        request: impl Future<Output = Result<T, Broken>>,
+    ) -> Result<T, Broken> {
         let max = Duration::from_millis(self.setup().config.request_ms_max.get().into());
         let late = |_| Reject::Expired { wait: Wait::Request, max };
         let request = timeout(max, request).await.map_err(late)??;
         self.service.parts().auth.check(caller)?;
         Ok(request)
+    }
+
+    /// Counts a refusal. Who has gone was refused nothing.
+    pub(super) fn count(&self, broken: &Broken) {
+        match broken {
+            Broken::Gone => {}
+            Broken::Refused(reject) => self.service.count_reject(reject),
+        }
     }
 
     pub(super) fn setup(&self) -> &Setup {

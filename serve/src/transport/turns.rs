@@ -44,6 +44,12 @@ pub(super) enum Broken {
     Refused(Reject),
 }
 
+impl From<Reject> for Broken {
+    fn from(reject: Reject) -> Self {
+        Self::Refused(reject)
+    }
+}
+
 impl Turns<Empty<Result<v1::GenerateRequest, Broken>>> {
     /// The tokens of a session, to one that only reads.
     pub(super) fn attached(

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     mem,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -15,7 +15,10 @@ use aerie_proto::{
     v1,
 };
 use prost::Message as _;
-use tokio::time::{Sleep, sleep};
+use tokio::{
+    sync::mpsc,
+    time::{Sleep, sleep},
+};
 use tokio_stream::{Stream, wrappers::WatchStream};
 
 use super::{Asked, Oip};
@@ -27,15 +30,14 @@ use crate::{
         recurrent::{Generation, Said},
     },
     service::{Readiness, TokenEvent, TokenStream},
-    transport::{call::Call, standing::Standing, turns::Broken},
+    transport::{standing::Standing, turns::Broken},
 };
 
 /// The responses to a stream of requests.
 ///
 /// Refusals are told in it, and it goes on; `strict` clients get them as the end of the stream. It ends when the caller
-/// is its tenant's no more. Dropping it cancels what runs.
+/// is its tenant's no more. An error is its end. Dropping it cancels what runs.
 pub(super) struct Exchange<R> {
-    call: Call,
     oip: Oip,
     standing: Standing,
     requests: R,
@@ -98,9 +100,8 @@ impl<R> Exchange<R>
 where
     R: Stream<Item = Result<ModelInferRequest, Broken>> + Unpin,
 {
-    pub(super) fn new(oip: Oip, call: Call, caller: Caller, requests: R, strict: bool) -> Self {
+    pub(super) fn new(oip: Oip, caller: Caller, requests: R, strict: bool) -> Self {
         Self {
-            call,
             readiness: WatchStream::new(oip.service().readiness()),
             standing: Standing::new(caller, oip.service()),
             oip,
@@ -113,6 +114,32 @@ where
             idle: None,
             is_over: false,
         }
+    }
+
+    /// Waits until there is room to tell a response. The client may leave no room for as long as it may be idle, and its
+    /// caller has to be who it was.
+    pub(super) async fn tell_to(
+        &mut self,
+        client: &mpsc::Sender<ModelStreamInferResponse>,
+        response: ModelStreamInferResponse,
+    ) -> Result<(), Broken> {
+        let (max, standing) = (self.idle_max(), &mut self.standing);
+        let revoked = poll_fn(|cx| match standing.check(cx) {
+            Ok(()) => Poll::Pending,
+            Err(reject) => Poll::Ready(reject),
+        });
+        let reject = tokio::select! {
+            biased;
+            told = client.send(response) => return told.map_err(|_| Broken::Gone),
+            reject = revoked => reject,
+            () = sleep(max) => Reject::Expired { wait: Wait::Reader, max },
+        };
+        self.oip.service().count_reject(&reject);
+        Err(Broken::Refused(reject))
+    }
+
+    fn idle_max(&self) -> Duration {
+        Duration::from_millis(self.oip.setup().config.idle_ms_max.get().into())
     }
 
     /// Takes in what the client has sent, as far as there is room.
@@ -203,33 +230,31 @@ where
             self.idle = None;
             return Poll::Pending;
         }
-        let max = Duration::from_millis(self.oip.setup().config.idle_ms_max.get().into());
+        let max = self.idle_max();
         let idle = self.idle.get_or_insert_with(|| Box::pin(sleep(max)));
         ready!(idle.as_mut().poll(cx));
         Poll::Ready(Reject::Expired { wait: Wait::Stream, max })
     }
 
     /// Ends the stream, and with it what runs.
-    fn end(&mut self, reject: Option<Reject>) -> Option<Result<ModelStreamInferResponse, Reject>> {
+    fn end(&mut self, broken: Option<Broken>) -> Option<Result<ModelStreamInferResponse, Broken>> {
         self.is_over = true;
         self.running.clear();
         self.waiting.clear();
-        let reject = reject?;
-        self.call.refuse(&reject);
-        Some(Err(reject))
+        broken.map(Err)
     }
 
     fn tell(
         &mut self,
         id: String,
         response: Result<ModelInferResponse, Reject>,
-    ) -> Option<Result<ModelStreamInferResponse, Reject>> {
+    ) -> Option<Result<ModelStreamInferResponse, Broken>> {
         let response = match response {
             Ok(response) => ModelStreamInferResponse {
                 infer_response: Some(response),
                 ..ModelStreamInferResponse::default()
             },
-            Err(reject) if self.strict => return self.end(Some(reject)),
+            Err(reject) if self.strict => return self.end(Some(Broken::Refused(reject))),
             Err(reject) => ModelStreamInferResponse {
                 error_message: reject.to_string(),
                 infer_response: Some(ModelInferResponse { id, ..ModelInferResponse::default() }),
@@ -243,7 +268,7 @@ impl<R> Stream for Exchange<R>
 where
     R: Stream<Item = Result<ModelInferRequest, Broken>> + Unpin,
 {
-    type Item = Result<ModelStreamInferResponse, Reject>;
+    type Item = Result<ModelStreamInferResponse, Broken>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
@@ -252,13 +277,9 @@ where
                 return Poll::Ready(None);
             }
             let held = this.standing.check(cx).map_err(Broken::Refused);
-            match held.and_then(|()| this.take_requests(cx)) {
-                Ok(()) => {}
-                Err(Broken::Gone) => return Poll::Ready(this.end(None)),
-                Err(Broken::Refused(reject)) => {
-                    this.oip.service().count_reject(&reject);
-                    return Poll::Ready(this.end(Some(reject)));
-                }
+            if let Err(broken) = held.and_then(|()| this.take_requests(cx)) {
+                this.oip.count(&broken);
+                return Poll::Ready(this.end(Some(broken)));
             }
             if let Some((id, reject)) = this.refused.pop_front() {
                 return Poll::Ready(this.tell(id, Err(reject)));
@@ -273,11 +294,10 @@ where
                 continue;
             }
             if this.is_done(cx) {
-                this.call.succeed();
                 return Poll::Ready(this.end(None));
             }
-            let idle = ready!(this.poll_idle(cx));
-            this.oip.service().count_reject(&idle);
+            let idle = Broken::Refused(ready!(this.poll_idle(cx)));
+            this.oip.count(&idle);
             return Poll::Ready(this.end(Some(idle)));
         }
     }

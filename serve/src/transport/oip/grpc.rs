@@ -4,6 +4,8 @@
 //! it makes anything of it; the generated service has no place for that, and serves the others.
 
 mod codec;
+#[cfg(test)]
+mod tests;
 
 use std::{
     convert::Infallible,
@@ -19,6 +21,7 @@ use aerie_proto::inference::{
     ServerReadyResponse,
     grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
 };
+use tokio::task::yield_now;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{
     Request, Response, Status, Streaming, body,
@@ -28,7 +31,7 @@ use tonic::{
 };
 
 use self::codec::Counting;
-use super::{Oip, Place, exchange::Exchange};
+use super::{Oip, Place, exchange::Exchange, responses::Responses};
 use crate::{
     admission::Reject,
     service::Service,
@@ -128,9 +131,12 @@ impl ClientStreamingService<ModelInferRequest> for Infer {
                     drop(place);
                     answered
                 }
-                Err(reject) => {
-                    grpc.oip.service().count_reject(&reject);
-                    Err(status(&reject))
+                Err(broken) => {
+                    grpc.oip.count(&broken);
+                    Err(match &broken {
+                        Broken::Gone => Status::cancelled("the client has gone"),
+                        Broken::Refused(reject) => status(reject),
+                    })
                 }
             };
             call.close(&answered);
@@ -141,8 +147,8 @@ impl ClientStreamingService<ModelInferRequest> for Infer {
 
 impl StreamingService<ModelInferRequest> for StreamInfer {
     type Response = ModelStreamInferResponse;
-    type ResponseStream = Responses;
-    type Future = BoxFuture<Response<Responses>, Status>;
+    type ResponseStream = Statuses;
+    type Future = BoxFuture<Response<Statuses>, Status>;
 
     fn call(&mut self, request: Request<Streaming<ModelInferRequest>>) -> Self::Future {
         let grpc = self.0.clone();
@@ -166,27 +172,30 @@ impl Grpc {
     async fn read(
         &self,
         request: Request<Streaming<ModelInferRequest>>,
-    ) -> Result<(Request<ModelInferRequest>, Place), Reject> {
+    ) -> Result<(Request<ModelInferRequest>, Place), Broken> {
         let caller = caller(&request);
         let place = self.oip.enter(caller.who)?;
         let (metadata, extensions, mut messages) = request.into_parts();
         let message = async {
-            match messages.message().await.map_err(|status| broken(&status)) {
-                Ok(Some(message)) => Ok(message),
-                Ok(None) => {
-                    let problem = "is not there".to_owned();
-                    Err(Reject::Invalid { field: "request", problem })
-                }
-                Err(Broken::Refused(reject)) => Err(reject),
-                Err(Broken::Gone) => Err(Reject::Internal { what: "its client has gone" }),
-            }
+            let problem = "is not there".to_owned();
+            let absent = Broken::Refused(Reject::Invalid { field: "request", problem });
+            settle(messages.message().await.transpose()).await.ok_or(absent)?
         };
         let message = self.oip.receive(&caller, message).await?;
         Ok((Request::from_parts(metadata, extensions, message), place))
     }
 }
 
-type Responses = Pin<Box<dyn Stream<Item = Result<ModelStreamInferResponse, Status>> + Send>>;
+/// Tells what cannot be read from what a client that has gone leaves: tonic shows both alike, and HTTP/2 drops whoever
+/// waits for the latter.
+async fn settle<T>(came: Option<Result<T, Status>>) -> Option<Result<T, Broken>> {
+    if !matches!(came, Some(Ok(_))) {
+        yield_now().await;
+    }
+    came.map(|it| it.map_err(|status| broken(&status)))
+}
+
+type Statuses = Pin<Box<dyn Stream<Item = Result<ModelStreamInferResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl GrpcInferenceService for Grpc {
@@ -237,12 +246,12 @@ impl GrpcInferenceService for Grpc {
         answered.map(Response::new).map_err(|reject| status(&reject))
     }
 
-    type ModelStreamInferStream = Responses;
+    type ModelStreamInferStream = Statuses;
 
     async fn model_stream_infer(
         &self,
         request: Request<Streaming<ModelInferRequest>>,
-    ) -> Result<Response<Responses>, Status> {
+    ) -> Result<Response<Statuses>, Status> {
         let (call, caller) = (self.begin(), caller(&request));
         let place = match self.oip.enter(caller.who) {
             Ok(place) => place,
@@ -252,14 +261,11 @@ impl GrpcInferenceService for Grpc {
             }
         };
         let strict = request.metadata().get(STRICT).is_some_and(|it| it.as_bytes() == b"true");
-        let requests = request.into_inner().map(|it| it.map_err(|status| broken(&status)));
-        let responses = Exchange::new(self.oip.clone(), call, caller, requests, strict);
-        let responses = responses.map(move |it| {
-            // It lasts as long as the stream does.
-            let _ = &place;
-            it.map_err(|reject| status(&reject))
-        });
-        Ok(Response::new(Box::pin(responses)))
+        let requests = request.into_inner().then(|it| settle(Some(it)));
+        let requests = requests.filter_map(|it| it);
+        let exchange = Exchange::new(self.oip.clone(), caller, Box::pin(requests), strict);
+        let responses = Responses::new(exchange, call, place);
+        Ok(Response::new(Box::pin(responses.map(|it| it.map_err(|reject| status(&reject))))))
     }
 
     async fn model_statistics(

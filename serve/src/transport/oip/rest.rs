@@ -11,12 +11,13 @@ use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
 use aerie_proto::inference::ModelInferRequest;
 use axum::{
     Extension, Router,
-    body::{Body, Bytes, to_bytes},
+    body::{Body, Bytes},
     extract::{FromRequestParts, Path, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use bytes::BytesMut;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -45,6 +46,7 @@ use crate::{
         call::Call,
         door::{Door, Limits, Peer},
         stopped,
+        turns::Broken,
     },
 };
 
@@ -238,17 +240,15 @@ async fn all_statistics(State(front): State<Front>, shown: Shown) -> Response {
 }
 
 async fn index(State(front): State<Front>, shown: Shown, body: Body) -> Response {
-    let mut call = front.begin();
+    let call = front.begin();
     let answered = async {
         let caller = front.caller(shown)?;
         let asked = front.read(&caller, body, INDEX_BYTES_MAX).await;
-        let asked = asked.and_then(|it| body::asks_for_ready(&it));
-        let ready = asked.inspect_err(|reject| front.oip.service().count_reject(reject))?;
+        let asked = asked.and_then(|it| Ok(body::asks_for_ready(&it)?));
+        let ready = asked.inspect_err(|broken| front.oip.count(broken))?;
         Ok(body::index(&front.oip.index(ready)))
     };
-    let answered = answered.await;
-    call.end(&answered);
-    answered.map_or_else(|reject| refused(&reject), |index| axum_json(&index))
+    close(call, answered.await, |index| axum_json(&index))
 }
 
 async fn infer(
@@ -258,19 +258,35 @@ async fn infer(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let mut call = front.begin();
+    let call = front.begin();
     let answered = front.infer([name, version], shown, &headers, body).await;
-    call.end(&answered);
-    match answered {
-        Err(reject) => refused(&reject),
-        Ok(body::Answer { bytes, json_bytes: None }) => {
-            ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
-        }
-        Ok(body::Answer { bytes, json_bytes: Some(length) }) => {
+    close(call, answered, |body::Answer { bytes, json_bytes }| match json_bytes {
+        None => ([(header::CONTENT_TYPE, "application/json")], bytes).into_response(),
+        Some(length) => {
             let kind = HeaderValue::from_static("application/octet-stream");
             let headers = [(header::CONTENT_TYPE, kind), (HEADER_LENGTH, length.into())];
             (headers, bytes).into_response()
         }
+    })
+}
+
+/// Ends a call, and answers it.
+fn close<T>(
+    mut call: Call,
+    answered: Result<T, Broken>,
+    tell: impl FnOnce(T) -> Response,
+) -> Response {
+    match answered {
+        Ok(answer) => {
+            call.succeed();
+            tell(answer)
+        }
+        Err(Broken::Refused(reject)) => {
+            call.refuse(&reject);
+            refused(&reject)
+        }
+        // Nobody is there to read it.
+        Err(Broken::Gone) => failed(StatusCode::BAD_REQUEST, "the body broke off", None),
     }
 }
 
@@ -310,11 +326,10 @@ impl Front {
         shown: Shown,
         headers: &HeaderMap,
         body: Body,
-    ) -> Result<body::Answer, Reject> {
+    ) -> Result<body::Answer, Broken> {
         let caller = self.caller(shown)?;
         let received = self.receive(named, &caller, headers, body).await;
-        let (request, binary, _place) =
-            received.inspect_err(|reject| self.oip.service().count_reject(reject))?;
+        let (request, binary, _place) = received.inspect_err(|broken| self.oip.count(broken))?;
         let response = self.oip.infer(caller.who, request).await?;
         Ok(body::Answer::new(&response, &binary))
     }
@@ -326,11 +341,11 @@ impl Front {
         caller: &Caller,
         headers: &HeaderMap,
         body: Body,
-    ) -> Result<(ModelInferRequest, body::Binary, Place), Reject> {
+    ) -> Result<(ModelInferRequest, body::Binary, Place), Broken> {
         let place = self.oip.enter(caller.who)?;
         if let Some(encoding) = headers.get(header::CONTENT_ENCODING) {
             let problem = format!("is compressed ({encoding:?}), which is not offered");
-            return Err(Reject::Invalid { field: "body", problem });
+            return Err(Broken::Refused(Reject::Invalid { field: "body", problem }));
         }
         let json_bytes = match headers.get(HEADER_LENGTH) {
             None => None,
@@ -369,12 +384,18 @@ impl Front {
         spawn_blocking(parse).await.unwrap_or(Err(failed))
     }
 
-    async fn read(&self, caller: &Caller, body: Body, bytes_max: usize) -> Result<Bytes, Reject> {
+    async fn read(&self, caller: &Caller, body: Body, bytes_max: usize) -> Result<Bytes, Broken> {
         let read = async {
-            to_bytes(body, bytes_max).await.map_err(|_| {
-                let problem = format!("has more than {bytes_max} bytes, or broke off");
-                Reject::Invalid { field: "body", problem }
-            })
+            let (mut parts, mut bytes) = (body.into_data_stream(), BytesMut::new());
+            while let Some(part) = parts.next().await {
+                let part = part.map_err(|_| Broken::Gone)?;
+                if bytes_max - bytes.len() < part.len() {
+                    let problem = format!("has more than {bytes_max} bytes");
+                    return Err(Broken::Refused(Reject::Invalid { field: "body", problem }));
+                }
+                bytes.extend_from_slice(&part);
+            }
+            Ok(bytes.freeze())
         };
         self.oip.receive(caller, read).await
     }
@@ -402,7 +423,9 @@ pub(in crate::transport) fn status(reject: &Reject) -> StatusCode {
         | Reject::QuotaGenerations { .. }
         | Reject::Busy { .. }
         | Reject::TooManyNames { .. } => StatusCode::TOO_MANY_REQUESTS,
-        Reject::Expired { wait: Wait::Request | Wait::Stream, .. } => StatusCode::REQUEST_TIMEOUT,
+        Reject::Expired { wait: Wait::Request | Wait::Stream | Wait::Reader, .. } => {
+            StatusCode::REQUEST_TIMEOUT
+        }
         Reject::Expired { wait: Wait::Device, .. } => StatusCode::GATEWAY_TIMEOUT,
         Reject::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
         Reject::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,

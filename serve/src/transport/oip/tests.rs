@@ -18,6 +18,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     sync::{mpsc, watch},
+    task::yield_now,
 };
 use tokio_rustls::TlsConnector;
 use tonic::{Code, Status, transport::Channel};
@@ -31,7 +32,7 @@ use crate::{
     sessions::Name,
     telemetry::metrics::Api,
     tls::{self, Identity},
-    transport::{call::Call, grpc, tests::service},
+    transport::{grpc, tests::service},
     worker::Notice,
 };
 
@@ -104,26 +105,16 @@ async fn an_answer_is_told_though_its_sequence_stays() {
 /// Goal: a token that is taken out while a request is on its way is worth nothing when it has come.
 #[tokio::test]
 async fn a_request_has_to_be_its_tenants_when_it_has_come() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("tokens.toml");
-    let [tales, verses] = ["tales", "verses"].map(|name| {
-        let token = auth::Token::random();
-        (token.to_toml(&Name::parse(name).unwrap()), token)
-    });
-    std::fs::write(&path, &tales.0).unwrap();
-    let config = auth::Config { tokens_file: Some(path.clone()), ..<_>::default() };
-    let auth = Auth::open(&config, false).unwrap();
-    let service = service(auth.clone(), oip::Config::default(), mpsc::channel(1).0);
-    let caller = service.caller(Evidence::of(Some(tales.1.as_str()), None)).unwrap();
-    let oip = Oip::new(service);
+    let listed = Listed::new();
+    let oip = Oip::new(service(listed.auth.clone(), oip::Config::default(), mpsc::channel(1).0));
+    let caller = listed.caller(&oip);
     oip.receive(&caller, async { Ok(()) }).await.unwrap();
     let revoked = async {
-        std::fs::write(&path, &verses.0).unwrap();
-        auth.reload(|_| ()).unwrap();
+        listed.revoke();
         Ok(())
     };
     let refused = oip.receive(&caller, revoked).await.unwrap_err();
-    assert!(matches!(refused, Reject::Unauthenticated { .. }), "{refused}");
+    assert!(matches!(refused, Broken::Refused(Reject::Unauthenticated { .. })), "{refused:?}");
 }
 
 /// Goal: a server with no place left says so, counts it, and is alive for those who look after it.
@@ -167,7 +158,8 @@ async fn who_says_nothing_is_not_waited_for() {
 
     let oip = Oip::new(fixture.service.clone());
     let caller = fixture.service.caller(Evidence::Nothing).unwrap();
-    let late = oip.receive(&caller, pending::<Result<(), Reject>>()).await.unwrap_err();
+    let late = oip.receive(&caller, pending::<Result<(), Broken>>()).await.unwrap_err();
+    let Broken::Refused(late) = late else { panic!("it was waited for") };
     assert!(matches!(late, Reject::Expired { wait: Wait::Request, .. }), "{late}");
     assert_eq!(rest::status(&late).as_u16(), 408);
 }
@@ -193,8 +185,8 @@ async fn a_stream_holds_no_more_than_two_messages() {
         }
     });
     let caller = fixture.service.caller(Evidence::Nothing).unwrap();
-    let (oip, call) = (Oip::new(fixture.service.clone()), Call::begin(Api::Oip, &fixture.service));
-    let mut exchange = exchange::Exchange::new(oip, call, caller, requests, false);
+    let oip = Oip::new(fixture.service.clone());
+    let mut exchange = exchange::Exchange::new(oip, caller, requests, false);
     for _ in 0..3 {
         let response = exchange.next().await.unwrap().unwrap();
         assert!(response.error_message.is_empty(), "{response:?}");
@@ -254,17 +246,46 @@ async fn certificates_tell_tenants_over_http() {
 
 const LOOPBACK: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
+/// A tenant with a token, who may be taken out of the tenants' file.
+pub(super) struct Listed {
+    pub(super) auth: Auth,
+    token: auth::Token,
+    dir: tempfile::TempDir,
+}
+
+impl Listed {
+    const FILE: &str = "tokens.toml";
+
+    pub(super) fn new() -> Self {
+        let (dir, token) = (tempfile::tempdir().unwrap(), auth::Token::random());
+        let path = dir.path().join(Self::FILE);
+        std::fs::write(&path, token.to_toml(&Name::parse("tales").unwrap())).unwrap();
+        let config = auth::Config { tokens_file: Some(path), ..<_>::default() };
+        Self { auth: Auth::open(&config, false).unwrap(), token, dir }
+    }
+
+    pub(super) fn caller(&self, oip: &Oip) -> Caller {
+        oip.service().caller(Evidence::of(Some(self.token.as_str()), None)).unwrap()
+    }
+
+    pub(super) fn revoke(&self) {
+        let other = auth::Token::random().to_toml(&Name::parse("verses").unwrap());
+        std::fs::write(self.dir.path().join(Self::FILE), other).unwrap();
+        self.auth.reload(|_| ()).unwrap();
+    }
+}
+
 /// Both listeners on ports of the system's choice.
-struct Fixture {
-    service: Service,
-    grpc: Listener,
-    rest: Listener,
+pub(super) struct Fixture {
+    pub(super) service: Service,
+    pub(super) grpc: Listener,
+    pub(super) rest: Listener,
     _shutdown: watch::Sender<bool>,
     _dir: tempfile::TempDir,
 }
 
 impl Fixture {
-    async fn start(config: oip::Config) -> Self {
+    pub(super) async fn start(config: oip::Config) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let service = service(Auth::default(), config, mpsc::channel(1).0);
         let identity = Identity::open(&tls::Config::default(), dir.path()).unwrap();
@@ -276,7 +297,7 @@ impl Fixture {
         Self { service, grpc, rest, _shutdown: shutdown, _dir: dir }
     }
 
-    async fn client(&self) -> GrpcInferenceServiceClient<Channel> {
+    pub(super) async fn client(&self) -> GrpcInferenceServiceClient<Channel> {
         let address = format!("http://{}", self.grpc.addr);
         GrpcInferenceServiceClient::connect(address).await.unwrap()
     }
@@ -288,10 +309,22 @@ impl Fixture {
 
     /// Calls over gRPC that ended with `code`.
     fn calls(&self, code: &str) -> u64 {
-        self.service.metrics().calls.with_label_values(&[Api::Oip.label(), code]).get()
+        self.calls_of(Api::Oip, code)
     }
 
-    fn rejected(&self, reason: &str) -> u64 {
+    pub(super) fn calls_of(&self, api: Api, code: &str) -> u64 {
+        self.service.metrics().calls.with_label_values(&[api.label(), code]).get()
+    }
+
+    /// Waits until so many calls are open.
+    pub(super) async fn in_flight(&self, api: Api, n: i64) {
+        let gauge = self.service.metrics().calls_in_flight.with_label_values(&[api.label()]);
+        while gauge.get() != n {
+            yield_now().await;
+        }
+    }
+
+    pub(super) fn rejected(&self, reason: &str) -> u64 {
         self.service.metrics().requests_rejected.with_label_values(&[reason]).get()
     }
 }
@@ -308,7 +341,7 @@ async fn ask(mut socket: impl AsyncRead + AsyncWrite + Unpin, asked: &str, body:
 }
 
 /// A request for so many tokens.
-fn request(max_tokens: i64) -> ModelInferRequest {
+pub(super) fn request(max_tokens: i64) -> ModelInferRequest {
     let text = InferInputTensor {
         name: "text_input".to_owned(),
         datatype: "BYTES".to_owned(),

@@ -6,10 +6,29 @@ use std::{
 };
 
 use crossbeam::channel::bounded;
-use tokio::{runtime, sync::mpsc, task::yield_now};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, runtime, sync::mpsc, task::yield_now};
 
 use super::*;
-use crate::{auth::Auth, oip, transport::tests::service};
+use crate::{
+    auth::Auth,
+    oip,
+    transport::{oip::tests::Fixture, tests::service},
+};
+
+/// It was refused as `invalid`, and counted as such.
+#[tokio::test]
+async fn who_goes_amid_a_body_is_refused_nothing() {
+    let fixture = Fixture::start(oip::Config::default()).await;
+    let mut socket = TcpStream::connect(fixture.rest.addr).await.unwrap();
+    let head =
+        "POST /v2/models/tiny/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{";
+    socket.write_all(head.as_bytes()).await.unwrap();
+    fixture.in_flight(Api::Rest, 1).await;
+    drop(socket);
+    fixture.in_flight(Api::Rest, 0).await;
+    assert_eq!(fixture.calls_of(Api::Rest, "cancelled"), 1);
+    assert_eq!((fixture.rejected("invalid"), fixture.rejected("internal")), (0, 0));
+}
 
 /// A body was read on though its client had gone, and took no place any more: so there could be any number of them.
 /// Method: one thread for what takes long, which is busy.
