@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Augmentation multiplicity at equal gradient evaluations: each image is shown 1, 2 or 4 times within a batch of
-# the same size, or within one that grows (Fort et al. 2021, arXiv:2105.13343). All runs see 600 000 augmented images.
+# the same size, or within one that grows (Fort et al. 2021, arXiv:2105.13343). All runs see 400 000 augmented images.
 source "$(dirname "$0")/common.sh"
 
-seen=600000
+seen=400000
 # one MODE MULTIPLICITY RATE OPTIONS...: a run of 128 images to a batch, or of as many times MULTIPLICITY.
 one() {
     local mode=$1 multiplicity=$2 rate=$3 batch=128
@@ -14,7 +14,7 @@ one() {
     fi
     local steps=$((seen / batch))
     train "multiplicity/$mode/$multiplicity-$rate" --preset nf-wrn-10-1 --batch 128 --multiplicity "$multiplicity" \
-        --steps "$steps" --learning-rate "$rate" --warmup $((steps / 12)) --final-share 0.01 --decay 5e-4 --clip 0.02 \
+        --steps "$steps" --learning-rate "$rate" --warmup $((steps / 8)) --final-share 0.01 --decay 5e-4 --clip 0.2 \
         --checkpoint-every "$steps" --valid-every "$steps" --log-every $((steps / 40)) "$@"
 }
 

@@ -49,7 +49,7 @@ for epochs in 1 2 4 8; do
         for rate in 0.1 0.2 0.4; do
             steps=$((epochs * images / 128))
             train "scaling/$width/$epochs-$rate" --model "$(model $width)" --holdout 0.1 --steps $steps \
-                --learning-rate $rate --warmup $((steps / 10)) --final-share 0.01 --decay 5e-4 --clip 0.02 \
+                --learning-rate $rate --warmup $((steps / 10)) --final-share 0.01 --decay 5e-4 --clip 0.2 \
                 --checkpoint-every $steps --valid-every $steps --log-every $((steps / 20))
         done
     done

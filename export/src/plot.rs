@@ -33,7 +33,7 @@ Examples:
   aerie-export plot runs/griffin runs/hawk runs/mqa --out curves.svg
   aerie-export plot runs/sweep/*/* --axis accuracy --over batch --out batches.svg")]
 pub struct Args {
-    /// Run directories; each is named by its last part
+    /// Run directories; each is named by its last part, or its last two where they are alike
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
     #[arg(long, value_name = "FILE", default_value = "curves.svg")]
@@ -126,19 +126,18 @@ impl Curve {
 pub fn plot(runs: &[PathBuf], out: &Path, axis: Axis) -> anyhow::Result<()> {
     let mut curves = Vec::new();
     let mut seen = "tokens";
-    for run in runs {
+    for (run, name) in runs.iter().zip(names(runs)) {
         let log = read_log(run)?;
         if log.starts_with("step,images") {
             seen = "images";
         }
-        let name = run.file_name().unwrap_or(run.as_os_str()).to_string_lossy();
         match axis {
             Axis::Loss => {
                 curves.push(curve(&log, "train_loss", format!("{name}, training")));
                 curves.push(curve(&log, axis.column(), format!("{name}, validation")));
             }
             Axis::BitsPerByte | Axis::Accuracy => {
-                curves.push(curve(&log, axis.column(), name.into_owned()));
+                curves.push(curve(&log, axis.column(), name));
             }
         }
     }
@@ -147,6 +146,18 @@ pub fn plot(runs: &[PathBuf], out: &Path, axis: Axis) -> anyhow::Result<()> {
     let mut svg = String::new();
     draw(&mut svg, &curves, axis, seen).context("the picture cannot be drawn")?;
     fs::write(out, svg).with_context(|| out.display().to_string())
+}
+
+/// What runs are called: by their last parts, after the part before where two have the same.
+fn names(runs: &[PathBuf]) -> Vec<String> {
+    let last = |run: &PathBuf| run.file_name().unwrap_or(run.as_os_str()).to_owned();
+    let name = |run: &PathBuf| {
+        let is_alone = runs.iter().filter(|it| last(it) == last(run)).count() == 1;
+        let before = run.parent().and_then(Path::file_name).filter(|_| !is_alone);
+        let before = before.map_or_else(String::new, |it| format!("{}/", it.to_string_lossy()));
+        before + &last(run).to_string_lossy()
+    };
+    runs.iter().map(name).collect()
 }
 
 /// The column `column` of a log, where it is filled in.

@@ -113,7 +113,8 @@ impl Admin {
         Ok(answer.map_err(grpc::rejected)?.into_inner())
     }
 
-    /// Has the server finish what runs, park all sessions and end; tells how many generations are to finish.
+    /// Has the server finish what runs, park all sessions and end; tells how many generations and classifications
+    /// are to finish.
     ///
     /// # Errors
     /// See [`Error`].

@@ -12,6 +12,12 @@ fn curve_is_the_filled_part_of_a_column() {
 }
 
 #[test]
+fn runs_are_named_by_what_tells_them_apart() {
+    let runs = ["runs/nf/128", "runs/bn/128", "runs/bn/512"].map(PathBuf::from);
+    assert_eq!(names(&runs), ["nf/128", "bn/128", "512"]);
+}
+
+#[test]
 fn picture_names_every_run_and_a_log_without_figures_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let runs = ["griffin", "hawk"].map(|it| dir.path().join(it));

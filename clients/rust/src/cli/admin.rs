@@ -96,7 +96,7 @@ pub(super) async fn run(server: &ServerArgs, args: Args) -> anyhow::Result<()> {
         }
         Command::Drain { grace } => {
             let grace_ms = grace.map(|seconds| seconds.saturating_mul(1000));
-            writeln!(stdout, "{} generations are to finish", admin.drain(grace_ms).await?)?;
+            writeln!(stdout, "{} requests are to finish", admin.drain(grace_ms).await?)?;
         }
     }
     Ok(())
