@@ -30,5 +30,5 @@ for rate in 0.2 0.1 0.4; do
         one growing $multiplicity $rate
     done
 done
-"$export_program" plot "$runs"/multiplicity/*/* --axis accuracy --over multiplicity --out "$runs/multiplicity.svg" |
+"$export_program" plot "$runs"/multiplicity/*/*/ --axis accuracy --over multiplicity --out "$runs/multiplicity.svg" |
     tee "$runs/multiplicity.txt"

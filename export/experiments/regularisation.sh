@@ -17,7 +17,7 @@ for factor in 4 16 64 8 32; do
     lambda=$(calc "$small * $factor")
     train "regularisation/coefficient/$lambda" "${options[@]}" --learning-rate "$small" --gradient-norm "$lambda"
 done
-"$export_program" plot "$runs"/regularisation/learning\ rate/* --axis accuracy --over learning-rate \
+"$export_program" plot "$runs"/regularisation/learning\ rate/*/ --axis accuracy --over learning-rate \
     --out "$runs/learning-rate.svg" | tee "$runs/learning-rate.txt"
-"$export_program" plot "$runs"/regularisation/coefficient/* --axis accuracy --over gradient-norm \
+"$export_program" plot "$runs"/regularisation/coefficient/*/ --axis accuracy --over gradient-norm \
     --out "$runs/gradient-norm.svg" | tee "$runs/gradient-norm.txt"

@@ -54,4 +54,4 @@ for epochs in 1 2 4 8; do
         done
     done
 done
-"$export_program" scaling "$runs"/scaling/*/* --epoch-size "$images" --out "$runs/laws" | tee "$runs/laws.txt"
+"$export_program" scaling "$runs"/scaling/*/*/ --epoch-size "$images" --out "$runs/laws" | tee "$runs/laws.txt"

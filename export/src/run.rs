@@ -180,7 +180,7 @@ pub enum Matmul {
     #[default]
     F32,
     /// Operands rounded to bfloat16, sums in f32, and a classifier's maps kept in bfloat16: several times
-    /// faster where the CPU has AMX, twice for classifiers where it has AVX512_BF16.
+    /// faster where the CPU has AMX, nearly twice for classifiers where it has AVX512_BF16.
     Bf16,
 }
 
