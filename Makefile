@@ -1,7 +1,7 @@
 # Aerie from a fresh machine: Rust, Python 3 with pip, make and a C++ compiler are all it takes.
 # Everything else comes from package registries, into .deps/ and target/.
 
-.PHONY: help demo build test soak fuzz lint bench python parity aarch64 clean-deps
+.PHONY: help demo build test soak fuzz lint bench python parity aarch64 cuda clean-deps
 
 help: ## what you are reading
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ aarch64: ## tests of the kernels on three emulated 64-bit Arm processors (160 MB
 
 .deps/libtorch: export/setup/libtorch.sh
 	@export/setup/libtorch.sh && touch $@
+
+cuda: .deps/libtorch ## libtorch's half for NVIDIA GPUs, for `aerie-export train --device cuda` (3 GB)
+	@export/setup/libtorch-cuda.sh
 
 clean-deps: ## remove what was fetched
 	rm -rf .deps

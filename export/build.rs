@@ -50,4 +50,6 @@ fn native() {
     }
     println!("cargo:libdir={lib}");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+    // Where the half of libtorch for GPUs is put beside it.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}-cuda");
 }

@@ -46,10 +46,7 @@ impl Inputs {
             rows: [(); 3].map(|()| draw(&[length, RECURRENCE])),
             p: draw(&[RECURRENCE]),
             h0: Tensor::zeros([1, RECURRENCE], (Kind::Float, Device::Cpu)),
-            cut: Cut {
-                bounds: Tensor::from_slice(&[0, length]),
-                fresh: Tensor::from_slice(&[true]),
-            },
+            cut: Cut::new(&[0, length], &[true], Device::Cpu),
         }
     }
 

@@ -2,6 +2,7 @@
 #include "shim.h"
 
 #include <ATen/Context.h>
+#include <dlfcn.h>
 
 namespace aerie {
 
@@ -14,12 +15,26 @@ std::string& last_error() {
 
 extern "C" const char* aerie_last_error() { return aerie::last_error().c_str(); }
 
-// Lets matrix products of f32 tensors round their operands to bfloat16; sums stay f32.
+// Loads libtorch's half for GPUs, which registers itself. Programs are not linked with it, so that they start
+// without it; it must be there before libtorch is asked for a GPU the first time.
+extern "C" int aerie_load_cuda() {
+  if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL)) return 0;
+  aerie::last_error() = dlerror();
+  return 1;
+}
+
+// Lets matrix products of f32 tensors round their operands to bfloat16; sums stay f32. GPUs have a kind of
+// their own for this, TF32, of which a convolution is a matrix product, too.
 extern "C" int aerie_set_matmul_bf16(int enabled) {
   try {
     at::globalContext().setFloat32Precision(
         at::Float32Backend::MKLDNN, at::Float32Op::MATMUL,
         enabled ? at::Float32Precision::BF16 : at::Float32Precision::IEEE);
+    for (const auto op : {at::Float32Op::MATMUL, at::Float32Op::CONV}) {
+      at::globalContext().setFloat32Precision(
+          at::Float32Backend::CUDA, op,
+          enabled ? at::Float32Precision::TF32 : at::Float32Precision::IEEE);
+    }
     return 0;
   } catch (const std::exception& error) {
     aerie::last_error() = error.what();

@@ -1,9 +1,10 @@
 # What the experiments share: arguments, and runs that are taken up where they were cut off.
 #
 # Each script takes a folder for its runs and one with CIFAR-10 in parquet (train.parquet, test.parquet). A second
-# call goes on where the first was stopped. AERIE_EXPORT names the program, THREADS says how many it uses.
+# call goes on where the first was stopped. AERIE_EXPORT names the program, JOBS says how many runs go on at a time
+# (1), THREADS how many threads each has (2), DEVICE where they train (cpu).
 set -euo pipefail
-trap 'exit 130' INT TERM
+trap 'wait; exit 130' INT TERM
 
 if [ $# -ne 2 ]; then
     echo "usage: $0 RUNS CIFAR10" >&2
@@ -12,7 +13,8 @@ fi
 runs=$1
 cifar=$2
 export_program=${AERIE_EXPORT:-aerie-export}
-threads=(--threads "${THREADS:-2}")
+jobs_max=${JOBS:-1}
+where=(--threads "${THREADS:-2}" --device "${DEVICE:-cpu}")
 
 # is_at_end RUN: whether its log has its last step.
 is_at_end() {
@@ -22,7 +24,9 @@ is_at_end() {
     [ "${last%%,*}" = "$steps" ]
 }
 
-# train RUN OPTIONS...: a run with these options, to its end. One that diverges is left as it is.
+# train RUN OPTIONS...: a run with these options, to its end. One that diverges is left as it is. With JOBS above
+# 1 it may go on when this returns: `finish` waits.
+going_on=0
 train() {
     local run=$runs/$1
     shift
@@ -39,9 +43,33 @@ train() {
         set -- --images "$cifar/train.parquet" --matmul bf16 "$@"
     fi
     mkdir -p "$(dirname "$run")"
+    if [ "$jobs_max" -eq 1 ]; then
+        to_its_end "$run" "$@"
+        return
+    fi
+    if [ "$going_on" -ge "$jobs_max" ]; then
+        wait -n
+        going_on=$((going_on - 1))
+    fi
+    to_its_end "$run" "$@" &
+    going_on=$((going_on + 1))
+}
+
+# finish: waits for all runs.
+finish() {
+    while [ "$going_on" -gt 0 ]; do
+        wait -n
+        going_on=$((going_on - 1))
+    done
+}
+
+# to_its_end RUN OPTIONS...
+to_its_end() {
+    local run=$1
+    shift
     echo "$run"
     # tee is to outlive an interrupt, so that the run can say that it has stopped.
-    "$export_program" train --run "$run" "${threads[@]}" "$@" 2>&1 | tee -i "$run.txt" || true
+    "$export_program" train --run "$run" "${where[@]}" "$@" 2>&1 | tee -i "$run.txt" || true
     if is_at_end "$run"; then
         return
     elif grep -q "the loss is" "$run.txt"; then

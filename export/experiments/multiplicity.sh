@@ -18,17 +18,21 @@ one() {
         --checkpoint-every "$steps" --valid-every "$steps" --log-every $((steps / 40)) "$@"
 }
 
-for rate in 0.2 0.1 0.4; do
+rates="0.2 0.1 0.4"
+for rate in $rates; do
     one fixed 1 $rate
-    # Shown once, a batch does not grow.
-    if [ ! -e "$runs/multiplicity/growing/1-$rate" ]; then
-        mkdir -p "$runs/multiplicity/growing"
-        cp -r "$runs/multiplicity/fixed/1-$rate" "$runs/multiplicity/growing/1-$rate"
-    fi
     for multiplicity in 2 4; do
         one fixed $multiplicity $rate
         one growing $multiplicity $rate
     done
+done
+finish
+mkdir -p "$runs/multiplicity/growing"
+for rate in $rates; do
+    # Shown once, a batch does not grow.
+    if [ -e "$runs/multiplicity/fixed/1-$rate" ]; then
+        cp -rT "$runs/multiplicity/fixed/1-$rate" "$runs/multiplicity/growing/1-$rate"
+    fi
 done
 "$export_program" plot "$runs"/multiplicity/*/*/ --axis accuracy --over multiplicity --out "$runs/multiplicity.svg" |
     tee "$runs/multiplicity.txt"

@@ -20,6 +20,7 @@ for batch in 128 512 2048 4096; do
         train "normalisation/neither/$batch-$rate" --preset wrn-16-1-bare --clip 0 "${options[@]}"
     done
 done
+finish
 "$export_program" plot "$runs"/normalisation/*/128-0.05/ --axis accuracy --out "$runs/normalisation-curves.svg"
 "$export_program" plot "$runs"/normalisation/*/*/ --axis accuracy --over batch --out "$runs/normalisation.svg" |
     tee "$runs/normalisation.txt"

@@ -17,6 +17,7 @@ for factor in 4 16 64 8 32; do
     lambda=$(calc "$small * $factor")
     train "regularisation/coefficient/$lambda" "${options[@]}" --learning-rate "$small" --gradient-norm "$lambda"
 done
+finish
 "$export_program" plot "$runs"/regularisation/learning\ rate/*/ --axis accuracy --over learning-rate \
     --out "$runs/learning-rate.svg" | tee "$runs/learning-rate.txt"
 "$export_program" plot "$runs"/regularisation/coefficient/*/ --axis accuracy --over gradient-norm \

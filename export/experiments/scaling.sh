@@ -54,4 +54,5 @@ for epochs in 1 2 4 8; do
         done
     done
 done
+finish
 "$export_program" scaling "$runs"/scaling/*/*/ --epoch-size "$images" --out "$runs/laws" | tee "$runs/laws.txt"

@@ -4,7 +4,7 @@
 use std::iter::{self, zip};
 
 use aerie_models::AttentionDims;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Base of the rotary frequencies (Su et al. 2021, arXiv:2104.09864).
 const ROTARY_BASE: f64 = 10_000.0;
@@ -24,14 +24,14 @@ pub struct Rotary {
 impl Rotary {
     /// Rotations by `position · 10000^(-2j / dims)`; angles are made in f64, since a stream's
     /// positions are unbounded.
-    pub fn new(dims: AttentionDims, positions: &[i64], kind: Kind) -> Self {
+    pub fn new(dims: AttentionDims, positions: &[i64], (kind, device): (Kind, Device)) -> Self {
         let half = dims.rotary_dims / 2;
         let frequencies: Vec<f64> = (0..half)
             .map(|j| ROTARY_BASE.powf(-2.0 * f64::from(j) / f64::from(dims.rotary_dims)))
             .collect();
         let positions = Tensor::from_slice(positions).to_kind(Kind::Double);
         let angles = positions.outer(&Tensor::from_slice(&frequencies)).unsqueeze(1);
-        let [cos, sin] = [angles.cos().to_kind(kind), angles.sin().to_kind(kind)];
+        let [cos, sin] = [angles.cos(), angles.sin()].map(|it| it.to_kind(kind).to_device(device));
         Self { dims: i64::from(dims.rotary_dims), cos, sin }
     }
 
@@ -66,7 +66,12 @@ pub struct Blocks {
 
 impl Blocks {
     /// Cuts tokens whose segments are `bounds` into blocks; no segment crosses a multiple of `row`.
-    pub fn new(dims: AttentionDims, bounds: &[i64], row: i64, kind: Kind) -> Self {
+    pub fn new(
+        dims: AttentionDims,
+        bounds: &[i64],
+        row: i64,
+        (kind, device): (Kind, Device),
+    ) -> Self {
         let window = i64::from(dims.window);
         let tokens = bounds[bounds.len() - 1];
         let before = window + 1 < row.min(tokens);
@@ -81,23 +86,24 @@ impl Blocks {
             .collect();
         let own = Tensor::from_slice(&segments).view([-1, block]);
         let keys = if before {
-            let first = Tensor::full([1, block], -2, (Kind::Int64, tch::Device::Cpu));
+            let first = Tensor::full([1, block], -2, (Kind::Int64, Device::Cpu));
             let earlier = Tensor::cat(&[first, own.slice(0, None, own.size()[0] - 1, 1)], 0);
             Tensor::cat(&[earlier, own.shallow_clone()], 1)
         } else {
             own.shallow_clone()
         };
         let same = own.unsqueeze(2).eq_tensor(&keys.unsqueeze(1));
-        let at = Tensor::arange(block, (Kind::Int64, tch::Device::Cpu)).unsqueeze(1);
+        let at = Tensor::arange(block, (Kind::Int64, Device::Cpu)).unsqueeze(1);
         let key_at = Tensor::arange_start(
             if before { -block } else { 0 },
             block,
-            (Kind::Int64, tch::Device::Cpu),
+            (Kind::Int64, Device::Cpu),
         );
         let distance = at - key_at.unsqueeze(0);
         let near = distance.ge(0).logical_and(&distance.le(window));
         let seen = same.logical_and(&near.unsqueeze(0)).unsqueeze(1);
         let mask = Tensor::zeros_like(&seen).to_kind(kind).masked_fill(&seen.logical_not(), UNSEEN);
+        let mask = mask.to_device(device);
         Self { heads: i64::from(dims.heads), block, tokens, padding, before, mask }
     }
 
@@ -181,7 +187,7 @@ impl Session {
             Tensor::cat(&[ring.index_select(0, &old_slots), new.shallow_clone()], 0)
         });
 
-        let at = Tensor::arange_start(self.position, end, (Kind::Int64, tch::Device::Cpu));
+        let at = Tensor::arange_start(self.position, end, (Kind::Int64, Device::Cpu));
         let key_at = Tensor::cat(&[Tensor::from_slice(&old), at.shallow_clone()], 0);
         let distance = at.unsqueeze(1) - key_at.unsqueeze(0);
         let unseen = distance.lt(0).logical_or(&distance.gt(window));

@@ -6,7 +6,7 @@ mod tests;
 use std::iter::zip;
 
 use aerie_models::{AttentionDims, Backend, Carry, ModelConfig, ParameterSpec, Path};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::torch::{
     attention::{self, Rotary},
@@ -73,16 +73,17 @@ impl<'a> Reading<'a> {
             }
         };
         let dims = config.attention_dims();
+        let options = parameters.options();
         let blocks = match packing.kind {
             PackingKind::Documents { row } => {
-                Some(attention::Blocks::new(dims, bounds, row, parameters.kind()))
+                Some(attention::Blocks::new(dims, bounds, row, options))
             }
             PackingKind::Sessions { .. } => None,
         };
         Self {
-            cut: Cut { bounds: Tensor::from_slice(bounds), fresh: Tensor::from_slice(&fresh) },
-            rotary: Rotary::new(dims, &positions(&packing), parameters.kind()),
-            lasts: Tensor::from_slice(&bounds[1..]) - 1,
+            cut: Cut::new(bounds, &fresh, options.1),
+            rotary: Rotary::new(dims, &positions(&packing), options),
+            lasts: (Tensor::from_slice(&bounds[1..]) - 1).to_device(options.1),
             parameters,
             packing,
             blocks,
@@ -92,17 +93,17 @@ impl<'a> Reading<'a> {
     /// State of sessions that have none yet.
     pub fn void(&self, config: &ModelConfig) -> Carry<Tensor> {
         let segments = self.packing.bounds.len() as i64 - 1;
-        void(config, segments, self.parameters.kind())
+        void(config, segments, self.parameters.options())
     }
 }
 
 /// State `[segments, …]` of sessions that have none yet.
-pub fn void(config: &ModelConfig, segments: i64, kind: Kind) -> Carry<Tensor> {
+pub fn void(config: &ModelConfig, segments: i64, options: (Kind, Device)) -> Carry<Tensor> {
     Carry::layout(config).map(|spec| {
         let shape: Vec<i64> =
             [segments].into_iter().chain(spec.shape.iter().map(|&it| it as i64)).collect();
         // Zeros that take no room: nobody writes into a state.
-        Tensor::zeros([1], (kind, tch::Device::Cpu)).expand(shape, false)
+        Tensor::zeros([1], options).expand(shape, false)
     })
 }
 
@@ -184,7 +185,8 @@ impl Backend for Reading<'_> {
             return (y, state.clone());
         }
         let lags = state.size()[1];
-        let keep = Tensor::logical_not(&self.cut.fresh).to_kind(x.kind()).view([-1, 1, 1]);
+        let keep = Tensor::logical_not(self.cut.fresh()).to_kind(x.kind()).to_device(x.device());
+        let keep = keep.view([-1, 1, 1]);
         let before = &state.0 * keep;
         let next = zip(0.., self.packing.bounds.windows(2)).map(|(row, it)| {
             let inputs = Tensor::cat(&[before.get(row), x.0.slice(0, it[0], it[1], 1)], 0);

@@ -94,7 +94,7 @@ fn stream_nats(
 ) -> f64 {
     let session_max = restart.map_or(usize::MAX, |it| it as usize);
     let table = parameters.embedding();
-    let mut carry = void(model, 1, parameters.kind()).map(Handle::of);
+    let mut carry = void(model, 1, parameters.options()).map(Handle::of);
     let mut position = 0;
     let mut nats = 0.0;
     let mut begin = 0;

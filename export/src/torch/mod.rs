@@ -4,6 +4,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod backend;
+pub mod device;
 pub mod eval;
 pub mod images;
 pub mod log;

@@ -4,7 +4,7 @@
 mod tests;
 
 use aerie_models::{Parametric, Role};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
     checkpoint::Tensors,
@@ -94,7 +94,8 @@ pub(crate) fn restore(
         let found = found.shape.clone();
         return Err(ParametersError::Shape { name, found, expected });
     }
-    *tensor = Tensor::from_slice(&found.values).reshape(shape).to_kind(tensor.kind());
+    let values = Tensor::from_slice(&found.values).reshape(shape);
+    *tensor = values.to_kind(tensor.kind()).to_device(tensor.device());
     Ok(())
 }
 
@@ -106,7 +107,7 @@ pub struct Average {
 }
 
 impl Average {
-    /// An average that begins at `model`'s `parameters`.
+    /// An average on `device` that begins at `model`'s `parameters`.
     ///
     /// # Errors
     /// If they are not those of `model`.
@@ -114,8 +115,9 @@ impl Average {
         decay_max: f64,
         model: &impl Parametric,
         parameters: &Tensors,
+        device: Device,
     ) -> Result<Self, ParametersError> {
-        let parameters = Parameters::load(model, parameters, Kind::Float)?;
+        let parameters = Parameters::load(model, parameters, Kind::Float)?.to_device(device);
         Ok(Self { decay_max, parameters })
     }
 

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, f64::consts::TAU, iter::zip};
 use aerie_models::{Init, ParameterSpec, Parametric, Path, Role};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use thiserror::Error;
 
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
 pub struct Parameters {
     by_path: BTreeMap<Path, Parameter>,
     kind: Kind,
+    device: Device,
 }
 
 /// One parameter.
@@ -52,7 +53,7 @@ impl Parameters {
             let values = draw(&spec, &mut rng);
             (path, Parameter { tensor: leaf(&values, &spec, kind), role: spec.role })
         });
-        Self { by_path: by_path.collect(), kind }
+        Self { by_path: by_path.collect(), kind, device: Device::Cpu }
     }
 
     /// Takes the parameters of `config` from a checkpoint.
@@ -82,12 +83,22 @@ impl Parameters {
             let tensor = leaf(&values, &spec, kind);
             Ok((path, Parameter { tensor, role: spec.role }))
         });
-        Ok(Self { by_path: by_path.collect::<Result<_, _>>()?, kind })
+        Ok(Self { by_path: by_path.collect::<Result<_, _>>()?, kind, device: Device::Cpu })
     }
 
-    /// Element type of all parameters.
-    pub fn kind(&self) -> Kind {
-        self.kind
+    /// The same parameters on `device`; new ones are on the CPU.
+    pub fn to_device(self, device: Device) -> Self {
+        let moved = self.by_path.into_iter().map(|(path, it)| {
+            let learnt = it.role != Role::Average;
+            let tensor = it.tensor.detach().to_device(device).set_requires_grad(learnt);
+            (path, Parameter { tensor, ..it })
+        });
+        Self { by_path: moved.collect(), device, ..self }
+    }
+
+    /// Element type of all parameters, and where they are.
+    pub fn options(&self) -> (Kind, Device) {
+        (self.kind, self.device)
     }
 
     /// The parameter at `path`.
@@ -124,7 +135,8 @@ impl Parameters {
 pub(crate) fn values(tensor: &Tensor) -> Values {
     let extent = |&it: &i64| usize::try_from(it).expect("extents are not negative");
     let shape = tensor.size().iter().map(extent).collect();
-    let flat = tensor.detach().to_kind(Kind::Float).flatten(0, -1).contiguous();
+    let flat = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float);
+    let flat = flat.flatten(0, -1).contiguous();
     Values { shape, values: Vec::try_from(flat).expect("a flat tensor of f32 is a vector of f32") }
 }
 

@@ -111,7 +111,7 @@ pub struct Session<'a> {
 impl<'a> Session<'a> {
     /// A session that has read nothing.
     pub fn new(model: &'a ModelConfig, parameters: &'a Parameters) -> Self {
-        let carry = void(model, 1, parameters.kind()).map(Handle::of);
+        let carry = void(model, 1, parameters.options()).map(Handle::of);
         Self { model, parameters, carry, position: 0 }
     }
 

@@ -1,22 +1,49 @@
 //! The native operators of `cpp/`, behind safe functions. They fail only on shapes that do not fit,
 //! which is a bug, and then panic with libtorch's message, as tch's own operations do.
+//!
+//! They are for the CPU; what is on a GPU goes through the same equations in libtorch's operations.
 #![allow(unsafe_code, reason = "the native operators are reached through a C interface")]
 
+mod composed;
 #[cfg(test)]
 mod tests;
 
 use std::ffi::{CStr, c_char, c_int};
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 use torch_sys::C_tensor;
+
+use crate::torch::shim::composed::Places;
 
 /// How packed tokens are cut into segments, as the native operators read it.
 #[derive(Debug)]
 pub struct Cut {
     /// i64 `[B+1]`: segment `b` is `bounds[b]..bounds[b+1]`.
-    pub bounds: Tensor,
+    bounds: Tensor,
     /// bool `[B]`: the segment begins a session, so its state is void.
-    pub fresh: Tensor,
+    fresh: Tensor,
+    /// Where tokens stand in their segments, if the tokens are on a GPU.
+    places: Option<Places>,
+}
+
+impl Cut {
+    /// Cuts tokens on `device`: segment `b` is `bounds[b]..bounds[b+1]`, and begins a session where it
+    /// is `fresh`.
+    ///
+    /// # Panics
+    /// If a segment on a GPU is not fresh.
+    pub fn new(bounds: &[i64], fresh: &[bool], device: Device) -> Self {
+        let places = (device != Device::Cpu).then(|| {
+            assert!(fresh.iter().all(|it| *it), "on a GPU all segments are fresh");
+            Places::new(bounds, device)
+        });
+        Self { bounds: Tensor::from_slice(bounds), fresh: Tensor::from_slice(fresh), places }
+    }
+
+    /// bool `[B]`: the segment begins a session.
+    pub fn fresh(&self) -> &Tensor {
+        &self.fresh
+    }
 }
 
 /// Griffin eq. 1 to 4 from the pre-activations of the gates; see `Backend::rg_lru`.
@@ -34,6 +61,9 @@ pub fn rg_lru(
     h0: &Tensor,
     cut: &Cut,
 ) -> Tensor {
+    if let Some(places) = &cut.places {
+        return composed::rg_lru(x, [gate_a, gate_x], p, places);
+    }
     // SAFETY: every pointer is a live tensor for the length of the call; the operator takes no
     // ownership of them and checks shapes itself.
     own(unsafe {
@@ -54,6 +84,9 @@ pub fn rg_lru(
 /// # Shapes
 /// - `x` and the result: `[N, R]`; `weight`: `[4, R]`; `bias`: `[R]`; `state`: `[B, 3, R]`
 pub fn conv1d(x: &Tensor, weight: &Tensor, bias: &Tensor, state: &Tensor, cut: &Cut) -> Tensor {
+    if let Some(places) = &cut.places {
+        return composed::conv1d(x, weight, bias, places);
+    }
     // SAFETY: as in `rg_lru`.
     own(unsafe {
         aerie_conv1d(
@@ -84,12 +117,18 @@ pub fn cross_entropy(
 
 /// The tanh form of GELU.
 pub fn gelu(x: &Tensor) -> Tensor {
+    if x.device() != Device::Cpu {
+        return composed::gelu(x);
+    }
     // SAFETY: as in `rg_lru`.
     own(unsafe { aerie_gelu(x.as_ptr()) })
 }
 
 /// `x / √(mean(x²) + epsilon) ⊙ (1 + weight)` for `x` `[N, D]` and `weight` `[D]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Tensor {
+    if x.device() != Device::Cpu {
+        return composed::rms_norm(x, weight, epsilon);
+    }
     // SAFETY: as in `rg_lru`.
     own(unsafe { aerie_rms_norm(x.as_ptr(), weight.as_ptr(), epsilon) })
 }
@@ -111,6 +150,9 @@ pub struct Rates {
 
 /// Updates a parameter and its moments in place.
 pub fn adamw(parameter: &Tensor, gradient: &Tensor, [m, v]: [&Tensor; 2], rates: Rates) {
+    if parameter.device() != Device::Cpu {
+        return composed::adamw(parameter, gradient, [m, v], rates);
+    }
     let Rates { beta1, beta2, epsilon, step_size, bias2, keep, gradient_scale } = rates;
     let rates = [beta1, beta2, epsilon, step_size, bias2, keep, gradient_scale];
     // SAFETY: as in `rg_lru`; the rates are as many as the operator reads, and the tensors' values
@@ -121,7 +163,18 @@ pub fn adamw(parameter: &Tensor, gradient: &Tensor, [m, v]: [&Tensor; 2], rates:
     assert!(failed == 0, "{}", last_error());
 }
 
-/// Lets products of f32 matrices round their operands to bfloat16 from now on, in this process.
+/// Loads libtorch's half for GPUs, to be called before anything asks for one.
+///
+/// # Errors
+/// What the loader says, if that half or one of its needs is not there.
+pub fn load_cuda() -> Result<(), String> {
+    // SAFETY: loads a library whose initialisers only register it with libtorch.
+    let failed = unsafe { aerie_load_cuda() };
+    if failed == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// Lets products of f32 matrices round their operands to bfloat16 from now on, in this process; on
+/// GPUs to the finer TF32, in convolutions too.
 pub fn set_matmul_bf16(enabled: bool) {
     // SAFETY: sets a switch of libtorch's global context; no memory of ours is involved.
     let failed = unsafe { aerie_set_matmul_bf16(c_int::from(enabled)) };
@@ -143,6 +196,7 @@ fn last_error() -> String {
 
 unsafe extern "C" {
     fn aerie_last_error() -> *const c_char;
+    fn aerie_load_cuda() -> c_int;
     fn aerie_set_matmul_bf16(enabled: c_int) -> c_int;
     fn aerie_gelu(x: *const C_tensor) -> *mut C_tensor;
     fn aerie_rms_norm(x: *const C_tensor, weight: *const C_tensor, epsilon: f64) -> *mut C_tensor;

@@ -19,7 +19,7 @@ use std::{
 
 use aerie_models::Model;
 use anyhow::{bail, ensure};
-use tch::Kind;
+use tch::{Device, Kind};
 use thiserror::Error;
 
 pub use crate::torch::train::args::Args;
@@ -29,6 +29,7 @@ use crate::{
     plot,
     run::{Data, Matmul, Run, TrainConfig},
     torch::{
+        device,
         log::{Display, Line, Log, Unit, Valid},
         optimizer::{Average, Optimizer, Update},
         parameters::Parameters,
@@ -50,6 +51,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ensure!(0 < threads, "--threads is {threads}; it must be at least 1");
         tch::set_num_threads(threads);
     }
+    device::open(args.device)?;
     let dir = RunDir::new(&args.run);
     let is_new_dir = !args.run.exists();
     if args.resume {
@@ -61,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
-    let trained = train(&dir, args.until, &interrupted);
+    let trained = train(&dir, args.device, args.until, &interrupted);
     // A run whose data cannot be had never began: what is asked for next may be of the same name.
     if trained.is_err() && !args.resume && !args.run.join(LOG_FILE).exists() {
         dir.withdraw(is_new_dir)?;
@@ -69,17 +71,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     trained
 }
 
-/// Goes on with the run in `dir` until its end, until step `until`, or until `interrupted` is set: the newest
+/// Goes on with the run in `dir` on `device` until its end, until step `until`, or until `interrupted` is set: the newest
 /// step is a checkpoint then, and a line of the log.
 ///
 /// # Errors
 /// If a file cannot be read or written, or the loss is no longer a number. The newest step is a checkpoint
 /// then, too, unless that is what cannot be written, or the loss is what is wrong: the checkpoint before may
 /// be better than what led there.
-fn train(dir: &RunDir, until: u64, interrupted: &AtomicBool) -> anyhow::Result<()> {
+fn train(dir: &RunDir, device: Device, until: u64, interrupted: &AtomicBool) -> anyhow::Result<()> {
     let run = dir.run()?;
     shim::set_matmul_bf16(run.train.matmul == Matmul::Bf16);
-    let learner = Learner::new(dir, &run)?;
+    let learner = Learner::new(dir, &run, device)?;
     let Progress { epoch, row, .. } = learner.progress;
     let (seed, cursor) = (run.train.seed, Cursor { epoch, row });
     let end = End { until, interrupted };
@@ -116,18 +118,21 @@ struct Learner<'a> {
 
 impl<'a> Learner<'a> {
     /// Takes the run up where its newest checkpoint left it, or at the beginning.
-    fn new(dir: &RunDir, run: &'a Run) -> anyhow::Result<Self> {
+    fn new(dir: &RunDir, run: &'a Run, device: Device) -> anyhow::Result<Self> {
         let average = |tensors| {
-            run.train.average.map(|decay| Average::new(decay, &run.model, tensors)).transpose()
+            let average = |decay| Average::new(decay, &run.model, tensors, device);
+            run.train.average.map(average).transpose()
         };
         let Some(step) = dir.latest()? else {
             let parameters = Parameters::init(&run.model, run.train.seed, Kind::Float);
+            let parameters = parameters.to_device(device);
             let optimizer = Optimizer::new(run.optimizer, &parameters);
             let average = average(&parameters.values())?;
             return Ok(Self { run, parameters, average, optimizer, progress: Progress::default() });
         };
         let tensors = step.tensors()?;
         let parameters = Parameters::load(&run.model, &tensors.model, Kind::Float)?;
+        let parameters = parameters.to_device(device);
         let optimizer = Optimizer::load(run.optimizer, &parameters, &tensors.optimizer)?;
         let average = average(tensors.average.as_ref().unwrap_or(&tensors.model))?;
         Ok(Self { run, parameters, average, optimizer, progress: step.progress()? })

@@ -45,7 +45,7 @@ fn documents(
     let segments = texts.len() as i64;
     let packing = Packing { bounds, kind: PackingKind::Documents { row } };
     let reading = Reading::new(config, parameters, packing);
-    let carry = void(config, segments, Kind::Double).map(Handle::of);
+    let carry = void(config, segments, (Kind::Double, Device::Cpu)).map(Handle::of);
     let tokens = Handle(Tensor::from_slice(&texts.concat()));
     no_grad(|| decoder::hidden(config, &reading, &tokens, &carry).0.0)
 }
@@ -121,7 +121,7 @@ fn sessions_in_chunks_are_whole_documents() {
         let text = tokens(&config, 0..length);
         let whole = documents(&config, &parameters, length, std::slice::from_ref(&text));
         for chunk in [1, 2, 3, 4, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 1, length] {
-            let mut carry = void(&config, 1, Kind::Double).map(Handle::of);
+            let mut carry = void(&config, 1, (Kind::Double, Device::Cpu)).map(Handle::of);
             let mut found = Vec::new();
             let size = usize::try_from(chunk).unwrap();
             for (position, part) in zip((0..).step_by(size), text.chunks(size)) {
@@ -145,7 +145,7 @@ fn sessions_of_one_step_do_not_see_each_other() {
         if head { (0, head_part.to_vec()) } else { (cuts[i] as i64, tail.to_vec()) }
     };
     let all = |head| (0..3).map(|i| part(i, head)).collect::<Vec<_>>();
-    let fresh = void(&config, 3, Kind::Double).map(Handle::of);
+    let fresh = void(&config, 3, (Kind::Double, Device::Cpu)).map(Handle::of);
     let (head, carry) = step(&config, &parameters, &all(true), &fresh);
     let (tail, _) = step(&config, &parameters, &all(false), &carry);
 
@@ -166,7 +166,7 @@ fn sessions_of_one_step_do_not_see_each_other() {
 fn fresh_session_does_not_see_the_state_it_is_given() {
     let config = tiny(Family::Griffin);
     let parameters = parameters(&config);
-    let clean = void(&config, 1, Kind::Double).map(Handle::of);
+    let clean = void(&config, 1, (Kind::Double, Device::Cpu)).map(Handle::of);
     let (_, dirty) = step(&config, &parameters, &[(0, tokens(&config, 9..30))], &clean);
     let text = [(0, tokens(&config, 0..12))];
     let (expected, _) = step(&config, &parameters, &text, &clean);
@@ -183,7 +183,7 @@ fn gradients_of_documents_are_those_of_sessions() {
     let gradients = |kind| {
         let parameters = parameters(&config);
         let reading = Reading::new(&config, &parameters, Packing { bounds: vec![0, length], kind });
-        let carry = void(&config, 1, Kind::Double).map(Handle::of);
+        let carry = void(&config, 1, (Kind::Double, Device::Cpu)).map(Handle::of);
         decoder::hidden(&config, &reading, &tokens, &carry)
             .0
             .0

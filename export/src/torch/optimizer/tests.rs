@@ -13,7 +13,7 @@ fn an_average_forgets_its_beginning() {
 fn running_averages_of_norms_are_taken_over_as_they_are() {
     let model = preset("wrn-16-4").unwrap();
     let parameters = Parameters::init(&model, 1, Kind::Float);
-    let mut average = Average::new(0.9, &model, &parameters.values()).unwrap();
+    let mut average = Average::new(0.9, &model, &parameters.values(), Device::Cpu).unwrap();
     no_grad(|| {
         for (_, it) in parameters.iter() {
             let _ = it.tensor.shallow_clone().fill_(3.0);

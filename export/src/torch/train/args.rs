@@ -11,6 +11,7 @@ use aerie_models::{
     presets,
 };
 use anyhow::{Context, bail, ensure};
+use tch::Device;
 
 use crate::{
     checkpoint::{RunDir, TOKENIZER_FILE},
@@ -26,6 +27,7 @@ use crate::{
         AdamwConfig, Data, Documents, Flatness, GradientNormForm, ImageData, Matmul, Optimizer,
         Run, SgdConfig, TextData, TrainConfig,
     },
+    torch::device,
 };
 
 /// Trains a language model on text, or a classifier on images.
@@ -39,7 +41,7 @@ Examples:
   aerie-export train --run runs/pictures --preset nf-wrn-16-4 --images train.parquet --valid test.parquet
 
 SIGINT and SIGTERM write a checkpoint before the program ends; --resume goes on from the newest one,
-bit for bit as if nothing had happened (on the same machine, with the same number of threads).
+bit for bit as if nothing had happened (on the same machine's CPU, with the same number of threads).
 Everything that fixes a run is in its run.toml.")]
 pub struct Args {
     /// Run directory: made by a new run, read by --resume
@@ -55,6 +57,9 @@ pub struct Args {
     /// Threads of libtorch; all cores if left out
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<i32>,
+    /// Where to train: cpu, cuda or cuda:N; a run may go on elsewhere
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device::parse)]
+    pub(super) device: Device,
     /// A model by its name; a wrong one prints the list
     #[arg(long, value_name = "NAME", required_unless_present_any = ["resume", "model"])]
     preset: Option<String>,

@@ -171,10 +171,12 @@ impl Task for ImageTask<'_> {
     }
 
     fn loss(&self, parameters: &Parameters, batch: &Batch, seed: u64) -> Tensor {
-        let pixels = batch.pixels.to_kind(self.maps);
+        let (_, device) = parameters.options();
+        let pixels = batch.pixels.to_device(device).to_kind(self.maps);
+        let targets = batch.targets.to_device(device);
         let logits = self.logits(parameters, Mode::Training { seed }, &pixels);
-        let shares = logits.log_softmax(1, Kind::Float) * &batch.targets;
-        shares.sum(Kind::Float) / -(batch.targets.size()[0] as f64)
+        let shares = logits.log_softmax(1, Kind::Float) * &targets;
+        shares.sum(Kind::Float) / -(targets.size()[0] as f64)
     }
 
     fn validate(&self, parameters: &Parameters) -> anyhow::Result<Option<Valid>> {
@@ -183,8 +185,10 @@ impl Task for ImageTask<'_> {
         for batch in in_order(set, self.preprocessing, VALID_ROWS, limits()) {
             let batch = batch?;
             let [height, width] = self.extent();
+            let (_, device) = parameters.options();
             let pixels = Tensor::from_slice(&batch.pixels).view([-1, 3, height, width]);
-            let labels = Tensor::from_slice(&batch.labels);
+            let pixels = pixels.to_device(device);
+            let labels = Tensor::from_slice(&batch.labels).to_device(device);
             let logits = no_grad(|| self.logits(parameters, Mode::Evaluation, &pixels));
             let none = None::<&Tensor>;
             let loss = logits.cross_entropy_loss(&labels, none, Reduction::Sum, -100, 0.0);

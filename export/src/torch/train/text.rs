@@ -151,10 +151,12 @@ fn evaluate(model: &ModelConfig, parameters: &Parameters, tokens: &Tokens) -> Va
 fn nats(model: &ModelConfig, parameters: &Parameters, batch: &Batch, row: i64) -> Tensor {
     let kind = PackingKind::Documents { row };
     let reading = Reading::new(model, parameters, Packing { bounds: batch.bounds.clone(), kind });
-    let carry = void(model, batch.bounds.len() as i64 - 1, parameters.kind()).map(Handle::of);
-    let tokens = Handle(Tensor::from_slice(&batch.inputs));
+    let carry = void(model, batch.bounds.len() as i64 - 1, parameters.options()).map(Handle::of);
+    let (_, device) = parameters.options();
+    let [inputs, targets] =
+        [&batch.inputs, &batch.targets].map(|it| Tensor::from_slice(it).to_device(device));
+    let tokens = Handle(inputs);
     let (x, _) = decoder::hidden(model, &reading, &tokens, &carry);
     let table = parameters.embedding();
-    let targets = Tensor::from_slice(&batch.targets);
     shim::cross_entropy(&x, table, &targets, model.logits_soft_cap)
 }
