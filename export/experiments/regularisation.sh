@@ -4,18 +4,17 @@
 # stochastic gradient descent with a constant learning rate.
 source "$(dirname "$0")/common.sh"
 
-small=0.0125
+# Of the rates tried, the smallest that comes to fit all of its images.
+small=0.05
 options=(
     --preset nf-wrn-10-1 --images-max 2500 --plain --batch 32 --steps 6240 --warmup 0 --final-share 1
     --momentum 0 --no-nesterov --decay 0 --clip 0 --checkpoint-every 2080 --valid-every 624 --log-every 78
 )
-for factor in 1 4 16 2 8 32 64; do
-    rate=$(calc "$small * $factor")
-    train "regularisation/learning rate/$rate" "${options[@]}" --learning-rate "$rate"
+for rate in 0.0125 0.05 0.2 0.025 0.1 0.4 0.8; do
+    train "regularisation/learning rate/$rate" "${options[@]}" --learning-rate $rate
 done
-for factor in 4 16 64 8 32; do
-    lambda=$(calc "$small * $factor")
-    train "regularisation/coefficient/$lambda" "${options[@]}" --learning-rate "$small" --gradient-norm "$lambda"
+for lambda in 0.05 0.2 0.8 0.1 0.4; do
+    train "regularisation/coefficient/$lambda" "${options[@]}" --learning-rate $small --gradient-norm $lambda
 done
 finish
 "$export_program" plot "$runs"/regularisation/learning\ rate/*/ --axis accuracy --over learning-rate \

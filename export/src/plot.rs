@@ -1,5 +1,6 @@
 //! `aerie-export plot`: the logs of runs as curves.
 
+mod curves;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -13,9 +14,13 @@ use std::{
 use anyhow::{Context, ensure};
 use plotters::prelude::*;
 
+pub(crate) use crate::plot::curves::Hues;
 use crate::{
     checkpoint::LOG_FILE,
-    plot::sweep::{Over, Sweep},
+    plot::{
+        curves::Curve,
+        sweep::{Over, Sweep},
+    },
 };
 
 /// Size of a picture, in pixels.
@@ -105,20 +110,6 @@ fn read_log(dir: &Path) -> anyhow::Result<String> {
     fs::read_to_string(&path).with_context(|| path.display().to_string())
 }
 
-/// One line of the picture: `(millions seen, value)`.
-#[derive(Debug, PartialEq)]
-struct Curve {
-    name: String,
-    points: Vec<(f64, f64)>,
-}
-
-impl Curve {
-    /// The points from the first one that is not above `y`.
-    fn within(&self, y: &Range<f64>) -> impl Iterator<Item = (f64, f64)> {
-        self.points.iter().copied().skip_while(|it| it.1 > y.end)
-    }
-}
-
 /// Draws the logs of `runs` into the SVG file `out`.
 ///
 /// # Errors
@@ -144,7 +135,7 @@ pub fn plot(runs: &[PathBuf], out: &Path, axis: Axis) -> anyhow::Result<()> {
     curves.retain(|it| !it.points.is_empty());
     ensure!(!curves.is_empty(), "no log has anything to draw yet");
     let mut svg = String::new();
-    draw(&mut svg, &curves, axis, seen).context("the picture cannot be drawn")?;
+    draw_log(&mut svg, curves, axis, seen).context("the picture cannot be drawn")?;
     fs::write(out, svg).with_context(|| out.display().to_string())
 }
 
@@ -160,7 +151,7 @@ fn names(runs: &[PathBuf]) -> Vec<String> {
     runs.iter().map(name).collect()
 }
 
-/// The column `column` of a log, where it is filled in.
+/// The column `column` of a log over what was seen, in millions, where it is filled in.
 fn curve(log: &str, column: &str, name: String) -> Curve {
     let mut lines = log.lines().map(|line| line.split(',').collect::<Vec<_>>());
     let header = lines.next().unwrap_or_default();
@@ -175,25 +166,17 @@ fn curve(log: &str, column: &str, name: String) -> Curve {
     Curve { name, points }
 }
 
-fn draw(svg: &mut String, curves: &[Curve], axis: Axis, seen: &str) -> anyhow::Result<()> {
+/// Draws curves over what was `seen`.
+fn draw_log(svg: &mut String, curves: Vec<Curve>, axis: Axis, seen: &str) -> anyhow::Result<()> {
+    let x = range(curves.iter().flat_map(|it| &it.points).map(|it| it.0));
+    let y = visible(&curves);
+    let seen = format!("{seen} seen (millions)");
+    let shown = curves.into_iter().map(|it| within(it, &y)).collect::<Vec<_>>();
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
-    let x = range(curves.iter().flat_map(|it| &it.points).map(|it| it.0));
-    let y = visible(curves);
-    let mut chart = ChartBuilder::on(&area)
-        .margin(16)
-        .x_label_area_size(44)
-        .y_label_area_size(60)
-        .build_cartesian_2d(0.0..x.end, y.clone())?;
-    chart.configure_mesh().x_desc(format!("{seen} seen (millions)")).y_desc(axis.label()).draw()?;
-    for (at, it) in curves.iter().enumerate() {
-        let style = Palette99::pick(at).stroke_width(2);
-        chart
-            .draw_series(LineSeries::new(it.within(&y), style))?
-            .label(&it.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style));
-    }
-    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+    let mut chart = builder(&area).build_cartesian_2d(0.0..x.end, y)?;
+    chart.configure_mesh().x_desc(seen).y_desc(axis.label()).draw()?;
+    curves::draw(&mut chart, &shown, 0)?;
     drop(chart);
     area.present()?;
     drop(area);
@@ -210,31 +193,35 @@ fn draw_sweep(svg: &mut String, curves: &[Curve], axis: Axis, over: Over) -> any
     let margin = ((y.end - y.start) * 0.05).max(1e-3);
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&area)
-        .margin(16)
-        .x_label_area_size(44)
-        .y_label_area_size(60)
-        .build_cartesian_2d(
-            (x.start / 1.1..x.end * 1.1).log_scale().with_key_points(marks),
-            y.start - margin..y.end + margin,
-        )?;
+    let mut chart = builder(&area).build_cartesian_2d(
+        (x.start / 1.1..x.end * 1.1).log_scale().with_key_points(marks),
+        y.start - margin..y.end + margin,
+    )?;
     let mut mesh = chart.configure_mesh();
     mesh.x_desc(over.label())
         .y_desc(axis.label())
         .x_label_formatter(&|it| it.to_string())
         .draw()?;
-    for (at, it) in curves.iter().enumerate() {
-        let style = Palette99::pick(at).stroke_width(2);
-        chart
-            .draw_series(LineSeries::new(it.points.iter().copied(), style).point_size(4))?
-            .label(&it.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], style));
-    }
-    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+    curves::draw(&mut chart, curves, 4)?;
     drop(chart);
     area.present()?;
     drop(area);
     Ok(())
+}
+
+/// Room for a chart and what its axes say.
+fn builder<'a, 'b>(area: &'a Area<'b>) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
+    let mut builder = ChartBuilder::on(area);
+    builder.margin(16).x_label_area_size(44).y_label_area_size(60);
+    builder
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+
+/// A curve from its first point that is not above `y`.
+fn within(curve: Curve, y: &Range<f64>) -> Curve {
+    let points = curve.points.into_iter().skip_while(|it| it.1 > y.end).collect();
+    Curve { points, ..curve }
 }
 
 /// Values shown: from the lowest up to the highest that any curve has after a tenth of its points,

@@ -13,7 +13,7 @@ use anyhow::{Context, bail, ensure};
 
 use crate::{
     checkpoint::RunDir,
-    plot::{Axis, Curve, curve, read_log},
+    plot::{Axis, curve, curves::Curve, read_log},
     run::{Data, Flatness, Run},
 };
 

@@ -10,12 +10,15 @@ use std::{
 
 use plotters::{chart::SeriesAnno, coord::Shift, prelude::*};
 
-use crate::scaling::{
-    Outcome,
-    fit::Fitted,
-    optimum::Budget,
-    rates::{self, Edge},
-    report::Report,
+use crate::{
+    plot::Hues,
+    scaling::{
+        Outcome,
+        fit::Fitted,
+        optimum::Budget,
+        rates::{self, Edge},
+        report::Report,
+    },
 };
 
 /// Size of the picture, in pixels.
@@ -186,7 +189,7 @@ fn best(
         budgets.map(|it| (it.flops, number(it))).collect::<Vec<_>>()
     };
     let name = "best of a budget".to_owned();
-    let style = Palette99::pick(0).filled();
+    let style = Hues::pick(0).filled();
     let inside = points(|it| it == Edge::Inside);
     let mut series = vec![Series { name, style, form: Form::Dots, points: inside }];
     series.push(rings("best, but at the edge of the sizes tried", points(|it| it != Edge::Inside)));
@@ -226,7 +229,7 @@ fn models(report: &Report) -> Vec<&str> {
 }
 
 fn colour(at: usize) -> ShapeStyle {
-    Palette99::pick(at).filled().stroke_width(2)
+    Hues::pick(at).filled().stroke_width(2)
 }
 
 impl Panel<'_> {

@@ -5,7 +5,10 @@ use std::ops::Range;
 use anyhow::anyhow;
 use plotters::{coord::Shift, prelude::*};
 
-use crate::torch::spp::{BlockSignal, Propagation};
+use crate::{
+    plot::Hues,
+    torch::spp::{BlockSignal, Propagation},
+};
 
 /// Size of the picture, in pixels.
 const SIZE: (u32, u32) = (900, 900);
@@ -73,7 +76,7 @@ fn draw_panel(
         chart.draw_series(lines.map(line))?;
     }
     for (at, it) in found.iter().enumerate() {
-        let style = Palette99::pick(at).stroke_width(2);
+        let style = Hues::pick(at).stroke_width(2);
         let points = it.blocks.iter().map(value).map(scaled).enumerate();
         let points: Vec<(f64, f64)> = points.map(|(block, it)| (block as f64, it)).collect();
         chart
