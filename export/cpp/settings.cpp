@@ -16,7 +16,7 @@ std::string& last_error() {
 extern "C" const char* aerie_last_error() { return aerie::last_error().c_str(); }
 
 // Loads libtorch's half for GPUs, which registers itself. Programs are not linked with it, so that they start
-// without it; it must be there before libtorch is asked for a GPU the first time.
+// without it; it must be there before libtorch is asked for a GPU, or for a gradient, the first time.
 extern "C" int aerie_load_cuda() {
   if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL)) return 0;
   aerie::last_error() = dlerror();

@@ -4,8 +4,6 @@
 # call goes on where the first was stopped. AERIE_EXPORT names the program, JOBS says how many runs go on at a time
 # (1), THREADS how many threads each has (2), DEVICE where they train (cpu).
 set -euo pipefail
-trap 'wait; exit 130' INT TERM
-
 if [ $# -ne 2 ]; then
     echo "usage: $0 RUNS CIFAR10" >&2
     exit 2
@@ -14,6 +12,10 @@ runs=$1
 cifar=$2
 export_program=${AERIE_EXPORT:-aerie-export}
 jobs_max=${JOBS:-1}
+if ! [[ $jobs_max =~ ^[1-9][0-9]{0,3}$ ]]; then
+    echo "JOBS is $jobs_max; a number from 1 is expected" >&2
+    exit 2
+fi
 where=(--threads "${THREADS:-2}" --device "${DEVICE:-cpu}")
 
 # is_at_end RUN: whether its log has its last step.
@@ -24,9 +26,20 @@ is_at_end() {
     [ "${last%%,*}" = "$steps" ]
 }
 
+# Ctrl-C stops all runs, each with a checkpoint.
+stop() {
+    for job in $(jobs -p); do
+        kill -INT -- "-$job" 2>/dev/null || true
+    done
+    wait
+    exit 130
+}
+trap stop INT TERM
+
 # train RUN OPTIONS...: a run with these options, to its end. One that diverges is left as it is. With JOBS above
-# 1 it may go on when this returns: `finish` waits.
+# 1 it may go on when this returns: `finish` waits. After a run that failed, none begins.
 going_on=0
+failed=false
 train() {
     local run=$runs/$1
     shift
@@ -43,24 +56,33 @@ train() {
         set -- --images "$cifar/train.parquet" --matmul bf16 "$@"
     fi
     mkdir -p "$(dirname "$run")"
-    if [ "$jobs_max" -eq 1 ]; then
-        to_its_end "$run" "$@"
-        return
-    fi
     if [ "$going_on" -ge "$jobs_max" ]; then
-        wait -n
-        going_on=$((going_on - 1))
+        await
     fi
+    if $failed; then
+        finish
+    fi
+    # A group of its own, which `stop` can reach.
+    set -m
     to_its_end "$run" "$@" &
+    set +m
     going_on=$((going_on + 1))
 }
 
-# finish: waits for all runs.
+# await: waits for one of the runs.
+await() {
+    wait -n || failed=true
+    going_on=$((going_on - 1))
+}
+
+# finish: waits for all of them.
 finish() {
     while [ "$going_on" -gt 0 ]; do
-        wait -n
-        going_on=$((going_on - 1))
+        await
     done
+    if $failed; then
+        exit 1
+    fi
 }
 
 # to_its_end RUN OPTIONS...

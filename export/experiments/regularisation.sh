@@ -14,10 +14,10 @@ for rate in 0.0125 0.05 0.2 0.025 0.1 0.4 0.8; do
     train "regularisation/learning rate/$rate" "${options[@]}" --learning-rate $rate
 done
 for lambda in 0.05 0.2 0.8 0.1 0.4; do
-    train "regularisation/coefficient/$lambda" "${options[@]}" --learning-rate $small --gradient-norm $lambda
+    train "regularisation/coefficient at $small/$lambda" "${options[@]}" --learning-rate $small --gradient-norm $lambda
 done
 finish
 "$export_program" plot "$runs"/regularisation/learning\ rate/*/ --axis accuracy --over learning-rate \
     --out "$runs/learning-rate.svg" | tee "$runs/learning-rate.txt"
-"$export_program" plot "$runs"/regularisation/coefficient/*/ --axis accuracy --over gradient-norm \
+"$export_program" plot "$runs"/regularisation/coefficient\ at\ $small/*/ --axis accuracy --over gradient-norm \
     --out "$runs/gradient-norm.svg" | tee "$runs/gradient-norm.txt"

@@ -14,6 +14,7 @@ stage() {
 # model WIDTH: a file with the network whose stages have 1, 2 and 4 times so many channels.
 model() {
     local file=$runs/scaling/$1.toml
+    # Whole or not at all: another run may read it meanwhile.
     {
         cat <<'TOML'
 family = "wrn"
@@ -39,7 +40,8 @@ TOML
         stage "$1" 1
         stage $((2 * $1)) 2
         stage $((4 * $1)) 2
-    } > "$file"
+    } > "$file.new"
+    mv "$file.new" "$file"
     echo "$file"
 }
 

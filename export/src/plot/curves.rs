@@ -13,8 +13,8 @@ use plotters::{
     prelude::*,
 };
 
-/// Colours that people who see few of them tell apart too (Okabe and Ito 2008, *Color Universal Design*); no
-/// yellow, which is faint on white.
+/// Colours, of which people who see few of them tell the first six apart too (Okabe and Ito 2008, *Color Universal
+/// Design*, without yellow, which is faint on white, and black, which is for what is no curve).
 pub(crate) struct Hues;
 
 impl Palette for Hues {
@@ -25,7 +25,12 @@ impl Palette for Hues {
         (204, 121, 167),
         (230, 159, 0),
         (86, 180, 233),
-        (0, 0, 0),
+        (51, 34, 136),
+        (136, 34, 85),
+        (153, 153, 51),
+        (102, 60, 20),
+        (17, 119, 51),
+        (128, 128, 128),
     ];
 }
 

@@ -17,7 +17,7 @@ use aerie_models::{
 };
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     chance,
@@ -254,7 +254,11 @@ impl ImageBackend for ImageReading<'_> {
 
     fn group_norm(&self, x: &Scaled, [weight, bias]: [&Scaled; 2], groups: u32) -> Scaled {
         let [weight, bias] = [weight, bias].map(|it| Some(&it.tensor.0));
-        Scaled::of(x.tensor().group_norm(groups.into(), weight, bias, NORM_EPSILON, false))
+        let (x, kind) = (x.tensor(), x.tensor.kind());
+        // On a GPU the weights of a group norm must be of the maps' kind.
+        let x = if x.device() == Device::Cpu { x } else { x.to_kind(precise(kind)) };
+        let y = x.group_norm(groups.into(), weight, bias, NORM_EPSILON, false);
+        Scaled::of(y.to_kind(kind))
     }
 
     fn dropout(&self, x: &Scaled, share: f64) -> Scaled {

@@ -163,7 +163,7 @@ pub fn adamw(parameter: &Tensor, gradient: &Tensor, [m, v]: [&Tensor; 2], rates:
     assert!(failed == 0, "{}", last_error());
 }
 
-/// Loads libtorch's half for GPUs, to be called before anything asks for one.
+/// Loads libtorch's half for GPUs, to be called before anything asks for a GPU or a gradient.
 ///
 /// # Errors
 /// What the loader says, if that half or one of its needs is not there.

@@ -71,8 +71,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     trained
 }
 
-/// Goes on with the run in `dir` on `device` until its end, until step `until`, or until `interrupted` is set: the newest
-/// step is a checkpoint then, and a line of the log.
+/// Goes on with the run in `dir` on `device` until its end, until step `until`, or until `interrupted` is set:
+/// the newest step is a checkpoint then, and a line of the log.
 ///
 /// # Errors
 /// If a file cannot be read or written, or the loss is no longer a number. The newest step is a checkpoint

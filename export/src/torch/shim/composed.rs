@@ -62,9 +62,10 @@ fn scan(mut a: Tensor, mut b: Tensor, longest: i64) -> Tensor {
         let [a_late, b_late] = [&a, &b].map(|it| it.narrow(0, reach, rest));
         let [a_early, b_early] = [&a, &b].map(|it| it.narrow(0, 0, rest));
         let b_next = b_late.addcmul(&a_late, &b_early);
-        let a_next = a_late * a_early;
         b = Tensor::cat(&[b.narrow(0, 0, reach), b_next], 0);
-        a = Tensor::cat(&[a.narrow(0, 0, reach), a_next], 0);
+        if 2 * reach < longest {
+            a = Tensor::cat(&[a.narrow(0, 0, reach), a_late * a_early], 0);
+        }
         reach *= 2;
     }
     b

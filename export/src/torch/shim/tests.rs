@@ -155,14 +155,15 @@ fn slope_of_the_normaliser_is_bounded() {
 
 #[test]
 fn rg_lru_in_f32_follows_f64() {
-    let fresh = [false, true, false];
-    for shift in [0.0, -10.0, 10.0] {
+    let some = [false, true, false];
+    let cuts = [cut(&BOUNDS, &some), on_a_gpu(&BOUNDS)];
+    for (cut, shift) in cuts.iter().flat_map(|cut| [0.0, -10.0, 10.0].map(|it| (cut, it))) {
         let [x, gate_a, gate_x, p, h0] = leaves();
         let p = p + shift;
-        let exact = rg_lru(&x, [&gate_a, &gate_x], &p, &h0, &cut(&BOUNDS, &fresh));
+        let exact = rg_lru(&x, [&gate_a, &gate_x], &p, &h0, cut);
         let [x, gate_a, gate_x, p, h0] =
             [x, gate_a, gate_x, p, h0].map(|it| it.to_kind(Kind::Float));
-        let found = rg_lru(&x, [&gate_a, &gate_x], &p, &h0, &cut(&BOUNDS, &fresh));
+        let found = rg_lru(&x, [&gate_a, &gate_x], &p, &h0, cut);
         // A few units in the last place of f32 for each token of the longest segment.
         assert_close(&found, &exact, 6.0 * 4e-7, &format!("p shifted by {shift}"));
     }
@@ -322,4 +323,32 @@ fn adamw_is_the_same_of_libtorchs_operations() {
     {
         assert_close(found, expected, 1e-14, name);
     }
+}
+
+/// Goal: segments shorter than the convolution's taps, and of one token, are the same on a GPU as here.
+#[test]
+fn short_segments_are_the_same_of_libtorchs_operations() {
+    for bounds in [&[0, 1, 2][..], &[0, 3], &[0, 2, 3, 6]] {
+        let tokens = bounds[bounds.len() - 1];
+        let segments = bounds.len() as i64 - 1;
+        let of = |seed| wave(&[tokens, WIDTH], seed, 1.0);
+        let [x, gate_a, gate_x] = [of(0.1), of(0.2), of(0.3)];
+        let p = wave(&[WIDTH], 0.4, 3.0);
+        let h0 = Tensor::zeros([segments, WIDTH], (Kind::Double, Device::Cpu));
+        let here = cut(bounds, &vec![true; bounds.len() - 1]);
+        let gates = [&gate_a, &gate_x];
+        let expected = rg_lru(&x, gates, &p, &h0, &here);
+        assert_close(&rg_lru(&x, gates, &p, &h0, &on_a_gpu(bounds)), &expected, 1e-14, "rg_lru");
+        let [weight, bias] = [wave(&[4, WIDTH], 0.5, 1.0), wave(&[WIDTH], 0.6, 1.0)];
+        let state = Tensor::zeros([segments, 3, WIDTH], (Kind::Double, Device::Cpu));
+        let expected = conv1d(&x, &weight, &bias, &state, &here);
+        let found = conv1d(&x, &weight, &bias, &state, &on_a_gpu(bounds));
+        assert_close(&found, &expected, 1e-14, "conv1d");
+    }
+}
+
+#[test]
+#[should_panic(expected = "on a GPU all segments are fresh")]
+fn sessions_do_not_go_on_on_a_gpu() {
+    let _ = Cut::new(&[0, 1], &[false], Device::Cuda(0));
 }

@@ -1,5 +1,6 @@
-use std::fs;
+use std::{fs, process::Command};
 
+use aerie_models::images::{self, config::Norm};
 use clap::Parser;
 
 use super::*;
@@ -10,6 +11,7 @@ use crate::{
         Flatness, GradientNormForm,
         tests::{image_run, text_run},
     },
+    torch::device::DeviceError,
 };
 
 /// A run of ten steps of the tiny model on a text with a pattern.
@@ -239,18 +241,37 @@ fn classifiers_learn_with_every_kind_of_flatness() {
 }
 
 /// Goal: a GPU takes the steps that the CPU takes, and each goes on with the other's checkpoints. Method: ten
-/// steps on the CPU, five there and five on the GPU, and ten on the GPU. Where there is no GPU, this says so.
+/// steps on the CPU, five there and five on the GPU, and ten on the GPU, for text and for classifiers with each
+/// kind of norm and of maps; in a process of its own, since a GPU is to be opened before all else. Where there is
+/// no GPU, this says so.
 #[test]
 fn steps_on_a_gpu_are_those_on_the_cpu() {
-    let gpu = Device::Cuda(0);
-    if let Err(error) = device::open(gpu) {
-        eprintln!("skipped: {error}");
+    const ALONE: &str = "AERIE_TEST_GPU";
+    if std::env::var_os(ALONE).is_none() {
+        let mut alone = Command::new(std::env::current_exe().unwrap());
+        alone.args(["--exact", "--nocapture"]).env(ALONE, "1");
+        alone.arg("torch::train::tests::steps_on_a_gpu_are_those_on_the_cpu");
+        assert!(alone.status().unwrap().success());
         return;
     }
+    let gpu = Device::Cuda(0);
+    match device::open(gpu) {
+        Ok(()) => (),
+        Err(error @ DeviceError::Absent { count: 0, .. }) => return eprintln!("skipped: {error}"),
+        Err(DeviceError::NotLoaded(why)) if why.starts_with("libtorch_cuda.so: cannot open") => {
+            return eprintln!("skipped: {why}");
+        }
+        Err(error) => panic!("{error}"),
+    }
     type Begin = fn(&std::path::Path) -> RunDir;
-    let kinds: [(&str, Begin); 2] =
-        [("text", begin_run), ("images", |dir| begin_image_run(dir, |_| ()))];
-    for (kind, begin) in kinds {
+    // Ten steps of f32, in each of which rounding moves what it meets, and of bfloat16.
+    let kinds: [(&str, Begin, f64); 4] = [
+        ("text", begin_run, 1e-3),
+        ("images", |dir| begin_image_run(dir, |_| ()), 1e-3),
+        ("images, bf16, batch norm", |dir| begin_normed_run(dir, Norm::Batch), 3e-2),
+        ("images, bf16, group norm", |dir| begin_normed_run(dir, Norm::Group), 3e-2),
+    ];
+    for (kind, begin, tolerance) in kinds {
         let loss = |[first, second]: [Device; 2]| {
             let dir = tempfile::tempdir().unwrap();
             let run = begin(dir.path());
@@ -262,9 +283,19 @@ fn steps_on_a_gpu_are_those_on_the_cpu() {
         let expected = loss([Device::Cpu; 2]);
         for devices in [[Device::Cpu, gpu], [gpu, Device::Cpu], [gpu; 2]] {
             let found = loss(devices);
-            // Ten steps of f32, in each of which rounding moves what it meets.
-            let close = (found - expected).abs() <= 1e-3 * expected;
+            let close = (found - expected).abs() <= tolerance * expected;
             assert!(close, "{kind} on {devices:?}: {found} instead of {expected}");
         }
     }
+}
+
+/// A run of a small wide network with norms, whose maps are bfloat16.
+fn begin_normed_run(dir: &std::path::Path, norm: Norm) -> RunDir {
+    let name = if norm == Norm::Group { "wrn-16-4-group" } else { "wrn-16-1" };
+    begin_image_run(dir, |run| {
+        let mut model = images::presets::preset(name).unwrap();
+        model.classes = 2;
+        run.train.matmul = Matmul::Bf16;
+        run.model = Model::Images(model);
+    })
 }
