@@ -36,8 +36,8 @@ stop() {
 }
 trap stop INT TERM
 
-# train RUN OPTIONS...: a run with these options, to its end. One that diverges is left as it is. With JOBS above
-# 1 it may go on when this returns: `finish` waits. After a run that failed, none begins.
+# train RUN OPTIONS...: a run with these options, to its end. One that diverges is left as it is. It may go on
+# when this returns: `finish` waits. After a run that failed, none begins.
 going_on=0
 failed=false
 train() {
