@@ -71,7 +71,7 @@ pub struct Args {
     /// Trainings from a table; may be given several times
     #[arg(long, value_name = "FILE")]
     csv: Vec<PathBuf>,
-    /// Images or tokens of one epoch, for runs that ended before it was over
+    /// Images or tokens of one epoch, for runs without a checkpoint from a second one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     epoch_size: Option<u64>,
     /// Trainings whose compute differs by at most about this factor are one budget

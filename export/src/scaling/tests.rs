@@ -269,13 +269,21 @@ fn runs_are_read_with_their_compute_and_epochs() {
         flops: 6.0 * macs * 160.0,
         loss: Some(1.7),
     };
-    assert_eq!(trials_of(&[&image], None).unwrap().all, [expected]);
+    assert_eq!(trials_of(&[&image], None).unwrap().all, [expected.clone()]);
 
     let error = trials_of(&[&text], None).unwrap_err().to_string();
     assert!(error.ends_with("give --epoch-size"), "{error}");
     let trial = &trials_of(&[&text], Some(720)).unwrap().all[0];
     assert_eq!((trial.model.as_str(), trial.epochs), ("tiny", 2.0));
     assert_eq!(trial.flops, 6.0 * trial.parameters * 1440.0);
+    // A log that was brought from elsewhere, without its checkpoints, tells as much once it is said how long an epoch is.
+    for run in [&image, &text] {
+        fs::remove_file(run.path().join("latest")).unwrap();
+    }
+    assert_eq!(trials_of(&[&image], Some(64)).unwrap().all, [expected]);
+    let error = trials_of(&[&image], None).unwrap_err().to_string();
+    assert!(error.ends_with("give --epoch-size"), "{error}");
+
     let error = trials_of(&[&text, &image], Some(720)).unwrap_err().to_string();
     assert!(error.ends_with("trained on images, but others on tokens"), "{error}");
 }
@@ -294,6 +302,9 @@ fn runs_before_their_end_are_left_out_and_spoilt_ones_refused() {
     assert_eq!(all.len(), 1);
     assert_eq!(left_out[0].why, "it stands at step 5 of 10");
     assert!(left_out[0].run.ends_with("half"), "{left_out:?}");
+    fs::remove_file(half.path().join(LOG_FILE)).unwrap();
+    assert_eq!(trials_of(&[&half, &done], None).unwrap().left_out[0].why, "it has no log");
+    finish(&half, &image_run(), cut, Progress { step: 5, seen: 80, ..progress });
     let error = trials_of(&[&half], None).unwrap_err().to_string();
     assert!(error.ends_with("half is left out: it stands at step 5 of 10"), "{error}");
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
-    checkpoint::{CheckpointError, LOG_FILE, Progress, RunDir},
+    checkpoint::{CheckpointError, LOG_FILE, RunDir},
     run::{Data, Run},
     scaling::sheet::{Sheet, SheetError},
 };
@@ -67,7 +67,7 @@ pub enum TrialsError {
     #[error("{}: the log is not of {unit}, but run.toml is", path.display())]
     Unit { path: PathBuf, unit: &'static str },
     #[error(
-        "{}: the run has not begun a second epoch, so nothing tells how long one is: give \
+        "{}: there is no checkpoint from a second epoch, so nothing tells how long one is: give \
          --epoch-size", path.display()
     )]
     Epoch { path: PathBuf },
@@ -195,35 +195,31 @@ fn read_run(path: &Path, epoch_size: Option<u64>) -> Result<Read, TrialsError> {
         Data::Text(_) => "tokens",
         Data::Images(_) => "images",
     };
-    let Some(step) = dir.latest()? else {
-        return Ok((unit, Err("it has no checkpoint".to_owned())));
-    };
     let log = path.join(LOG_FILE);
+    if !log.exists() {
+        return Ok((unit, Err("it has no log".to_owned())));
+    }
     let sheet = Sheet::read(&log)?;
     if !sheet.has(unit) {
         return Err(TrialsError::Unit { path: log, unit });
     }
-    let mut last = (0, None);
+    let mut last = (0, 0, None);
     for row in sheet.rows() {
-        sheet.count(row, unit)?;
         let loss = match sheet.cell(row, "valid_loss")? {
             "" => None,
             _ => Some(sheet.positive(row, "valid_loss")?),
         };
-        last = (sheet.count(row, "step")?, loss);
+        last = (sheet.count(row, "step")?, sheet.count(row, unit)?, loss);
     }
-    let progress = step.progress()?;
-    let (logged, loss) = last;
+    let (step, seen, loss) = last;
     let steps = run.train.steps;
     let trial = match loss {
-        _ if logged.min(progress.step) < steps => {
-            Err(format!("it stands at step {} of {steps}", logged.min(progress.step)))
-        }
+        _ if step < steps => Err(format!("it stands at step {step} of {steps}")),
         None => Err("its last step was not validated".to_owned()),
         Some(loss) => {
-            let epochs = epochs(&run, &progress, epoch_size)
+            let epochs = epochs(&dir, &run, seen, epoch_size)?
                 .ok_or_else(|| TrialsError::Epoch { path: path.to_owned() })?;
-            let trial = trial(&run, &progress, epochs, loss);
+            let trial = trial(&run, seen, epochs, loss);
             Ok(trial.ok_or_else(|| TrialsError::Model { path: path.to_owned() })?)
         }
     };
@@ -231,8 +227,8 @@ fn read_run(path: &Path, epoch_size: Option<u64>) -> Result<Read, TrialsError> {
 }
 
 /// None if the run's model is not made for its data.
-fn trial(run: &Run, progress: &Progress, epochs: f64, loss: f64) -> Option<Trial> {
-    let seen = progress.seen as f64;
+fn trial(run: &Run, seen: u64, epochs: f64, loss: f64) -> Option<Trial> {
+    let seen = seen as f64;
     let (model, parameters, flops) = match (&run.model, &run.data) {
         (Model::Images(config), Data::Images(data)) => {
             let parameters = images::census::parameter_total(config) as f64;
@@ -251,21 +247,26 @@ fn trial(run: &Run, progress: &Progress, epochs: f64, loss: f64) -> Option<Trial
     Some(Trial { model, parameters, epochs, learning_rate, flops, loss: Some(loss) })
 }
 
-/// Passes over the data; none if nothing tells how long one is.
-fn epochs(run: &Run, progress: &Progress, epoch_size: Option<u64>) -> Option<f64> {
+/// Passes over the data after `seen` images or tokens; none if nothing tells how long one is.
+fn epochs(
+    dir: &RunDir,
+    run: &Run,
+    seen: u64,
+    epoch_size: Option<u64>,
+) -> Result<Option<f64>, CheckpointError> {
     // A row of the shuffle is a picture however often it is drawn, or a row of tokens.
-    let (rows, row_size) = match &run.data {
-        Data::Images(data) => (progress.seen as f64 / f64::from(data.batch.multiplicity), 1.0),
-        Data::Text(data) => (progress.seen as f64 / f64::from(data.time), f64::from(data.time)),
+    let (row_draws, row_size) = match &run.data {
+        Data::Images(data) => (f64::from(data.batch.multiplicity), 1.0),
+        Data::Text(data) => (f64::from(data.time), f64::from(data.time)),
     };
-    match (epoch_size, progress.epoch) {
-        (Some(size), _) => Some(rows * row_size / size as f64),
-        (None, 0) => None,
-        (None, whole) => {
-            let length = (rows - progress.row as f64) / whole as f64;
-            (0.0 < length).then(|| rows / length)
-        }
+    let rows = |seen: u64| seen as f64 / row_draws;
+    if let Some(size) = epoch_size {
+        return Ok(Some(rows(seen) * row_size / size as f64));
     }
+    let Some(checkpoint) = dir.latest()? else { return Ok(None) };
+    let at = checkpoint.progress()?;
+    let length = (rows(at.seen) - at.row as f64) / at.epoch as f64;
+    Ok((0 < at.epoch && 0.0 < length).then(|| rows(seen) / length))
 }
 
 fn image_name(config: &images::ImageConfig, parameters: f64) -> String {
