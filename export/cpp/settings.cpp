@@ -1,8 +1,11 @@
-// Switches of libtorch that its Rust bindings do not offer, and the last error.
+// Switches of libtorch that its Rust bindings do not offer, one of the C library, and the last error.
 #include "shim.h"
 
 #include <ATen/Context.h>
 #include <dlfcn.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 namespace aerie {
 
@@ -21,6 +24,16 @@ extern "C" int aerie_load_cuda() {
   if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL)) return 0;
   aerie::last_error() = dlerror();
   return 1;
+}
+
+// Lets the C library keep what is freed for what is allocated next. Otherwise it gives large maps back to the system, and
+// the next ones come page by page, each with a fault and zeros: a twelfth of a classifier's training on one thread.
+extern "C" void aerie_keep_freed_memory() {
+#ifdef __GLIBC__
+  constexpr int kNever = -1;
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, kNever);
+#endif
 }
 
 // Lets matrix products of f32 tensors round their operands to bfloat16; sums stay f32. GPUs have a kind of

@@ -173,6 +173,13 @@ pub fn load_cuda() -> Result<(), String> {
     if failed == 0 { Ok(()) } else { Err(last_error()) }
 }
 
+/// Keeps memory that is freed for what is allocated next, from now on, in this process: steps of a training
+/// ask for the same again and again.
+pub fn keep_freed_memory() {
+    // SAFETY: sets switches of the C library's allocator, which does so under its own locks.
+    unsafe { aerie_keep_freed_memory() }
+}
+
 /// Lets products of f32 matrices round their operands to bfloat16 from now on, in this process; on
 /// GPUs to the finer TF32, in convolutions too.
 pub fn set_matmul_bf16(enabled: bool) {
@@ -197,6 +204,7 @@ fn last_error() -> String {
 unsafe extern "C" {
     fn aerie_last_error() -> *const c_char;
     fn aerie_load_cuda() -> c_int;
+    fn aerie_keep_freed_memory();
     fn aerie_set_matmul_bf16(enabled: c_int) -> c_int;
     fn aerie_gelu(x: *const C_tensor) -> *mut C_tensor;
     fn aerie_rms_norm(x: *const C_tensor, weight: *const C_tensor, epsilon: f64) -> *mut C_tensor;

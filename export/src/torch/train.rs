@@ -51,6 +51,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ensure!(0 < threads, "--threads is {threads}; it must be at least 1");
         tch::set_num_threads(threads);
     }
+    shim::keep_freed_memory();
     device::open(args.device)?;
     let dir = RunDir::new(&args.run);
     let is_new_dir = !args.run.exists();
