@@ -8,6 +8,7 @@ pub mod device;
 pub mod eval;
 pub mod images;
 pub mod log;
+pub mod memory;
 pub mod optimizer;
 pub mod parameters;
 pub mod reference;

@@ -24,13 +24,14 @@ use thiserror::Error;
 
 pub use crate::torch::train::args::Args;
 use crate::{
-    checkpoint::{Checkpoint, LOG_FILE, PLOT_FILE, Progress, RunDir},
+    checkpoint::{Checkpoint, LOG_FILE, PLOT_FILE, Progress, RUN_FILE, RunDir},
     data::batches::Cursor,
     plot,
     run::{Data, Matmul, Run, TrainConfig},
     torch::{
         device,
         log::{Display, Line, Log, Unit, Valid},
+        memory,
         optimizer::{Average, Optimizer, Update},
         parameters::Parameters,
         shim,
@@ -64,7 +65,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
-    let trained = train(&dir, args.device, args.until, &interrupted);
+    let trained = memory::guarded(|| train(&dir, args.device, args.until, &interrupted));
+    let trained = trained.unwrap_or_else(|error| {
+        let run = args.run.join(RUN_FILE);
+        bail!(
+            "{error}: make `batch`, or `rows` or `time`, smaller in {}, and `accumulate` larger by as much, and go on \
+             with --resume", run.display()
+        )
+    });
     // A run whose data cannot be had never began: what is asked for next may be of the same name.
     if trained.is_err() && !args.resume && !args.run.join(LOG_FILE).exists() {
         dir.withdraw(is_new_dir)?;

@@ -1,0 +1,22 @@
+use tch::{Device, Kind, Tensor};
+
+use super::*;
+
+const GPU: &str = "called `Result::unwrap()` on an `Err` value: Torch(\"CUDA out of memory. Tried to allocate 2.00 GiB. \
+     GPU 0 has a total capacity of 79.18 GiB of which 1.20 GiB is free.\\nException raised from malloc\")";
+
+#[test]
+fn memory_that_is_not_there_is_an_error_that_tells_how_much() {
+    let error = guarded(|| Tensor::zeros([1 << 50], (Kind::Float, Device::Cpu))).unwrap_err();
+    assert_eq!(error.to_string(), "libtorch could not allocate 4503599627370496 bytes");
+    let error = guarded(|| panic!("{GPU}")).unwrap_err();
+    assert_eq!(error.to_string(), "libtorch could not allocate 2.00 GiB");
+    assert_eq!(guarded(|| 1), Ok(1));
+}
+
+#[test]
+#[should_panic(expected = "shape")]
+fn other_panics_go_on() {
+    let [a, b] = [2, 3].map(|it| Tensor::zeros([it, it], (Kind::Float, Device::Cpu)));
+    let _ = guarded(|| a.matmul(&b));
+}
