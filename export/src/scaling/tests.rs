@@ -269,7 +269,7 @@ fn runs_are_read_with_their_compute_and_epochs() {
         flops: 6.0 * macs * 160.0,
         loss: Some(1.7),
     };
-    assert_eq!(trials_of(&[&image], None).unwrap().all, [expected.clone()]);
+    assert_eq!(trials_of(&[&image], None).unwrap().all, slice::from_ref(&expected));
 
     let error = trials_of(&[&text], None).unwrap_err().to_string();
     assert!(error.ends_with("give --epoch-size"), "{error}");
