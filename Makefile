@@ -6,7 +6,7 @@
 help: ## what you are reading
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
-demo: build ## serve the bundled model and stream a tale from it over QUIC (no libtorch)
+demo: build ## serve the bundled models, stream a tale over QUIC, have a picture classified (no libtorch)
 	@clients/demo.sh
 
 build: .deps/onnxruntime ## the server and the client, optimised

@@ -141,9 +141,10 @@ pub(crate) fn nfnet_small() -> ImageConfig {
         middle: width,
         group_width: 0,
     };
-    let stages = [(1, 32), (2, 64), (2, 128), (1, 256)];
+    let stages = [(2, 32), (2, 64), (2, 128)];
     ImageConfig {
         classes: 10,
+        activation: Activation::Relu,
         gains: Gains::Exact,
         block: BlockForm::Basic,
         stem: Stem::Small,

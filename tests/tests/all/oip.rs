@@ -90,6 +90,20 @@ async fn tritons_client_has_pictures_classified() {
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
 }
 
+/// Goal: the bundled classifier is the one that was trained, preprocessing and labels included: it knows what `make demo` shows it.
+#[tokio::test]
+async fn the_bundled_classifier_sees_a_ship() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let server = Server::start(&root.join("models/bundles/pictures"), &[]);
+    let client = server.client(Wire::Grpc).await;
+    let picture = fs::read(root.join("docs/ship.jpg")).unwrap();
+    let classes = client.classify("pictures", &[picture], 10).await.unwrap();
+    let best = &classes[0][0];
+    assert!(best.label == "ship" && 0.5 < best.probability, "{classes:?}");
+    let sum: f32 = classes[0].iter().map(|it| it.probability).sum();
+    assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+}
+
 /// Goal: tenants have sequences of their own, which outlive the server; nobody else has any.
 /// Method: see the script. It asks for `kill -9`, here, and goes on; and to have a tenant taken away amid a stream.
 #[test]
