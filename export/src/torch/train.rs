@@ -66,11 +66,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
     let trained = memory::guarded(|| train(&dir, args.device, args.until, &interrupted));
+    // Whether the run stays is settled below; this is true either way.
     let trained = trained.unwrap_or_else(|error| {
-        let run = args.run.join(RUN_FILE);
         bail!(
-            "{error}: make `batch`, or `rows` or `time`, smaller in {}, and `accumulate` larger by as much, and go on \
-             with --resume", run.display()
+            "{error}: take a smaller --batch, or --rows or --time, and as much more of --accumulate; a run that has \
+             begun has them in its {RUN_FILE}, and goes on with --resume"
         )
     });
     // A run whose data cannot be had never began: what is asked for next may be of the same name.

@@ -2,6 +2,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::*;
 
+/// As PyTorch prints it; not seen on a GPU here.
 const GPU: &str = "called `Result::unwrap()` on an `Err` value: Torch(\"CUDA out of memory. Tried to allocate 2.00 GiB. \
      GPU 0 has a total capacity of 79.18 GiB of which 1.20 GiB is free.\\nException raised from malloc\")";
 
