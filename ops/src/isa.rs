@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code, reason = "intrinsics are callable only where the machine has them")]
 
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -31,6 +32,29 @@ pub(crate) const LANES: usize = 16;
 
 /// Numbers that [`Isa::quantise`] takes: one line of bytes.
 pub(crate) const QUANTISED: usize = 4 * LANES;
+
+/// Inputs that share a scale: a large input costs only so many others their precision.
+pub(crate) const SPAN: usize = 256;
+/// Words, of four bytes each, that hold the bytes of a span.
+pub(crate) const SPAN_WORDS: usize = SPAN / 4;
+
+/// One span of a row: inputs are the scale times their bytes.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(crate) struct Span {
+    /// Bytes by fours, padded with 0.
+    pub(crate) words: [i32; SPAN_WORDS],
+    /// What sums of products of each sixteen with weights plus 8 begin with: -8 times their sum.
+    pub(crate) zeros: [i32; SPAN / 16],
+    /// Of all bytes.
+    pub(crate) sum: i32,
+    pub(crate) scale: f32,
+}
+
+impl Span {
+    pub(crate) const ZERO: Self =
+        Self { words: [0; SPAN_WORDS], zeros: [0; SPAN / 16], sum: 0, scale: 0.0 };
+}
 
 /// Bytes of sixteen lanes of 32 bits.
 pub(crate) type Line = [u8; 4 * LANES];

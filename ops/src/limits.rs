@@ -28,6 +28,8 @@ pub enum Arithmetic {
     F32,
     /// Bytes, four products to a sum of 32 bits: what q8 and q4 weights are multiplied with.
     I8,
+    /// Bytes by tiles, 64 products to a sum of 32 bits: the same for several rows, where a machine has it.
+    I8Tiles,
     /// bf16, two products to a sum in f32. No kernel uses it, as its rounding is the machine's own.
     Bf16,
 }
@@ -50,13 +52,14 @@ const FEW: usize = 4;
 const MANY: usize = 12;
 
 impl Arithmetic {
-    pub const ALL: [Self; 3] = [Self::F32, Self::I8, Self::Bf16];
+    pub const ALL: [Self; 4] = [Self::F32, Self::I8, Self::I8Tiles, Self::Bf16];
 
     /// What tables and files call it.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::I8 => "i8",
+            Self::I8Tiles => "i8 tiles",
             Self::Bf16 => "bf16",
         }
     }
@@ -69,6 +72,8 @@ impl Arithmetic {
             (Self::F32, Chains::Many) => (isa::best(Fused::<MANY> { rounds }), MANY * LANES),
             (Self::I8, Chains::Few) => (isa::best(Dots::<FEW> { rounds }), FEW * DOTS_LINE),
             (Self::I8, Chains::Many) => (isa::best(Dots::<MANY> { rounds }), MANY * DOTS_LINE),
+            // There are as many tiles for sums as there are.
+            (Self::I8Tiles, _) => return isa::amx::peak(rounds),
             (Self::Bf16, Chains::Few) => (isa::bf16_dots::<FEW>(rounds)?, FEW * 2 * LANES),
             (Self::Bf16, Chains::Many) => (isa::bf16_dots::<MANY>(rounds)?, MANY * 2 * LANES),
         };

@@ -1,17 +1,10 @@
 //! Inputs of a product as bytes, quantised while it runs.
 
 use crate::{
-    isa::{Isa, LANES, Lanes, QUANTISED, best},
-    matmul::packing::{BLOCK, Packing},
+    isa::{Isa, LANES, Lanes, QUANTISED, SPAN, Span, best},
+    matmul::packing::Packing,
     simd::{Cut, Parallel, for_each_tile},
 };
-
-/// Inputs that share a scale: a large input costs only so many others their precision.
-pub(super) const SPAN: usize = 256;
-/// Words, of four bytes each, that hold the bytes of a span.
-pub(super) const SPAN_WORDS: usize = SPAN / 4;
-/// Blocks of weights that meet a span.
-const SPAN_BLOCKS: usize = SPAN / BLOCK;
 
 /// Rows of bytes, with a scale for each span.
 ///
@@ -21,19 +14,6 @@ pub(super) struct Quantised {
     rows: usize,
     spans: usize,
     data: Vec<Span>,
-}
-
-/// One span of a row: inputs are the scale times their bytes.
-#[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
-pub(super) struct Span {
-    /// Bytes by fours, padded with 0.
-    pub(super) words: [i32; SPAN_WORDS],
-    /// What sums of products of each block with weights plus 8 begin with: -8 times its bytes' sum.
-    pub(super) zeros: [i32; SPAN_BLOCKS],
-    /// Of all bytes.
-    pub(super) sum: i32,
-    pub(super) scale: f32,
 }
 
 impl Quantised {
@@ -66,10 +46,6 @@ impl Quantised {
     pub(super) fn rows(&self, group: usize, span: usize) -> &[Span] {
         &self.data[(group * self.spans + span) * self.rows..][..self.rows]
     }
-}
-
-impl Span {
-    const ZERO: Self = Self { words: [0; SPAN_WORDS], zeros: [0; SPAN_BLOCKS], sum: 0, scale: 0.0 };
 }
 
 /// Rows that a thread quantises at a time.

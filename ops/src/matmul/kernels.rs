@@ -3,11 +3,11 @@
 use std::{cell::RefCell, hint};
 
 use crate::{
-    isa::{self, Isa, LANES, Lanes, Line, abreast, prefetch},
+    isa::{self, Isa, LANES, Lanes, Line, SPAN_WORDS, Span, abreast, amx::Amx, prefetch},
     math::{gelu, soft_cap},
     matmul::{
         Then, Weights,
-        activations::{Quantised, SPAN_WORDS, Span},
+        activations::Quantised,
         packing::{Format, PANEL, Packing, SCALES_BYTES, UNIT, UNIT_BYTES},
     },
     simd::{Loops, Tile},
@@ -53,6 +53,10 @@ struct Desk {
 /// spread out to bytes before.
 const BLOCKS_ROWS_MAX: usize = 16;
 
+/// Rows from which on bytes are multiplied by tiles, where the machine has them: setting them up takes as long as a few
+/// rows.
+const TILED_ROWS_MIN: usize = 12;
+
 /// Rows up to which weights are read once, in order, and as fast as memory gives them: what the machine
 /// fetches by itself is what comes next, and asking for it only holds that up.
 const STREAMED_ROWS_MAX: usize = 2;
@@ -71,12 +75,16 @@ thread_local! {
 impl Product<'_> {
     /// Computes the tile with `run`, which runs a kernel with some set of instructions.
     pub(super) fn run(mut self, run: impl Run) {
+        let rows = self.y.rows();
+        let is_tiled = matches!(self.x, Inputs::Bytes(_)) && TILED_ROWS_MIN <= rows;
+        let amx = if is_tiled { run.amx(rows) } else { None };
         DESK.with_borrow_mut(|Desk { sums: [sums, second], bytes }| {
             bytes.resize(SPAN_WORDS, [[0; LINE]; VECTORS]);
+            let how = How { run, amx: amx.as_ref() };
             for column in (0..self.y.width()).step_by(PANEL) {
-                self.panel(run, &self.weights, column, sums, bytes);
+                self.panel(how, &self.weights, column, sums, bytes);
                 if let Some(weights) = &self.then.second() {
-                    self.panel(run, weights, column, second, bytes);
+                    self.panel(how, weights, column, second, bytes);
                 }
                 self.finish(run, column, [sums, second]);
             }
@@ -86,7 +94,7 @@ impl Product<'_> {
     /// All rows by the panel that begins at `column` of the tile.
     fn panel(
         &self,
-        run: impl Run,
+        how: How<'_, impl Run>,
         weights: &Weights<'_>,
         column: usize,
         sums: &mut Vec<Sums>,
@@ -96,8 +104,8 @@ impl Product<'_> {
         let sums = &mut sums[..self.y.rows()];
         let panel = self.packing.panel(weights.packed, self.group, self.column + column);
         match self.x {
-            Inputs::Floats(x) => self.floats(run, panel, x, sums),
-            Inputs::Bytes(x) => self.bytes(run, panel, x, sums, bytes),
+            Inputs::Floats(x) => self.floats(how.run, panel, x, sums),
+            Inputs::Bytes(x) => self.bytes(how, panel, x, sums, bytes),
         }
     }
 
@@ -123,29 +131,40 @@ impl Product<'_> {
     /// first cache while rows pass.
     fn bytes(
         &self,
-        run: impl Run,
+        how: How<'_, impl Run>,
         panel: &[u8],
         x: &Quantised,
         sums: &mut [Sums],
         bytes: &mut [[Line; VECTORS]],
     ) {
+        let How { run, amx } = how;
         sums.as_flattened_mut().fill(0.0);
         let weights = &panel[SCALES_BYTES..];
         let span_bytes = self.packing.span_bytes();
         for (span, weights) in weights.chunks(span_bytes).enumerate() {
-            let units = weights.as_chunks().0;
             let x = &x.rows(self.group, span)[self.row..][..sums.len()];
             let next = &panel[SCALES_BYTES + span * span_bytes + weights.len()..];
             let ahead = if sums.len() <= STREAMED_ROWS_MAX { 0 } else { span_bytes };
             let next = &next[..next.len().min(ahead)];
-            if self.packing.format == Format::Q8 {
-                multiply(run, Form::Bytes(turns(lines(weights))), x, sums, next);
-            } else if sums.len() <= BLOCKS_ROWS_MAX {
+            let units = weights.as_chunks().0;
+            let is_q4 = self.packing.format == Format::Q4;
+            if is_q4 && amx.is_none() && sums.len() <= BLOCKS_ROWS_MAX {
                 multiply(run, Form::Blocks(units), x, sums, next);
+                continue;
+            }
+            let lines = if is_q4 {
+                let spread = &mut bytes[..units.len() * UNIT / 4];
+                run.run(Spread { units, bytes: spread });
+                &*spread
             } else {
-                let bytes = &mut bytes[..units.len() * UNIT / 4];
-                run.run(Spread { units, bytes });
-                multiply(run, Form::Bytes(turns(bytes)), x, sums, next);
+                lines(weights)
+            };
+            match amx {
+                Some(amx) => {
+                    prefetch(next);
+                    amx.multiply(x, lines, sums);
+                }
+                None => multiply(run, Form::Bytes(turns(lines)), x, sums, next),
             }
         }
     }
@@ -182,6 +201,14 @@ impl Product<'_> {
     fn input_row(&self, row: usize) -> usize {
         (self.row + row) * self.packing.groups + self.group
     }
+}
+
+/// What multiplies.
+#[derive(Clone, Copy)]
+struct How<'a, R> {
+    run: R,
+    /// For all rows of bytes, if there are.
+    amx: Option<&'a Amx>,
 }
 
 /// Weights of a span of a panel.
@@ -265,6 +292,9 @@ fn floats<'x>(x: &'x [f32], packing: &Packing, row: usize) -> &'x [f32] {
 /// Whoever runs kernels.
 pub(super) trait Run: Copy {
     fn run<L: Lanes>(self, lanes: L) -> L::Output;
+
+    /// For so many rows of bytes; none if it has no instructions for tiles.
+    fn amx(self, rows: usize) -> Option<Amx>;
 }
 
 /// Runs kernels with the best instructions of this machine.
@@ -274,6 +304,10 @@ pub(super) struct Best;
 impl Run for Best {
     fn run<L: Lanes>(self, lanes: L) -> L::Output {
         isa::best(lanes)
+    }
+
+    fn amx(self, rows: usize) -> Option<Amx> {
+        Amx::new(rows)
     }
 }
 

@@ -24,7 +24,7 @@ use half::bf16;
 use thiserror::Error;
 
 use crate::{
-    matmul::activations::SPAN,
+    isa::SPAN,
     simd::{Loops, widest},
 };
 

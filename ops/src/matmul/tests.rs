@@ -4,7 +4,7 @@ use super::kernels::Run;
 use super::*;
 use crate::{
     Serial,
-    isa::{Lanes, Portable},
+    isa::{Lanes, Portable, amx::Amx},
     math::{gelu, soft_cap},
 };
 
@@ -15,6 +15,10 @@ struct Plain;
 impl Run for Plain {
     fn run<L: Lanes>(self, lanes: L) -> L::Output {
         lanes.run(Portable)
+    }
+
+    fn amx(self, _rows: usize) -> Option<Amx> {
+        None
     }
 }
 
@@ -146,9 +150,10 @@ fn rows_do_not_know_each_other() {
 
 #[test]
 fn every_set_of_instructions_gives_the_same_bits() {
-    for packing in packings() {
+    // So many that bytes are multiplied by tiles, where there are some, and fewer.
+    for (packing, rows) in packings().flat_map(|it| [9, 19].map(|rows| (it, rows))) {
         let case = Case::new(packing);
-        let x = case.x(9);
+        let x = case.x(rows);
         let expected = case.run(case.fast(), &x);
         let mut quantised = Quantised::default();
         let inputs = match case.fast() {
@@ -159,14 +164,14 @@ fn every_set_of_instructions_gives_the_same_bits() {
             }
         };
         let width = packing.groups * packing.outputs;
-        let mut y = vec![0.0; 9 * width];
-        let cut = Cut { rows: 9, columns: packing.outputs, work: 0 };
+        let mut y = vec![0.0; rows * width];
+        let cut = Cut { rows, columns: packing.outputs, work: 0 };
         for_each_tile(&Serial, cut, &mut y, width, |[row, column], y| {
             let (group, weights) = (column / packing.outputs, case.weights());
             let then = Then::Nothing;
             Product { packing, weights, then, group, row, column: 0, x: inputs, y }.run(Plain);
         });
-        assert_eq!(y, expected, "{packing:?}");
+        assert_eq!(y, expected, "{packing:?}, {rows} rows");
     }
 }
 
@@ -354,7 +359,7 @@ fn fuzzed_weights_are_numbers_or_found() {
         let case = Case::new(packing);
         let seeds = vec![case.packed.clone()];
         let fuzz = Fuzz { name, format: aerie_fuzz::Format::Binary, seeds, words: &[] };
-        let x = case.x(3);
+        let x = case.x(12);
         fuzz.run(|bytes| {
             // Their number is the graph's to say, and is held to the shape before anybody reads.
             let mut packed = bytes.to_vec();

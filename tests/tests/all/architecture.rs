@@ -55,6 +55,7 @@ const DOORS: &[(&str, &[&str])] = &[
 const UNSAFE: &[&str] = &[
     "export/src/torch/shim.rs",
     "ops/src/isa.rs",
+    "ops/src/isa/amx.rs",
     "ops/src/isa/avx2.rs",
     "ops/src/isa/avx512.rs",
     "ops/src/isa/neon.rs",
