@@ -3,10 +3,14 @@
 use clap::{Parser, Subcommand};
 
 #[cfg(feature = "torch")]
-use crate::torch::{eval, sample, spp, train};
+use crate::torch::{eval, memory, sample, spp, train};
 use crate::{
     bench, compare, data::tokenizer, emit, import, inspect, plot, quantize, scaling, verify,
 };
+
+/// What is said of a model that is only read, where nothing can be asked for that would be smaller.
+#[cfg(feature = "torch")]
+const TOO_LARGE: &str = "there is too little memory for this model";
 
 /// Trains the models that Aerie serves, and writes them as bundles.
 #[derive(Debug, Parser)]
@@ -66,11 +70,14 @@ impl Cli {
             #[cfg(feature = "torch")]
             Command::Train(args) => train::run(args),
             #[cfg(feature = "torch")]
-            Command::Eval(args) => eval::run(args),
+            Command::Eval(args) => memory::guarded(TOO_LARGE, || eval::run(args)),
             #[cfg(feature = "torch")]
-            Command::Sample(args) => sample::run(args),
+            Command::Sample(args) => memory::guarded(TOO_LARGE, || sample::run(args)),
             #[cfg(feature = "torch")]
-            Command::Spp(args) => spp::run(args),
+            Command::Spp(args) => memory::guarded(
+                "there is too little memory; take fewer --images or a smaller --size",
+                || spp::run(args),
+            ),
             Command::Plot(args) => plot::run(args),
             Command::Scaling(args) => scaling::run(args),
             Command::Bench(args) => bench::run(args),

@@ -138,8 +138,15 @@ pub enum Flatness {
     #[default]
     Off,
     /// The gradient is taken `radius` up the slope of the first `share` of the same batch (Foret et al.
-    /// 2021, arXiv:2010.01412; Brock et al. 2021, arXiv:2102.06171, for the share).
-    Sam { radius: f64, share: f64 },
+    /// 2021, arXiv:2010.01412; Brock et al. 2021, arXiv:2102.06171, for the share), in all steps but the first
+    /// `after`: where a training ends depends on how its last steps are taken, and these cost more (Zhou et
+    /// al. 2024, arXiv:2410.10373).
+    Sam {
+        radius: f64,
+        share: f64,
+        #[serde(default, skip_serializing_if = "is_zero")]
+        after: u64,
+    },
     /// `lambda/4 · ‖∇C‖²` of each batch is added to the loss `C` (Smith et al. 2021, arXiv:2101.12176,
     /// §4).
     GradientNorm { lambda: f64, form: GradientNormForm },
@@ -149,6 +156,19 @@ impl Flatness {
     fn is_off(&self) -> bool {
         *self == Self::Off
     }
+
+    /// What it is in `step`, of which the first is 1.
+    pub fn at(self, step: u64) -> Self {
+        match self {
+            Self::Sam { after, .. } if step <= after => Self::Off,
+            it => it,
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// How the gradient of a gradient's norm is computed.

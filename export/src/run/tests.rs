@@ -53,7 +53,9 @@ fn a_run_survives_a_round_trip() {
     flat.train.flatness =
         Flatness::GradientNorm { lambda: 0.01, form: GradientNormForm::Difference };
     flat.train.average = Some(0.999);
-    for run in [text_run(), image_run(), flat] {
+    let mut sharp = image_run();
+    sharp.train.flatness = Flatness::Sam { radius: 0.1, share: 0.2, after: 7 };
+    for run in [text_run(), image_run(), flat, sharp] {
         let text = toml::to_string(&run).unwrap();
         assert_eq!(toml::from_str::<Run>(&text).unwrap(), run, "{text}");
     }

@@ -1,18 +1,24 @@
 //! `aerie-export eval`: the loss of a trained model on a text, read as one stream with its state
-//! carried from chunk to chunk, as a server reads it.
+//! carried from chunk to chunk, as a server reads it; or on images, and how many of them it gets right.
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use aerie_models::{ModelConfig, decoder};
 use anyhow::Context;
 use tch::{Kind, Tensor, no_grad};
 
 use crate::{
-    checkpoint::{RunDir, TOKENIZER_FILE},
-    data::{corpus::Tokens, text, tokenizer},
+    checkpoint::{LABELS_FILE, RunDir, TOKENIZER_FILE},
+    data::{corpus::Tokens, images::Dataset, text, tokenizer},
+    emit,
     run::Documents,
     torch::{
         backend::{Handle, Packing, PackingKind, Reading, void},
+        images::accuracy,
+        log::Valid,
         parameters::Parameters,
         shim,
     },
@@ -21,22 +27,27 @@ use crate::{
 /// Tokens that are read at one time.
 const CHUNK_TOKENS: usize = 1024;
 
-/// Measures the loss of a trained model on a text.
+/// Measures the loss of a trained model on a text, or on images.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   aerie-export eval --run runs/tales --text tales.valid.txt
   aerie-export eval --run runs/tales-mqa --text tales.valid.txt --restart 512
   aerie-export eval --run runs/shakespeare --text shakespeare.txt --holdout 0.1
+  aerie-export eval --run runs/pictures --images cifar10/test.parquet
 
-Every document is one session: its state is carried from chunk to chunk, as a server does.")]
+Every document is one session: its state is carried from chunk to chunk, as a server does. All is computed in
+f32, whatever the run was trained in.")]
 pub struct Args {
     /// Run directory
     #[arg(long, value_name = "DIR")]
     run: PathBuf,
     /// File, or folder of .txt files
-    #[arg(long, value_name = "PATH")]
-    text: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "images")]
+    text: Option<PathBuf>,
+    /// Images of the classes that the run's network tells apart, as --valid of `train` takes them
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["text", "holdout", "documents", "restart"])]
+    images: Option<PathBuf>,
     /// Use only this share of the text, at its end
     #[arg(long, value_name = "SHARE")]
     holdout: Option<f64>,
@@ -54,12 +65,36 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// If the run or the text cannot be read.
-#[expect(clippy::print_stdout, reason = "the figures are the program's output")]
+/// If the run, the text or the images cannot be read.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(threads) = args.threads {
         tch::set_num_threads(threads);
     }
+    match (&args.images, &args.text) {
+        (Some(path), _) => images(args, path),
+        (None, Some(path)) => text(args, path),
+        (None, None) => unreachable!("one of them is required"),
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the figures are the program's output")]
+fn images(args: &Args, path: &Path) -> anyhow::Result<()> {
+    let dir = RunDir::new(&args.run);
+    let run = dir.run()?;
+    let (model, data) = run.images().context("--run is not of a classifier")?;
+    let step = dir.latest()?.context("the run has no checkpoint yet")?;
+    let parameters = Parameters::load(model, &step.model()?, Kind::Float)?;
+    let classes = emit::images::labels(&dir.path().join(LABELS_FILE), model.classes)?;
+    let set = Arc::new(Dataset::open_test(path, &classes)?);
+    let Valid { loss, score } = accuracy::measure(model, &parameters, &set, &data.preprocessing)?;
+    println!("images          {}", set.labels().len());
+    println!("loss            {loss:.4} nats/image");
+    println!("right           {:.2} %", 100.0 * score);
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the figures are the program's output")]
+fn text(args: &Args, path: &Path) -> anyhow::Result<()> {
     let dir = RunDir::new(&args.run);
     let run = dir.run()?;
     let (model, _) = run.language().context("--run is not of a language model")?;
@@ -68,10 +103,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let tokenizer = tokenizer::load(&dir.path().join(TOKENIZER_FILE))?;
     let documents = match args.holdout {
         Some(holdout) => {
-            let [_, tail] = text::read_split(&args.text, args.documents, holdout)?;
+            let [_, tail] = text::read_split(path, args.documents, holdout)?;
             tail
         }
-        None => text::read(&args.text, args.documents)?,
+        None => text::read(path, args.documents)?,
     };
     let tokens = Tokens::encode(&tokenizer, &documents, None)?;
     let nats = no_grad(|| stream_nats(model, &parameters, &tokens, args.restart));

@@ -1,5 +1,6 @@
 //! The reading of a classifier's equations that computes them with libtorch, gradients included.
 
+pub mod accuracy;
 #[cfg(test)]
 mod tests;
 

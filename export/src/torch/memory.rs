@@ -9,6 +9,7 @@ use std::{
     sync::Once,
 };
 
+use anyhow::Context;
 use thiserror::Error;
 
 /// libtorch asked for memory in vain.
@@ -19,12 +20,13 @@ pub struct OutOfMemory {
     wanted: String,
 }
 
-/// Runs `work`, whose tensors may be too large. tch's operations panic where libtorch throws; a panic for want of
-/// memory becomes an error, and leaves nothing of `work` behind; any other goes on.
+/// Runs `work`, whose tensors may be too large, and says then what to do, which is `advice`. tch's operations
+/// panic where libtorch throws; a panic for want of memory becomes an error, and leaves nothing of `work` behind; any
+/// other goes on.
 ///
 /// # Errors
-/// [`OutOfMemory`], from the processor's memory or a GPU's.
-pub fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, OutOfMemory> {
+/// [`OutOfMemory`], of the processor's memory or a GPU's, with `advice` before it; those of `work`.
+pub fn guarded<T>(advice: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let usual = panic::take_hook();
@@ -34,8 +36,8 @@ pub fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, OutOfMemory> {
             }
         }));
     });
-    panic::catch_unwind(AssertUnwindSafe(work)).map_err(|panic| match wanted(&*panic) {
-        Some(wanted) => OutOfMemory { wanted },
+    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| match wanted(&*panic) {
+        Some(wanted) => Err(OutOfMemory { wanted }).context(advice.to_owned()),
         None => panic::resume_unwind(panic),
     })
 }

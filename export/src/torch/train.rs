@@ -65,14 +65,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
-    let trained = memory::guarded(|| train(&dir, args.device, args.until, &interrupted));
     // Whether the run stays is settled below; this is true either way.
-    let trained = trained.unwrap_or_else(|error| {
-        bail!(
-            "{error}: take a smaller --batch, or --rows or --time, and as much more of --accumulate; a run that has \
-             begun has them in its {RUN_FILE}, and goes on with --resume"
-        )
-    });
+    let advice = format!(
+        "there is too little memory; take a smaller --batch, or --rows or --time, and as much more of --accumulate; a \
+         run that has begun has them in its {RUN_FILE}, and goes on with --resume"
+    );
+    let trained = memory::guarded(&advice, || train(&dir, args.device, args.until, &interrupted));
     // A run whose data cannot be had never began: what is asked for next may be of the same name.
     if trained.is_err() && !args.resume && !args.run.join(LOG_FILE).exists() {
         dir.withdraw(is_new_dir)?;
@@ -262,7 +260,7 @@ impl<T: Task> Trainer<'_, T> {
         for part in 0..config.accumulate {
             let batch = self.task.batch()?;
             let seed = noise_seed(config.seed, step, part);
-            let how = (config.flatness, weight);
+            let how = (config.flatness.at(step), weight);
             loss += weight * gradient::gather(&self.task, parameters, &batch, how, seed);
             seen += self.task.seen(&batch);
         }

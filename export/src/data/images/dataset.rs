@@ -155,19 +155,18 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// Opens what the data set at `path` has for tests of what is trained on `self`, whose classes it has to
-    /// have.
+    /// Opens what the data set at `path` has for tests of what tells `classes` apart, which it has to have.
     ///
     /// # Errors
     /// [`DatasetError`], naming file, row and column.
-    pub fn open_test(&self, path: &Path) -> Result<Self, DatasetError> {
+    pub fn open_test(path: &Path, classes: &[String]) -> Result<Self, DatasetError> {
         let mut test = Self::open(path, Split::Test)?;
         // Numbers stand for names that the data does not tell; a part may lack the last ones.
-        if is_numbered(&test.classes) && test.classes.len() <= self.classes.len() {
-            test.classes.clone_from(&self.classes);
+        if is_numbered(&test.classes) && test.classes.len() <= classes.len() {
+            test.classes = classes.to_vec();
         }
-        if self.classes != test.classes {
-            let [expected, found] = [self, &test].map(|it| it.classes.join(", "));
+        if classes != test.classes {
+            let [expected, found] = [classes, &test.classes].map(|it| it.join(", "));
             return Err(DatasetError::Classes { path: path.to_owned(), found, expected });
         }
         Ok(test)

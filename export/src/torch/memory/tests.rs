@@ -1,3 +1,4 @@
+use anyhow::bail;
 use tch::{Device, Kind, Tensor};
 
 use super::*;
@@ -8,16 +9,22 @@ const GPU: &str = "called `Result::unwrap()` on an `Err` value: Torch(\"CUDA out
 
 #[test]
 fn memory_that_is_not_there_is_an_error_that_tells_how_much() {
-    let error = guarded(|| Tensor::zeros([1 << 50], (Kind::Float, Device::Cpu))).unwrap_err();
-    assert_eq!(error.to_string(), "libtorch could not allocate 4503599627370496 bytes");
-    let error = guarded(|| panic!("{GPU}")).unwrap_err();
-    assert_eq!(error.to_string(), "libtorch could not allocate 2.00 GiB");
-    assert_eq!(guarded(|| 1), Ok(1));
+    let said = |work: fn() -> Tensor| {
+        let error = guarded("take less", || Ok(work())).unwrap_err();
+        format!("{error:#}")
+    };
+    assert_eq!(
+        said(|| Tensor::zeros([1 << 50], (Kind::Float, Device::Cpu))),
+        "take less: libtorch could not allocate 4503599627370496 bytes"
+    );
+    assert_eq!(said(|| panic!("{GPU}")), "take less: libtorch could not allocate 2.00 GiB");
+    assert_eq!(guarded("", || Ok(1)).unwrap(), 1);
+    assert_eq!(guarded::<()>("", || bail!("other")).unwrap_err().to_string(), "other");
 }
 
 #[test]
 #[should_panic(expected = "shape")]
 fn other_panics_go_on() {
     let [a, b] = [2, 3].map(|it| Tensor::zeros([it, it], (Kind::Float, Device::Cpu)));
-    let _ = guarded(|| a.matmul(&b));
+    let _ = guarded("", || Ok(a.matmul(&b)));
 }

@@ -171,6 +171,9 @@ struct OptionArgs {
     /// Share of the batch by which --sam climbs
     #[arg(long, value_name = "SHARE", default_value_t = 0.2, requires = "sam")]
     sam_share: f64,
+    /// Steps that are taken without --sam, before it
+    #[arg(long, value_name = "STEPS", default_value_t = 0, requires = "sam")]
+    sam_after: u64,
     /// Add this quarter-fold square of the gradient's norm to the loss of each batch
     #[arg(long, value_name = "LAMBDA")]
     gradient_norm: Option<f64>,
@@ -410,10 +413,34 @@ fn config(args: &Args, data: &Data, optimizer: Optimizer) -> anyhow::Result<Trai
     }
     let warmup = it.warmup.unwrap_or_else(|| 100.min(it.steps / 10));
     ensure!(warmup < it.steps, "--warmup is {warmup}, which leaves nothing of {} steps", it.steps);
+    Ok(TrainConfig {
+        accumulate: it.accumulate,
+        steps: it.steps,
+        learning_rate,
+        final_share: it.final_share,
+        warmup,
+        seed: it.seed,
+        matmul: it.matmul,
+        flatness: flatness(it, data)?,
+        average: it.average,
+        checkpoint_every: it.checkpoint_every,
+        valid_every: it.valid_every,
+        log_every: it.log_every,
+    })
+}
+
+/// What the gradient is to be taken of, checked.
+fn flatness(it: &OptionArgs, data: &Data) -> anyhow::Result<Flatness> {
     let share = it.sam_share;
     ensure!(0.0 < share && share <= 1.0, "--sam-share is {share}; it must be above 0, at most 1");
-    let flatness = match (it.sam, it.gradient_norm) {
-        (Some(radius), _) => Flatness::Sam { radius, share },
+    ensure!(
+        it.sam_after < it.steps,
+        "--sam-after is {}, which leaves nothing of {} steps",
+        it.sam_after,
+        it.steps
+    );
+    Ok(match (it.sam, it.gradient_norm) {
+        (Some(radius), _) => Flatness::Sam { radius, share, after: it.sam_after },
         (None, Some(lambda)) => {
             let form = it.gradient_norm_form;
             let is_text = matches!(data, Data::Text(_));
@@ -425,19 +452,5 @@ fn config(args: &Args, data: &Data, optimizer: Optimizer) -> anyhow::Result<Trai
             Flatness::GradientNorm { lambda, form }
         }
         (None, None) => Flatness::Off,
-    };
-    Ok(TrainConfig {
-        accumulate: it.accumulate,
-        steps: it.steps,
-        learning_rate,
-        final_share: it.final_share,
-        warmup,
-        seed: it.seed,
-        matmul: it.matmul,
-        flatness,
-        average: it.average,
-        checkpoint_every: it.checkpoint_every,
-        valid_every: it.valid_every,
-        log_every: it.log_every,
     })
 }

@@ -31,7 +31,7 @@ pub(super) fn gather<T: Task>(
             (&found * weight).backward();
             found.double_value(&[])
         }
-        Flatness::Sam { radius, share } => {
+        Flatness::Sam { radius, share, .. } => {
             let ascent = gradients(&loss(&task.part(batch, share)), parameters, false);
             let before = climb(parameters, &ascent, radius / norm(&ascent));
             let found = loss(batch);

@@ -1,35 +1,25 @@
 //! Training a classifier on images with labels.
 
-use std::{sync::Arc, thread};
+use std::sync::Arc;
 
-use aerie_models::{
-    ImageConfig,
-    images::{network, preprocessing::Preprocessing},
-};
+use aerie_models::{ImageConfig, images::preprocessing::Preprocessing};
 use anyhow::ensure;
-use tch::{Kind, Reduction, Tensor, no_grad};
+use tch::{Kind, Tensor};
 
 use crate::{
     checkpoint::{LABELS_FILE, RunDir, write_atomically},
     data::{
         batches::Cursor,
-        images::{
-            Ahead, AheadLimits, BatchError, Dataset, Feed, ImageBatch, Split, batches::in_order,
-        },
+        images::{Ahead, BatchError, Dataset, Feed, ImageBatch, Split},
     },
     run::{ImageData, Matmul, TrainConfig},
     torch::{
-        images::{ImageReading, Mode, Scaled},
+        images::{Mode, accuracy},
         log::Valid,
         parameters::Parameters,
         train::task::Task,
     },
 };
-
-/// Images of a batch when validating.
-const VALID_ROWS: usize = 250;
-/// Batches that each thread makes ready.
-const READY_MAX: usize = 2;
 
 /// The images of a run.
 #[derive(Debug)]
@@ -68,7 +58,7 @@ impl ImageSets {
                 train = kept;
                 Some(Arc::new(held_out))
             }
-            (Some(path), _) => Some(Arc::new(train.open_test(path)?)),
+            (Some(path), _) => Some(Arc::new(Dataset::open_test(path, train.classes())?)),
         };
         if let Some(count) = data.images_max {
             train = train.at_most(usize::try_from(count).unwrap_or(usize::MAX));
@@ -104,7 +94,7 @@ impl<'a> ImageTask<'a> {
         let preprocessing = data.preprocessing.clone();
         let feed =
             Feed::new(Arc::clone(&sets.train), preprocessing, data.batch.clone(), train.seed)?;
-        let batches = feed.batches_ahead(cursor, limits());
+        let batches = feed.batches_ahead(cursor, accuracy::limits());
         let maps = match train.matmul {
             Matmul::F32 => Kind::Float,
             Matmul::Bf16 => Kind::BFloat16,
@@ -116,21 +106,6 @@ impl<'a> ImageTask<'a> {
     fn extent(&self) -> [i64; 2] {
         [self.preprocessing.height, self.preprocessing.width].map(i64::from)
     }
-
-    fn logits(&self, parameters: &Parameters, mode: Mode, pixels: &Tensor) -> Tensor {
-        let pixels = Scaled::of(channels_last(pixels));
-        network::logits(self.model, &ImageReading::new(parameters, mode), &pixels).tensor()
-    }
-}
-
-fn limits() -> AheadLimits {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    AheadLimits { threads_max: cores, ready_max: READY_MAX }
-}
-
-/// The layout in which libtorch's convolutions are fastest here.
-fn channels_last(pixels: &Tensor) -> Tensor {
-    pixels.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }
 
 /// A batch as tensors.
@@ -174,29 +149,14 @@ impl Task for ImageTask<'_> {
         let (_, device) = parameters.options();
         let pixels = batch.pixels.to_device(device).to_kind(self.maps);
         let targets = batch.targets.to_device(device);
-        let logits = self.logits(parameters, Mode::Training { seed }, &pixels);
+        let logits = accuracy::logits(self.model, parameters, Mode::Training { seed }, &pixels);
         let shares = logits.log_softmax(1, Kind::Float) * &targets;
         shares.sum(Kind::Float) / -(targets.size()[0] as f64)
     }
 
     fn validate(&self, parameters: &Parameters) -> anyhow::Result<Option<Valid>> {
-        let Some(set) = &self.sets.valid else { return Ok(None) };
-        let [mut nats, mut right] = [0.0, 0.0];
-        for batch in in_order(set, self.preprocessing, VALID_ROWS, limits()) {
-            let batch = batch?;
-            let [height, width] = self.extent();
-            let (_, device) = parameters.options();
-            let pixels = Tensor::from_slice(&batch.pixels).view([-1, 3, height, width]);
-            let pixels = pixels.to_device(device);
-            let labels = Tensor::from_slice(&batch.labels).to_device(device);
-            let logits = no_grad(|| self.logits(parameters, Mode::Evaluation, &pixels));
-            let none = None::<&Tensor>;
-            let loss = logits.cross_entropy_loss(&labels, none, Reduction::Sum, -100, 0.0);
-            nats += loss.double_value(&[]);
-            let found = logits.argmax(1, false).eq_tensor(&labels);
-            right += found.sum(Kind::Double).double_value(&[]);
-        }
-        let total = set.labels().len() as f64;
-        Ok(Some(Valid { loss: nats / total, score: right / total }))
+        let set = self.sets.valid.as_ref();
+        set.map(|set| accuracy::measure(self.model, parameters, set, self.preprocessing))
+            .transpose()
     }
 }

@@ -139,6 +139,35 @@ fn five_steps_and_five_more_of_a_classifier_are_ten() {
     assert_eq!(checkpoint(&parts), checkpoint(&whole));
 }
 
+/// Goal: a run that is to have SAM after five steps takes those as one without it, and the others as one that has it.
+#[test]
+fn five_steps_and_five_more_with_sam_are_ten_with_sam_after_five() {
+    let sam = |after| {
+        move |run: &mut Run| {
+            run.train.flatness = Flatness::Sam { radius: 0.05, share: 0.5, after };
+        }
+    };
+    let never = AtomicBool::new(false);
+    let [whole, parts] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let whole = begin_image_run(whole.path(), sam(5));
+    train(&whole, Device::Cpu, u64::MAX, &never).unwrap();
+    let parts = begin_image_run(parts.path(), |_| ());
+    let mut run = parts.run().unwrap();
+    train(&parts, Device::Cpu, 5, &never).unwrap();
+    sam(0)(&mut run);
+    parts.create(&run).unwrap();
+    train(&parts, Device::Cpu, u64::MAX, &never).unwrap();
+    assert_eq!(checkpoint(&parts), checkpoint(&whole));
+
+    let [begun, unaware] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let begun = begin_image_run(begun.path(), sam(0));
+    train(&begun, Device::Cpu, u64::MAX, &never).unwrap();
+    let unaware = begin_image_run(unaware.path(), |_| ());
+    train(&unaware, Device::Cpu, u64::MAX, &never).unwrap();
+    assert_ne!(checkpoint(&begun), checkpoint(&whole));
+    assert_ne!(checkpoint(&unaware), checkpoint(&whole));
+}
+
 /// Goal: what chance leaves out is the same after a pause, and something else from step to step.
 #[test]
 fn noise_depends_on_seed_step_and_part() {
@@ -206,6 +235,7 @@ fn options_that_would_do_nothing_are_refused() {
     for (line, expected) in [
         (format!("{images} --beta1 0.5"), "--beta1 and --beta2 are options of AdamW"),
         (format!("{images} --steps 50 --warmup 50"), "--warmup is 50, which leaves nothing of 50"),
+        (format!("{images} --steps 9 --sam 0.1 --sam-after 9"), "--sam-after is 9, which leaves"),
         (format!("{images} --holdout 1"), "--holdout is 1"),
     ] {
         let dir = tempfile::tempdir().unwrap();
@@ -220,7 +250,7 @@ fn options_that_would_do_nothing_are_refused() {
 fn classifiers_learn_with_every_kind_of_flatness() {
     let flatness = [
         Flatness::Off,
-        Flatness::Sam { radius: 0.05, share: 0.5 },
+        Flatness::Sam { radius: 0.05, share: 0.5, after: 0 },
         Flatness::GradientNorm { lambda: 0.01, form: GradientNormForm::Exact },
         Flatness::GradientNorm { lambda: 0.01, form: GradientNormForm::Difference },
     ];

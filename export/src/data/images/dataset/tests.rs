@@ -103,7 +103,7 @@ fn cifar_files_are_read_plane_by_plane() {
     let names: Vec<String> = (0..10).map(|it| format!("class {it}\n")).collect();
     fs::write(dir.path().join("batches.meta.txt"), names.concat() + "\n").unwrap();
     let train = Dataset::open(dir.path(), Split::Train).unwrap();
-    let test = train.open_test(dir.path()).unwrap();
+    let test = Dataset::open_test(dir.path(), train.classes()).unwrap();
     assert_eq!((train.labels(), test.labels()), (&[3, 9, 0][..], &[1][..]));
     assert_eq!(train.classes()[9], "class 9");
     assert_eq!(train.picture(2).unwrap().rgb()[3..6], [11, 21, 31]);
@@ -135,7 +135,7 @@ fn folders_are_classes() {
     fs::create_dir_all(dir.path().join("val/owl")).unwrap();
     fs::write(dir.path().join("train/cat/notes.txt"), "none").unwrap();
     let train = Dataset::open(dir.path(), Split::Train).unwrap();
-    let test = train.open_test(dir.path()).unwrap();
+    let test = Dataset::open_test(dir.path(), train.classes()).unwrap();
     assert_eq!((train.labels(), test.labels()), (&[0, 1][..], &[0][..]));
     assert_eq!(train.classes(), ["cat", "owl"]);
     assert_eq!(train.picture(1).unwrap().rgb(), [2; 6]);
@@ -144,7 +144,7 @@ fn folders_are_classes() {
     let error = train.picture(1).unwrap_err().to_string();
     assert!(error.contains("owl/2.png: the bytes are neither"), "{error}");
     fs::remove_dir_all(dir.path().join("val/owl")).unwrap();
-    let error = train.open_test(dir.path()).unwrap_err().to_string();
+    let error = Dataset::open_test(dir.path(), train.classes()).unwrap_err().to_string();
     assert!(error.contains("has the classes cat, but the other part"), "{error}");
 }
 

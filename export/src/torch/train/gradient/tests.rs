@@ -96,7 +96,7 @@ fn nothing_added_is_the_plain_gradient() {
 /// Foret et al. 2021 (arXiv:2010.01412), eq. 2 and 3: the gradient at `x + ρ g/‖g‖`.
 #[test]
 fn sharpness_is_looked_at_up_the_slope() {
-    let (found, x) = gathered(Flatness::Sam { radius: 0.05, share: 0.2 });
+    let (found, x) = gathered(Flatness::Sam { radius: 0.05, share: 0.2, after: 0 });
     let slope = matrix().mv(&x);
     let norm = slope.square().sum(Kind::Double).sqrt();
     check(&found, &(matrix().mv(&(x + slope / norm * 0.05)) * 2.0), 1e-13);
