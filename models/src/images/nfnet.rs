@@ -141,14 +141,14 @@ pub(crate) fn nfnet_small() -> ImageConfig {
         middle: width,
         group_width: 0,
     };
-    let stages = [(2, 32), (2, 64), (2, 128)];
+    let stages = [(2, 48), (2, 96), (2, 192)];
     ImageConfig {
         classes: 10,
         activation: Activation::Relu,
         gains: Gains::Exact,
         block: BlockForm::Basic,
         stem: Stem::Small,
-        stem_width: 32,
+        stem_width: 48,
         head_width: Some(512),
         attention: squeeze_excite(0.25, 8),
         dropout: 0.0,
