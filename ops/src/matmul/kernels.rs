@@ -53,8 +53,8 @@ struct Desk {
 /// spread out to bytes before.
 const BLOCKS_ROWS_MAX: usize = 16;
 
-/// Rows from which on bytes are multiplied by tiles, where the machine has them: setting them up takes as long as a few
-/// rows.
+/// Rows from which on bytes are multiplied by tiles, where the machine has them: with eight they are no faster, and for
+/// small groups slower.
 const TILED_ROWS_MIN: usize = 12;
 
 /// Rows up to which weights are read once, in order, and as fast as memory gives them: what the machine
