@@ -7,13 +7,13 @@ mod tests;
 use std::{cell::RefCell, fmt};
 
 use aerie_models::{
-    ParameterSpec, Path,
+    ImageConfig, ParameterSpec, Path,
     images::{
         ChannelWeights, Conv, ImageBackend, Observed, WeighedConv,
         activation::Activation,
         channel_logits,
         config::{Padding, Standardise},
-        weighed_conv_in_parts,
+        network, weighed_conv_in_parts,
     },
 };
 use rand::Rng;
@@ -53,6 +53,18 @@ pub enum Mode {
         seed: u64,
     },
     Evaluation,
+}
+
+/// Logits `[B, K]` of pixels `[B, 3, H, W]`.
+pub(in crate::torch) fn logits(
+    model: &ImageConfig,
+    parameters: &Parameters,
+    mode: Mode,
+    pixels: &Tensor,
+) -> Tensor {
+    // The layout in which libtorch's convolutions are fastest here.
+    let pixels = pixels.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+    network::logits(model, &ImageReading::new(parameters, mode), &Scaled::of(pixels)).tensor()
 }
 
 impl<'a> ImageReading<'a> {

@@ -2,16 +2,13 @@
 
 use std::{sync::Arc, thread};
 
-use aerie_models::{
-    ImageConfig,
-    images::{network, preprocessing::Preprocessing},
-};
+use aerie_models::{ImageConfig, images::preprocessing::Preprocessing};
 use tch::{Kind, Reduction, Tensor, no_grad};
 
 use crate::{
     data::images::{AheadLimits, Dataset, batches::in_order},
     torch::{
-        images::{ImageReading, Mode, Scaled},
+        images::{Mode, logits},
         log::Valid,
         parameters::Parameters,
     },
@@ -49,18 +46,6 @@ pub fn measure(
     }
     let total = set.labels().len() as f64;
     Ok(Valid { loss: nats / total, score: right / total })
-}
-
-/// Logits `[B, K]` of pixels `[B, 3, H, W]`.
-pub(in crate::torch) fn logits(
-    model: &ImageConfig,
-    parameters: &Parameters,
-    mode: Mode,
-    pixels: &Tensor,
-) -> Tensor {
-    // The layout in which libtorch's convolutions are fastest here.
-    let pixels = pixels.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
-    network::logits(model, &ImageReading::new(parameters, mode), &Scaled::of(pixels)).tensor()
 }
 
 /// A thread for each core makes batches ready.

@@ -14,7 +14,7 @@ use crate::{
     },
     run::{ImageData, Matmul, TrainConfig},
     torch::{
-        images::{Mode, accuracy},
+        images::{Mode, accuracy, logits},
         log::Valid,
         parameters::Parameters,
         train::task::Task,
@@ -149,7 +149,7 @@ impl Task for ImageTask<'_> {
         let (_, device) = parameters.options();
         let pixels = batch.pixels.to_device(device).to_kind(self.maps);
         let targets = batch.targets.to_device(device);
-        let logits = accuracy::logits(self.model, parameters, Mode::Training { seed }, &pixels);
+        let logits = logits(self.model, parameters, Mode::Training { seed }, &pixels);
         let shares = logits.log_softmax(1, Kind::Float) * &targets;
         shares.sum(Kind::Float) / -(targets.size()[0] as f64)
     }
