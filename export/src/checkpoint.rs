@@ -23,7 +23,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -109,6 +109,8 @@ pub enum CheckpointError {
     Dtype { path: PathBuf, name: String, found: Dtype },
     #[error("{}: the name {found:?} is not that of a checkpoint", path.display())]
     Latest { path: PathBuf, found: String },
+    #[error("{}: another training is at this run; it has to end first", path.display())]
+    Claimed { path: PathBuf },
 }
 
 /// A run directory.
@@ -140,6 +142,23 @@ impl RunDir {
         fs::create_dir_all(&self.path).map_err(io_error(&self.path))?;
         let text = toml::to_string(run).expect("every field has a TOML form");
         write_atomically(&self.path.join(RUN_FILE), text.as_bytes())
+    }
+
+    /// Keeps other trainings out of the run, in this process and in others, for as long as the result lives.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Claimed`] if one is at it.
+    pub fn claim(&self) -> Result<File, CheckpointError> {
+        let dir = File::open(&self.path).map_err(io_error(&self.path))?;
+        match dir.try_lock() {
+            Ok(()) => Ok(dir),
+            Err(TryLockError::WouldBlock) => {
+                Err(CheckpointError::Claimed { path: self.path.clone() })
+            }
+            Err(TryLockError::Error(source)) => {
+                Err(CheckpointError::Io { path: self.path.clone(), source })
+            }
+        }
     }
 
     /// Takes back a run that never began: what fixes it is removed, or all of a directory that was made for it.

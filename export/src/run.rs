@@ -1,18 +1,21 @@
 //! Everything that fixes a training, as `run.toml` holds it.
 
+mod check;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::path::PathBuf;
 
 use aerie_models::{ImageConfig, Model, ModelConfig, images::preprocessing::Preprocessing};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::data::images::BatchOptions;
 
+pub use check::RunError;
+
 /// A training.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct Run {
     pub model: Model,
     pub data: Data,
@@ -219,5 +222,17 @@ impl Run {
             (Model::Images(model), Data::Images(data)) => Some((model, data)),
             _ => None,
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for Run {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::deserialize(deserializer)?.checked().map_err(D::Error::custom)
+    }
+}
+
+impl Serialize for Run {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
     }
 }

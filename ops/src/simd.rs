@@ -152,9 +152,9 @@ impl<'a, T> Matrix<'a, T> {
         Self { start: data.as_mut_ptr(), rows, width, owner: PhantomData }
     }
 
-    /// All of `data`, in rows of `width`.
+    /// All of `data`, in rows of `width`, which may be 0 if there is none.
     fn new_rows(data: &'a mut [T], width: usize) -> Self {
-        let rows = data.len() / width;
+        let rows = data.len().checked_div(width).unwrap_or(0);
         Self::new(data, rows, width)
     }
 

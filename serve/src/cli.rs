@@ -23,6 +23,10 @@ Examples:
     aerie-serve --model models/bundles/tales
     aerie generate 'Once upon a time'
 
+  Serve a classifier beside it, to clients of KServe and Triton over HTTP too:
+    aerie-serve --model models/bundles/tales --model models/bundles/pictures --rest 127.0.0.1:8000
+    aerie classify docs/ship.jpg
+
   Two devices of one core each, to the whole network, states in /var/lib/aerie:
     aerie-serve --model models/bundles/tales --device cpu:0 --device cpu:1 \\
         --grpc 0.0.0.0:7447 --quic 0.0.0.0:7447 --data /var/lib/aerie
@@ -45,10 +49,11 @@ Examples:
 SIGTERM and SIGINT (ctrl-c) drain: running generations get a moment to finish, all sessions are
 parked, and the next start goes on with them. A second signal exits at once.";
 
-/// Serves recurrent models over gRPC and QUIC.
+/// Serves recurrent models, and classifiers beside them, over gRPC, QUIC and HTTP.
 ///
 /// Sessions are states of a fixed size: they are batched while they run, parked on disk while they
-/// are idle, and resumed where they were, also after a restart.
+/// are idle, and resumed where they were, also after a restart. Pictures are classified in batches of
+/// whoever asks at once.
 #[derive(Debug, Parser)]
 #[command(name = "aerie-serve", version, after_long_help = EXAMPLES, max_term_width = 100)]
 pub struct Args {

@@ -13,6 +13,7 @@ use std::{io, mem, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use aerie_models::BundleError;
 use aerie_state_cache::OpenError;
+use crossbeam::channel::Sender;
 use thiserror::Error;
 use tokio::{
     sync::watch,
@@ -29,8 +30,8 @@ use crate::{
     admin::Admin,
     admission::Admission,
     auth::{Auth, TokensError},
-    classifier,
     config::Config,
+    device::DeviceSpec,
     device::classifier::OrtClassifier,
     device::ort::{LoadError, OrtDevice, Runtime},
     oip::{
@@ -39,7 +40,7 @@ use crate::{
     },
     quotas::Quotas,
     router::Router,
-    service::{Parts, Readiness, Service},
+    service::{Classifier, Parts, Readiness, Service},
     telemetry::{http, metrics::Metrics},
     text::TokenizerError,
     tls::{Identity, TlsError},
@@ -142,16 +143,16 @@ impl Server {
         let (readiness, _) = watch::channel(Readiness::Starting);
         let (metrics, clock, quotas) = (Metrics::new(), Clock::start(), Quotas::new(&auth));
         // Side by side, as each takes about as long as the others.
-        let (verified, hosted, workers) = tokio::join!(
+        let (verified, hosted, hired) = tokio::join!(
             bundles::verify(&drafts),
             bundles::host(&drafts.models, senders),
-            start_workers(&config, &drafts, &quotas, &metrics, clock, readiness.clone()),
+            hire(&config, &drafts, &quotas, &metrics, clock, readiness.clone()),
         );
         // What is not the bundle that it says to be may fail in any other way, too.
         verified?;
-        let (models, (crew, router, handles)) = (hosted?, workers?);
-        let hosts = drafts.classifiers.iter().zip(handles);
-        let classifiers = hosts.map(|(draft, workers)| draft.host(workers)).collect();
+        let (models, (crew, posts)) = (hosted?, hired?);
+        // Only now, as nothing is written for a bundle that is refused.
+        let (crew, router, classifiers) = begin(&config, &drafts, crew, posts).await?;
         let service = Service::new(Parts {
             auth,
             models,
@@ -289,33 +290,29 @@ fn check_lists(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
-/// One worker for each model on each device; of classifiers, their ends.
-async fn start_workers(
+/// One worker for each model on each device, and where each of those that generate waits for its sessions: of each
+/// model, of each device.
+async fn hire(
     config: &Config,
     drafts: &Drafts,
     quotas: &Quotas,
     metrics: &Metrics,
     clock: Clock,
     readiness: watch::Sender<Readiness>,
-) -> Result<(Crew, Router, Vec<Vec<classifier::Handle>>), StartError> {
+) -> Result<(Crew, Vec<Vec<Sender<stores::Open>>>), StartError> {
     let runtime = blocking(Runtime::load).await.map_err(StartError::Runtime)?;
     let mut crew = Crew::new(readiness);
+    let mut posts = Vec::new();
     for (i, draft) in drafts.models.iter().enumerate() {
-        let stores = blocking({
-            let lanes_max = config.scheduler.lanes_max;
-            let owner = stores::Owner::new(&config.data_dir, draft, &config.sessions, lanes_max);
-            let devices = config.devices.clone();
-            move || stores::open_all(&owner, &devices)
-        })
-        .await?;
-        for (device, store) in config.devices.iter().zip(stores) {
+        let mut hire = |device: &DeviceSpec| {
             let post = Post::new(i, draft, device, config, quotas, metrics, clock);
             let (runtime, files) = (runtime.clone(), Arc::clone(&draft.files));
             let (manifest, spec) = (draft.manifest.clone(), device.clone());
             let scheduler = config.scheduler;
             let load = move || OrtDevice::load(&runtime, &files, &manifest, &spec, scheduler);
-            crew.hire(post, store, load)?;
-        }
+            crew.hire(post, load)
+        };
+        posts.push(config.devices.iter().map(&mut hire).collect::<Result<_, StartError>>()?);
     }
     for (i, draft) in drafts.classifiers.iter().enumerate() {
         let name = &draft.manifest.name;
@@ -328,7 +325,31 @@ async fn start_workers(
             crew.hire_classifier((i, name), device, post, load)?;
         }
     }
-    let classifiers = crew.classifiers().await?;
+    Ok((crew, posts))
+}
+
+/// Opens the sessions of each model, sends them to the workers that wait for them, and waits until all work.
+async fn begin(
+    config: &Config,
+    drafts: &Drafts,
+    mut crew: Crew,
+    posts: Vec<Vec<Sender<stores::Open>>>,
+) -> Result<(Crew, Router, Vec<Classifier>), StartError> {
+    for (draft, posts) in drafts.models.iter().zip(posts) {
+        let stores = blocking({
+            let lanes_max = config.scheduler.lanes_max;
+            let owner = stores::Owner::new(&config.data_dir, draft, &config.sessions, lanes_max);
+            let devices = config.devices.clone();
+            move || stores::open_all(&owner, &devices)
+        })
+        .await?;
+        for (store, post) in stores.into_iter().zip(posts) {
+            // A worker whose device does not load has gone, and says so where it is waited for.
+            let _ = post.send(store);
+        }
+    }
+    let hosts = drafts.classifiers.iter().zip(crew.classifiers().await?);
+    let classifiers = hosts.map(|(draft, workers)| draft.host(workers)).collect();
     let (crew, router) = crew.complete().await?;
     Ok((crew, router, classifiers))
 }

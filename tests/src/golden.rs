@@ -79,9 +79,9 @@ impl Golden {
     }
 
     /// Writes the model as a bundle into `folder`, which does not exist yet.
-    pub fn emit(&self, target: Target, folder: &Path) -> Manifest {
+    pub fn emit(&self, target: Target, precision: Precision, folder: &Path) -> Manifest {
         let name = self.name.to_owned();
-        let options = Options { name, target, precision: Precision::F32, force: false };
+        let options = Options { name, target, precision, force: false };
         emit::emit(&self.source, &options, folder).unwrap_or_else(|e| panic!("{e}"))
     }
 

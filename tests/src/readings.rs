@@ -6,7 +6,7 @@ mod portable;
 
 use std::fmt;
 
-use aerie_models::Carry;
+use aerie_models::{Carry, Precision};
 
 use crate::{
     eager::{self, Arena, Model, Step},
@@ -40,17 +40,24 @@ pub trait Reading: fmt::Debug {
 pub fn all(golden: &Golden) -> Vec<Box<dyn Reading>> {
     let mut all: Vec<Box<dyn Reading>> = vec![
         Box::new(Eager::new(golden)),
-        Box::new(device::Server::new(golden)),
+        Box::new(device::Server::new(golden, Precision::F32)),
         Box::new(portable::Portable::new(golden)),
     ];
+    all.iter_mut().for_each(|it| fill(it.as_mut(), golden));
+    all
+}
+
+/// The server's device with the weights of `golden` rounded, all lanes full of what must not come through.
+pub fn rounded(golden: &Golden, precision: Precision) -> Box<dyn Reading> {
+    let mut reading = Box::new(device::Server::new(golden, precision));
+    fill(reading.as_mut(), golden);
+    reading
+}
+
+fn fill(reading: &mut dyn Reading, golden: &Golden) {
     let layout = Carry::layout(golden.config());
     let void = layout.map(|spec| vec![f32::NAN; usize::try_from(spec.elements()).expect("small")]);
-    for reading in &mut all {
-        for lane in 0..LANES {
-            reading.set_state(lane, &void);
-        }
-    }
-    all
+    (0..LANES).for_each(|lane| reading.set_state(lane, &void));
 }
 
 /// The kernels on plain buffers.

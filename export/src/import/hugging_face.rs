@@ -123,8 +123,9 @@ impl<'a> Fields<'a> {
             let found = json!(mlp_width_twice);
             return Err(self.error("intermediate_size", &found, "an even number"));
         }
-        let cap = self.get("logits_soft_cap").map_or(Some(30.0), Value::as_f64);
-        let cap = cap.ok_or_else(|| self.error("logits_soft_cap", &self.value, "a number"))?;
+        let cap = self.get("logits_soft_cap").map_or(Ok(30.0), |found| {
+            found.as_f64().ok_or_else(|| self.error("logits_soft_cap", found, "a number"))
+        })?;
         let config = ModelConfig {
             family: self.family(layers)?,
             vocab: self.extent("vocab_size", None)?,

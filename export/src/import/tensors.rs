@@ -228,7 +228,10 @@ impl Mapped {
                     let name = rule.source;
                     return Err(WeightsError::Shape { path: path(), name, found, expected });
                 }
-                None => return Err(WeightsError::Missing { path: path(), name: rule.source }),
+                None => {
+                    let (name, expected) = (rule.source, rule.shape);
+                    return Err(WeightsError::Absent { path: path(), name, expected });
+                }
             }
             rules.insert(name.to_string(), rule);
         }

@@ -1,6 +1,8 @@
 //! Checkpoints in every layout, made here from the same parameters: each must give these back to the
 //! bit, and what is spoilt must be refused by name.
 
+mod memory;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs, iter,
@@ -129,14 +131,17 @@ fn values_that_are_no_numbers_are_refused_before_a_bundle_is() {
 #[test]
 fn tensor_that_does_not_fit_is_named() {
     let conv = "model.layers.0.temporal_block.conv_1d.weight";
-    refused(|it| drop(it.remove(conv)), &format!("tensor {conv} is missing"));
+    refused(
+        |it| drop(it.remove(conv)),
+        &format!("tensor {conv} is missing; one of shape [12, 1, 4] is expected"),
+    );
     refused(
         |it| it.get_mut(conv).unwrap().0 = vec![12, 4, 1],
         &format!("tensor {conv} has shape [12, 4, 1]; [12, 1, 4] is expected"),
     );
     refused(
         |it| drop(it.remove("model.embed_tokens.weight")),
-        "tensor model.embed_tokens.weight is missing",
+        "tensor model.embed_tokens.weight is missing; one of shape [16, 8] is expected",
     );
     refused(
         |it| drop(it.insert("model.layers.9.x".to_owned(), (vec![1], vec![0.0]))),

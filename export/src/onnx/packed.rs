@@ -37,7 +37,7 @@ pub(crate) fn packing(format: Format, spec: &ParameterSpec) -> Option<(Packing, 
 /// Weights below which a part of a matrix is not worth a thread.
 const PART_WEIGHTS_MIN: usize = 1 << 16;
 
-/// As [`Packing::pack`], on as many threads as there are cores.
+/// As [`Packing::pack`], on as many threads as there are cores: parts that follow each other.
 ///
 /// # Errors
 /// See [`PackError`].
@@ -46,7 +46,7 @@ pub(crate) fn pack(
     weight: &[f32],
     order: Order,
     importance: Option<&[f32]>,
-) -> Result<Vec<u8>, PackError> {
+) -> Result<Vec<Vec<u8>>, PackError> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     pack_in_parts(Matrix { packing, weight, order, importance }, cores)
 }
@@ -63,7 +63,7 @@ struct Matrix<'a> {
 
 /// Cuts a matrix into up to `parts_max` parts and packs them beside each other: panels lie one after
 /// the other and know nothing of each other.
-fn pack_in_parts(matrix: Matrix<'_>, parts_max: usize) -> Result<Vec<u8>, PackError> {
+fn pack_in_parts(matrix: Matrix<'_>, parts_max: usize) -> Result<Vec<Vec<u8>>, PackError> {
     let parts_max = parts_max.min(matrix.weight.len().div_ceil(PART_WEIGHTS_MIN)).max(1);
     let parts = matrix.parts(parts_max);
     let packed: Vec<Result<Vec<u8>, PackError>> = thread::scope(|scope| {
@@ -71,13 +71,13 @@ fn pack_in_parts(matrix: Matrix<'_>, parts_max: usize) -> Result<Vec<u8>, PackEr
         let threads: Vec<_> = parts.iter().map(|part| scope.spawn(move || pack(part))).collect();
         threads.into_iter().map(|it| it.join().expect("packing does not panic")).collect()
     });
-    let mut whole = Vec::with_capacity(matrix.packing.shape().iter().product());
     let mut first = 0;
-    for (part, packed) in parts.iter().zip(packed) {
-        whole.extend(packed.map_err(|error| moved(error, first))?);
+    let named = parts.iter().zip(packed).map(|(part, packed)| {
+        let packed = packed.map_err(|error| moved(error, first));
         first += part.weight.len();
-    }
-    Ok(whole)
+        packed
+    });
+    named.collect()
 }
 
 /// The error with its index counted from the element before which there are `first` others.

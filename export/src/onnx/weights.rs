@@ -55,6 +55,8 @@ pub enum WeightsError {
     Graph { path: PathBuf, source: prost::DecodeError },
     #[error("{}: tensor {name} is missing", path.display())]
     Missing { path: PathBuf, name: String },
+    #[error("{}: tensor {name} is missing; one of shape {expected:?} is expected", path.display())]
+    Absent { path: PathBuf, name: String, expected: Vec<u64> },
     #[error("{}: tensor {name} is none of the model's", path.display())]
     Unknown { path: PathBuf, name: String },
     #[error("{}: tensor {name} has shape {found:?}; {expected:?} is expected", path.display())]
@@ -299,7 +301,10 @@ fn check_shapes(
     for (name, spec) in &parameters {
         let (path, name) = (path.to_owned(), name.to_string());
         match found.get(&name) {
-            None => return Err(WeightsError::Missing { path, name }),
+            None => {
+                let expected = spec.shape.clone();
+                return Err(WeightsError::Absent { path, name, expected });
+            }
             Some(found) if *found != spec.shape => {
                 let (found, expected) = (found.clone(), spec.shape.clone());
                 return Err(WeightsError::Shape { path, name, found, expected });

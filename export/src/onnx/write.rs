@@ -28,6 +28,8 @@ use crate::onnx::{
 pub const DATA_FILE: &str = "model.onnx.data";
 /// What the file of large weights is cut into: a page, so that each weight can be mapped alone.
 const DATA_ALIGNMENT: u64 = 4096;
+/// Values that are encoded at a time.
+const CHUNK_VALUES: usize = 1 << 14;
 /// The format's version that we write: old enough for runtimes of 2024.
 const IR_VERSION: i64 = 10;
 /// The standard's operators that we use: the first set that goes with [`IR_VERSION`].
@@ -89,14 +91,18 @@ pub fn write(
 
     let mut initializers = Vec::with_capacity(graph.constants().len());
     for constant in graph.constants() {
-        let bytes = constant.load(weights)?;
+        let loaded = constant.load(weights)?;
         let mut tensor = constant.to_proto();
         match &mut data {
             Some(data) if leaves(constant) => {
-                tensor.external_data = data.append(&bytes)?;
+                tensor.external_data = data.append(&loaded, constant.bytes())?;
                 tensor.set_data_location(DataLocation::External);
             }
-            _ => tensor.raw_data = Some(bytes),
+            _ => {
+                let mut bytes = Vec::new();
+                loaded.write(&mut bytes).expect("memory takes all");
+                tensor.raw_data = Some(bytes);
+            }
         }
         initializers.push(tensor);
     }
@@ -132,39 +138,38 @@ impl Constant {
         self.shape.iter().product::<u64>() * self.element.bytes()
     }
 
-    /// The elements, little-endian.
-    fn load(&self, weights: &dyn Weights) -> Result<Vec<u8>, WriteError> {
+    fn load(&self, weights: &dyn Weights) -> Result<Loaded, WriteError> {
         let spec = match &self.elements {
-            Elements::Here(bytes) => return Ok(bytes.clone()),
-            Elements::Folded(fold) => return self.encode(fold.load(weights)?),
+            Elements::Here(bytes) => return Ok(Loaded::Parts(vec![bytes.clone()])),
+            Elements::Folded(fold) => return self.checked(fold.load(weights)?),
             Elements::Parameter(spec) => spec,
             Elements::Packed(spec, packing, order) => {
                 let values = weights.load(&self.name, spec)?;
                 let importance = weights.importance(&self.name);
-                return packed::pack(*packing, &values, *order, importance).map_err(|source| {
+                let packed = packed::pack(*packing, &values, *order, importance);
+                return packed.map(Loaded::Parts).map_err(|source| {
                     let name = self.name.clone();
                     WriteError::Pack { name, source }
                 });
             }
         };
-        self.encode(weights.load(&self.name, spec)?)
+        self.checked(weights.load(&self.name, spec)?)
     }
 
-    /// `values` as the constant stores them, little-endian.
-    fn encode(&self, values: Vec<f32>) -> Result<Vec<u8>, WriteError> {
+    /// `values`, which can be stored as what the constant consists of.
+    fn checked(&self, values: Vec<f32>) -> Result<Loaded, WriteError> {
         assert_eq!(values.len() as u64, self.shape.iter().product::<u64>(), "{}", self.name);
         if self.element == DataType::F32 {
-            return Ok(values.iter().flat_map(|it| it.to_le_bytes()).collect());
+            return Ok(Loaded::F32(values));
         }
         assert_eq!(self.element, DataType::F16, "parameters are stored as f32 or f16");
-        let halves: Vec<f16> = values.iter().copied().map(f16::from_f32).collect();
-        let beyond = |index: &usize| values[*index].is_finite() && !halves[*index].is_finite();
-        match (0..values.len()).find(beyond) {
+        let is_beyond = |it: &f32| it.is_finite() && !f16::from_f32(*it).is_finite();
+        match values.iter().position(is_beyond) {
             Some(index) => {
                 let (name, found) = (self.name.clone(), values[index]);
                 Err(WriteError::Overflow { name, index, found })
             }
-            None => Ok(halves.iter().flat_map(|it| it.to_le_bytes()).collect()),
+            None => Ok(Loaded::F16(values)),
         }
     }
 
@@ -178,6 +183,41 @@ impl Constant {
             ..proto::Tensor::default()
         }
     }
+}
+
+/// The elements of a constant. What they are stored as is made while they are written, so that a large weight
+/// is in memory once.
+enum Loaded {
+    /// As stored, one after the other.
+    Parts(Vec<Vec<u8>>),
+    /// Stored as they are.
+    F32(Vec<f32>),
+    /// Stored in 16 bits each, which they fit into.
+    F16(Vec<f32>),
+}
+
+impl Loaded {
+    /// Writes the elements, little-endian.
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        match self {
+            Self::Parts(parts) => parts.iter().try_for_each(|it| out.write_all(it)),
+            Self::F32(values) => write_each(values, out, f32::to_le_bytes),
+            Self::F16(values) => write_each(values, out, |it| f16::from_f32(it).to_le_bytes()),
+        }
+    }
+}
+
+fn write_each<const N: usize>(
+    values: &[f32],
+    out: &mut impl Write,
+    encode: fn(f32) -> [u8; N],
+) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    values.chunks(CHUNK_VALUES).try_for_each(|chunk| {
+        bytes.clear();
+        bytes.extend(chunk.iter().flat_map(|it| encode(*it)));
+        out.write_all(&bytes)
+    })
 }
 
 /// The file of large weights in the making.
@@ -195,21 +235,21 @@ impl DataFile {
         }
     }
 
-    /// Adds a weight; says where it is, in the format's words.
-    fn append(&mut self, bytes: &[u8]) -> Result<Vec<Entry>, WriteError> {
+    /// Adds a weight of `bytes`; says where it is, in the format's words.
+    fn append(&mut self, loaded: &Loaded, bytes: u64) -> Result<Vec<Entry>, WriteError> {
         let offset = self.end.next_multiple_of(DATA_ALIGNMENT);
         let padding = usize::try_from(offset - self.end).expect("less than a page");
         let mut write = || {
             self.file.write_all(&vec![0; padding])?;
-            self.file.write_all(bytes)
+            loaded.write(&mut self.file)
         };
         write().map_err(|source| WriteError::Io { path: self.path.clone(), source })?;
-        self.end = offset + bytes.len() as u64;
+        self.end = offset + bytes;
         let entry = |key: &str, value: String| Entry { key: key.to_owned(), value };
         Ok(vec![
             entry("location", DATA_FILE.to_owned()),
             entry("offset", offset.to_string()),
-            entry("length", bytes.len().to_string()),
+            entry("length", bytes.to_string()),
         ])
     }
 

@@ -315,7 +315,8 @@ impl ImageBackend for ImageReading<'_> {
         if let Some(end) = &it.end
             && let Some(kept) = self.kept(&y.tensor, end.drop_share, end.rescale)
         {
-            gates *= kept;
+            // Not in place: where nothing scales them, they are what the sigmoid gave, which its gradient needs.
+            gates = &gates * kept;
         }
         Scaled::of(weighed(&y.tensor, &gates))
     }

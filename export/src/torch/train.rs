@@ -86,6 +86,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 /// then, too, unless that is what cannot be written, or the loss is what is wrong: the checkpoint before may
 /// be better than what led there.
 fn train(dir: &RunDir, device: Device, until: u64, interrupted: &AtomicBool) -> anyhow::Result<()> {
+    let _claim = dir.claim()?;
     let run = dir.run()?;
     shim::set_matmul_bf16(run.train.matmul == Matmul::Bf16);
     let learner = Learner::new(dir, &run, device)?;

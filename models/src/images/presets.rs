@@ -103,16 +103,12 @@ pub fn preset(name: &str) -> Option<ImageConfig> {
 /// What the classifier called `name` is tested with, or what its like are; none if there is no such
 /// preset.
 pub fn input(name: &str) -> Option<Preprocessing> {
-    let (.., shown) = PRESETS.iter().find(|(it, ..)| *it == name)?;
-    Some(Preprocessing {
-        height: shown.size,
-        width: shown.size,
-        resize: shown.resize,
-        crop_share: shown.crop_share,
-        interpolation: Interpolation::Bicubic,
-        mean: shown.mean,
-        std: shown.std,
-    })
+    PRESETS.iter().find(|(it, ..)| *it == name).map(|(.., shown)| shown.preprocessing())
+}
+
+/// What small classifiers are tested with: 32 pixels of each side, all of the picture.
+pub fn small_input() -> Preprocessing {
+    SMALL.preprocessing()
 }
 
 /// What a network is shown of a picture.
@@ -123,6 +119,20 @@ struct Shown {
     resize: Resize,
     mean: [f32; 3],
     std: [f32; 3],
+}
+
+impl Shown {
+    fn preprocessing(&self) -> Preprocessing {
+        Preprocessing {
+            height: self.size,
+            width: self.size,
+            resize: self.resize,
+            crop_share: self.crop_share,
+            interpolation: Interpolation::Bicubic,
+            mean: self.mean,
+            std: self.std,
+        }
+    }
 }
 
 const fn crop(size: u32, crop_share: f64) -> Shown {

@@ -6,12 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs::File, io, path::Path};
 
 use aerie_models::{
     BundleError, Manifest,
@@ -22,7 +17,6 @@ use memmap2::Mmap;
 /// The files that a manifest names, as memory that is shared with the page cache.
 #[derive(Debug)]
 pub struct BundleFiles {
-    dir: PathBuf,
     maps: BTreeMap<String, Mmap>,
 }
 
@@ -38,7 +32,7 @@ impl BundleFiles {
             Ok((file.clone(), map))
         };
         let maps = manifest.files.keys().map(open).collect::<Result<_, _>>()?;
-        Ok(Self { dir: dir.to_owned(), maps })
+        Ok(Self { maps })
     }
 
     /// Holds every file to the hash in the manifest, on all cores.
@@ -63,11 +57,6 @@ impl BundleFiles {
     /// The bytes of a file that a graph refers to, if the manifest names it.
     pub(super) fn find(&self, file: &str) -> Option<&[u8]> {
         self.maps.get(file).map(|map| &map[..])
-    }
-
-    /// Where the bundle is.
-    pub(super) fn dir(&self) -> &Path {
-        &self.dir
     }
 }
 

@@ -5,6 +5,9 @@
 mod tests;
 
 use prost::Message;
+use thiserror::Error;
+
+use super::files::BundleFiles;
 
 /// A weight in another file.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -25,40 +28,80 @@ pub(super) enum WeightType {
     U8,
 }
 
-/// The weights that `model` has in other files. One that is not what it should be is left out: ONNX
-/// Runtime then looks for it and says what is wrong.
-pub(super) fn externals(model: &[u8]) -> Vec<External> {
-    let graph = ModelProto::decode(model).ok().and_then(|model| model.graph);
-    graph.unwrap_or_default().initializer.into_iter().filter_map(external).collect()
+/// What is wrong with a weight in another file, or with the graph that should say where it is.
+#[derive(Debug, Error, PartialEq)]
+pub enum ExternalError {
+    #[error("the graph is no ONNX model")]
+    Graph,
+    #[error(
+        "{name:?}: elements of type {found} in another file; FLOAT, FLOAT16 and UINT8 are expected"
+    )]
+    Element { name: String, found: i32 },
+    #[error("{name:?}: {key} is missing or is not one")]
+    Entry { name: String, key: &'static str },
+    #[error(
+        "{name:?}: {found} bytes are said to be in another file; its shape {shape:?} takes others"
+    )]
+    Bytes { name: String, found: usize, shape: Vec<i64> },
+    #[error("{name:?} is in {file:?}, which the manifest does not name")]
+    Unnamed { name: String, file: String },
+    #[error(
+        "{name:?} is {bytes} bytes from {offset} on in {file:?}: the file ends before, or they are not \
+         aligned to elements"
+    )]
+    Place { name: String, file: String, offset: usize, bytes: usize },
 }
 
-fn external(tensor: TensorProto) -> Option<External> {
-    if tensor.data_location != EXTERNAL {
-        return None;
+/// The weights that `model` has in other files.
+///
+/// # Errors
+/// [`ExternalError`] for the first that is not what it should be.
+pub(super) fn externals(model: &[u8]) -> Result<Vec<External>, ExternalError> {
+    let model = ModelProto::decode(model).map_err(|_| ExternalError::Graph)?;
+    let initializers = model.graph.unwrap_or_default().initializer;
+    initializers.into_iter().filter(|it| it.data_location == EXTERNAL).map(external).collect()
+}
+
+fn external(tensor: TensorProto) -> Result<External, ExternalError> {
+    let TensorProto { name, dims: shape, data_type: found, .. } = tensor;
+    let entry = |key| tensor.external_data.iter().find(|it| it.key == key).map(|it| &it.value);
+    let missing = |key| ExternalError::Entry { name: name.clone(), key };
+    let file = entry("location").ok_or_else(|| missing("location"))?.clone();
+    let bytes = entry("length").and_then(|it| it.parse().ok()).ok_or_else(|| missing("length"))?;
+    let offset = entry("offset").map_or(Some(0), |it| it.parse().ok());
+    let offset = offset.ok_or_else(|| missing("offset"))?;
+    let Some(element) = WeightType::of(found) else {
+        return Err(ExternalError::Element { name, found });
+    };
+    let expected = shape.iter().try_fold(element.bytes(), |product, &extent| {
+        product.checked_mul(usize::try_from(extent).ok()?)
+    });
+    if expected != Some(bytes) {
+        return Err(ExternalError::Bytes { name, found: bytes, shape });
     }
-    let entry = |key: &str| tensor.external_data.iter().find(|it| it.key == key);
-    let number = |key: &str| entry(key)?.value.parse::<usize>().ok();
-    let element = WeightType::of(tensor.data_type)?;
-    let elements = tensor
-        .dims
-        .iter()
-        .try_fold(1usize, |product, &extent| product.checked_mul(usize::try_from(extent).ok()?))?;
-    let bytes = number("length")?;
-    let is_whole = elements.checked_mul(element.bytes()) == Some(bytes);
-    is_whole.then_some(())?;
-    Some(External {
-        file: entry("location")?.value.clone(),
-        offset: number("offset").unwrap_or_default(),
-        name: tensor.name,
-        shape: tensor.dims,
-        element,
-        bytes,
-    })
+    Ok(External { name, shape, element, file, offset, bytes })
 }
 
 impl External {
+    /// The bytes of the weight, where `files` have them.
+    ///
+    /// # Errors
+    /// If the manifest does not name the file, or the weight is not within it.
+    pub(super) fn find<'a>(&self, files: &'a BundleFiles) -> Result<&'a [u8], ExternalError> {
+        let Self { name, file, .. } = self;
+        let bytes = files
+            .find(file)
+            .ok_or_else(|| ExternalError::Unnamed { name: name.clone(), file: file.clone() })?;
+        self.of(bytes).ok_or_else(|| ExternalError::Place {
+            name: name.clone(),
+            file: file.clone(),
+            offset: self.offset,
+            bytes: self.bytes,
+        })
+    }
+
     /// The bytes of the weight in those of its file; none if the file ends before.
-    pub(super) fn of<'a>(&self, file: &'a [u8]) -> Option<&'a [u8]> {
+    fn of<'a>(&self, file: &'a [u8]) -> Option<&'a [u8]> {
         let bytes = file.get(self.offset..)?.get(..self.bytes)?;
         bytes.as_ptr().addr().is_multiple_of(self.element.bytes()).then_some(bytes)
     }

@@ -35,14 +35,11 @@ use thiserror::Error;
 use crate::device::{
     Batch, Device, DeviceDims, DeviceError, DeviceSpec, Lane,
     files::BundleFiles,
-    initializers::{External, WeightType, externals},
+    initializers::{External, ExternalError, WeightType, externals},
 };
 
 /// Where ONNX Runtime is if `ORT_DYLIB_PATH` does not say.
 const RUNTIME: &str = "libonnxruntime.so";
-
-/// Option of a session: where the files are that its graph refers to.
-const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
 /// ONNX Runtime, loaded; one for the whole process.
 #[derive(Clone, Debug)]
@@ -85,6 +82,8 @@ pub enum LoadError {
     Missing { kind: &'static str, name: String },
     #[error("the graph {problem}")]
     Classifier { problem: String },
+    #[error(transparent)]
+    Weights(#[from] ExternalError),
     #[error("{name:?} has {row} elements for each of {rows} rows: there is no memory for them")]
     Memory { name: String, rows: usize, row: usize },
 }
@@ -185,9 +184,7 @@ pub(super) fn open(
     files: &BundleFiles,
     spec: &DeviceSpec,
 ) -> Result<(Session, Vec<Lent>), LoadError> {
-    let mut builder = options(Session::builder(&runtime.environment)?, spec)?
-        .with_config_entry(EXTERNAL_FOLDER, files.dir().to_string_lossy())
-        .map_err(|error| ort::Error::new(error.to_string()))?;
+    let mut builder = options(Session::builder(&runtime.environment)?, spec)?;
     let model = files.bytes(MODEL_FILE);
     let weights = Lent::all(&mut builder, model, files)?;
     let _making = runtime.making.lock().unwrap_or_else(PoisonError::into_inner);
@@ -262,19 +259,15 @@ pub(super) struct Lent {
 }
 
 impl Lent {
-    /// Lends a session all weights of `model` that lie in other files. It looks for what is left out
-    /// beside the bundle's graph itself.
+    /// Lends a session all weights of `model` that lie in other files.
     fn all(
         builder: &mut SessionBuilder,
         model: &[u8],
         files: &BundleFiles,
     ) -> Result<Vec<Self>, LoadError> {
         let mut lent = Vec::new();
-        for weight in externals(model) {
-            let Some(bytes) = files.find(&weight.file).and_then(|file| weight.of(file)) else {
-                continue;
-            };
-            let value = Self::new(&weight, bytes)?;
+        for weight in externals(model)? {
+            let value = Self::new(&weight, weight.find(files)?)?;
             let name = c_name(&weight.name);
             // SAFETY: the builder and the value are live, and the name, which is copied, ends in a
             // zero.

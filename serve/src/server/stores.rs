@@ -25,7 +25,8 @@ use crate::{
     store::{self, Files, Packing, Sizes, Store, state_record_bytes},
 };
 
-type Open = (Store<MappedFile>, Sessions);
+/// The sessions of a model on a device.
+pub(super) type Open = (Store<MappedFile>, Sessions);
 
 /// Whose sessions, and where they are kept.
 #[derive(Debug)]

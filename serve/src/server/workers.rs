@@ -3,7 +3,7 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use aerie_state_cache::Storage;
-use crossbeam::channel::{Receiver, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded};
 use tokio::{
     sync::{oneshot, watch},
     task::spawn_blocking,
@@ -123,21 +123,22 @@ impl Crew {
         Self { threads: Vec::new(), starting: Vec::new(), classifiers: Vec::new(), readiness }
     }
 
-    /// Starts a worker on a thread of its own, which begins with loading its device.
+    /// Starts a worker on a thread of its own, which begins with loading its device. Then it waits for its
+    /// sessions, which are to be sent to it.
     ///
     /// # Errors
     /// [`StartError::Io`] if there is no thread to be had.
     pub(crate) fn hire<S: Storage + Send + 'static, D: Device>(
         &mut self,
         post: Post,
-        (store, sessions): (Store<S>, Sessions),
         load: impl FnOnce() -> Result<D, LoadError> + Send + 'static,
-    ) -> Result<(), StartError> {
+    ) -> Result<Sender<(Store<S>, Sessions)>, StartError> {
         let requests_max = post.limits.requests_max as usize;
         // Room for every generation that is let in, and for deletions and a drain beside them.
         let (events, inbox) = bounded(requests_max + 16);
         let (outbox, notices) = bounded(requests_max * NOTICES_PER_REQUEST + 16);
         let (started, start) = oneshot::channel();
+        let (sender, stored) = bounded(1);
         let (model, device) = (post.name.clone(), post.device.to_string());
         let lanes_max = post.scheduler.lanes_max;
         let handle = WorkerHandle::new(post.model, device.clone(), lanes_max, events, notices);
@@ -154,8 +155,9 @@ impl Crew {
                 };
                 let elapsed = post.clock.now() - began;
                 post.metrics.model_load.observe(elapsed.as_secs_f64());
-                // Who was to read it says why there is none.
+                // Who was to read them says why there are none.
                 let Ok(vocabulary) = post.vocabulary.recv() else { return };
+                let Ok((store, sessions)) = stored.recv() else { return };
                 let parts = worker::Parts {
                     residency: Residency::new(device.dims()),
                     device,
@@ -174,7 +176,7 @@ impl Crew {
             .map_err(|source| StartError::Io { path: "thread".into(), source })?;
         self.threads.push(thread);
         self.starting.push(Starting { model, device, handle, start });
-        Ok(())
+        Ok(sender)
     }
 
     /// Starts the worker of classifier number `model`, which is called `name`, as [`Crew::hire`] does.

@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::Arc};
 
 use aerie_export::onnx::Target;
-use aerie_models::Carry;
+use aerie_models::{Carry, Precision};
 use aerie_serve::{
     device::{Batch, Device as _, DeviceSpec, Lane, files::BundleFiles, ort as device},
     scheduler::Config,
@@ -29,10 +29,10 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(golden: &Golden) -> Self {
+    pub(super) fn new(golden: &Golden, precision: Precision) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let bundle = folder.path().join(golden.name);
-        let manifest = golden.emit(Target::Ragged, &bundle);
+        let manifest = golden.emit(Target::Ragged, precision, &bundle);
         let lanes_max = u32::try_from(LANES).expect("a few lanes");
         let config = Config { lanes_max, step_tokens_max: STEP_TOKENS_MAX };
         let runtime = device::Runtime::from(runtime::environment().clone());

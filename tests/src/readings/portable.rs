@@ -2,7 +2,7 @@
 //! out by value.
 
 use aerie_export::onnx::{Target, emitter::state_name};
-use aerie_models::{Carry, TensorSpec, bundle::MODEL_FILE};
+use aerie_models::{Carry, Precision, TensorSpec, bundle::MODEL_FILE};
 use ort::{
     session::{Session, SessionInputValue},
     value::Tensor,
@@ -34,7 +34,7 @@ impl Portable {
     pub(super) fn new(golden: &Golden) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let bundle = folder.path().join(golden.name);
-        golden.emit(Target::Portable, &bundle);
+        golden.emit(Target::Portable, Precision::F32, &bundle);
         let open = || -> ort::Result<Session> {
             Session::builder(runtime::environment())?
                 .with_intra_threads(1)?

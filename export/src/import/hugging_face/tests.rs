@@ -54,7 +54,7 @@ fn what_is_not_computed_here_is_refused_by_field() {
     refuse("num_key_value_heads", Value::Null, "num_key_value_heads is null; 1 is expected");
     refuse("intermediate_size", json!(13), "intermediate_size is 13; an even number");
     refuse("logits_soft_cap", json!(0.0), "logits_soft_cap is 0; it must be finite and above 0");
-    refuse("logits_soft_cap", json!("high"), "a number is expected");
+    refuse("logits_soft_cap", json!("high"), "logits_soft_cap is \"high\"; a number is expected");
     refuse("vocab_size", json!(-1), "vocab_size is -1; a whole number");
     refuse("vocab_size", json!(1u64 << 40), "vocab_size is 1099511627776; a whole number");
     refuse("hidden_size", Value::Null, "hidden_size is null; a whole number");

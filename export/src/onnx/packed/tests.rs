@@ -41,6 +41,6 @@ fn check(packing: Packing, order: Order) {
             let packed: Vec<Vec<u8>> = packed.map(Result::unwrap).collect();
             assert!(packed.concat() == whole, "{packing:?}, {parts_max} parts");
         }
-        assert!(pack_in_parts(matrix, 3).unwrap() == whole, "{packing:?}, on threads");
+        assert!(pack_in_parts(matrix, 3).unwrap().concat() == whole, "{packing:?}, on threads");
     }
 }

@@ -141,30 +141,38 @@ fn branches_are_left_out_image_by_image() {
 }
 
 /// What is done at once, with all that scales a branch in its weights or in its gates, is what is done one
-/// after another where somebody looks on; also to images that are left out.
+/// after another where somebody looks on, and so is its gradient; also of images that are left out.
 #[test]
 fn branches_at_once_are_branches_in_parts() {
     let pixels = pixels([6, 3, 32, 32]);
     for (name, rescale) in [("nfnet-small", false), ("nfnet-small", true), ("nf-wrn-10-1", true)] {
         let mut config = preset(name).unwrap();
         config.stochastic_depth = StochasticDepth { rate: 0.8, rescale };
-        let parameters = Parameters::load(&config, &tensors(&config, &Moved(3)), Kind::Double);
-        let parameters = parameters.unwrap();
-        let run = |reading: &ImageReading<'_>| {
+        let load =
+            || Parameters::load(&config, &tensors(&config, &Moved(3)), Kind::Double).unwrap();
+        // Logits, and the gradient of the sum of their squares.
+        let run = |reading: &ImageReading<'_>, parameters: &Parameters| {
             let pixels = Scaled::of(pixels.to_kind(Kind::Double));
-            let logits = no_grad(|| network::logits(&config, reading, &pixels)).tensor();
-            Vec::<f64>::try_from(logits.flatten(0, -1)).unwrap()
+            let logits = network::logits(&config, reading, &pixels).tensor();
+            logits.square().sum(Kind::Double).backward();
+            let flat = |it: &Tensor| Vec::<f64>::try_from(it.flatten(0, -1)).unwrap();
+            let gradients = parameters.learnt().flat_map(|(_, it)| flat(&it.grad()));
+            [flat(&logits), gradients.collect()]
         };
-        let at_once = run(&ImageReading::new(&parameters, Mode::Training { seed: 5 }));
+        let [once, parts, evaluated] = [(); 3].map(|()| load());
+        let at_once = run(&ImageReading::new(&once, Mode::Training { seed: 5 }), &once);
         let mut seen = 0;
         let looked =
-            ImageReading::new(&parameters, Mode::Training { seed: 5 }).observed(|_, _| seen += 1);
-        let in_parts = run(&looked);
+            ImageReading::new(&parts, Mode::Training { seed: 5 }).observed(|_, _| seen += 1);
+        let in_parts = run(&looked, &parts);
         drop(looked);
         assert!(0 < seen);
-        assert!(distance(&at_once, &in_parts) < 1e-12, "{name}, {rescale}");
-        let kept = run(&ImageReading::new(&parameters, Mode::Evaluation));
-        assert!(1e-6 < distance(&at_once, &kept), "{name}, {rescale}: something is left out");
+        for (at_once, in_parts) in at_once.iter().zip(&in_parts) {
+            assert!(distance(at_once, in_parts) < 1e-12, "{name}, {rescale}");
+        }
+        let kept = run(&ImageReading::new(&evaluated, Mode::Evaluation), &evaluated);
+        let [at_once, kept] = [&at_once[0], &kept[0]];
+        assert!(1e-6 < distance(at_once, kept), "{name}, {rescale}: something is left out");
     }
 }
 

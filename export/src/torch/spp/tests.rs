@@ -31,6 +31,10 @@ fn networks_are_told_apart_by_their_signals() {
     let found = look(&args(&["nf-resnet-50", "bare-resnet-50", "bn-resnet-50"], out));
     let [nf, bare, bn] = &*found else { panic!("three are asked for") };
     assert_eq!(nf.complaints, Vec::<String>::new());
+    assert_eq!(
+        [nf, bare, bn].map(|it| it.verdict),
+        [Verdict::Pass, Verdict::Unpredicted, Verdict::Unpredicted]
+    );
     assert_eq!(nf.stage_starts, [0, 3, 7, 13]);
     assert!(bare.blocks.iter().chain(&bn.blocks).all(|it| it.predicted.is_none()));
     let last = |it: &Propagation| *it.blocks.last().unwrap();
@@ -61,10 +65,32 @@ fn picture_and_figures_are_written_side_by_side() {
     let json: Vec<BTreeMap<String, serde_json::Value>> =
         serde_json::from_str(&read("json")).unwrap();
     assert_eq!(json[0]["model"], "nf-resnet-50");
+    assert_eq!(json[0]["verdict"], "pass");
+    assert_eq!(json[0]["tolerances"]["variance"], 0.1);
 }
 
 #[test]
 fn what_is_no_model_is_refused() {
     let error = Subject::new("resnet", &args(&[], Path::new("spp.svg"))).err().unwrap().to_string();
     assert!(error.contains("resnet is no run directory") && error.contains("nfnet-f0"), "{error}");
+}
+
+/// Networks whose shortcuts take means are told by what theory has: noise would be levelled out there.
+#[test]
+fn shortcuts_that_take_means_are_no_fault() {
+    let small = args(&["nfnet-small"], Path::new("spp.svg"));
+    let verdict = |args: &Args| look(args)[0].verdict;
+    assert_eq!(verdict(&small), Verdict::Pass);
+    assert_eq!(verdict(&Args { edges: true, ..small }), Verdict::Unpredicted);
+}
+
+#[test]
+fn what_is_no_number_is_not_as_predicted() {
+    let block = BlockSignal {
+        predicted: Some(1.0),
+        variance: f64::NAN,
+        branch_variance: 1.0,
+        squared_mean: f64::NAN,
+    };
+    assert_eq!(complaints(&[block]).len(), 2);
 }

@@ -4,10 +4,7 @@ use std::{fs, path::PathBuf};
 
 use aerie_models::{
     Model,
-    images::{
-        self,
-        preprocessing::{Interpolation, Preprocessing, Resize},
-    },
+    images::{self, preprocessing::Preprocessing},
     presets,
 };
 use anyhow::{Context, bail, ensure};
@@ -90,6 +87,7 @@ struct TextArgs {
     #[arg(long, value_name = "PATH", requires = "tokenizer", conflicts_with = "images",
           required_unless_present_any = ["resume", "images"])]
     text: Option<PathBuf>,
+    /// Tokens of the text: what `aerie-export tokenizer` made, or a tokenizer.json of Hugging Face
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     /// What begins a document, besides <|endoftext|> and files
@@ -241,7 +239,7 @@ pub(super) fn begin(args: &Args, dir: &RunDir) -> anyhow::Result<()> {
         (Model::Images(_), ..) => bail!("--images is needed: the model is a classifier"),
     };
     let optimizer = optimizer(&args.optimizer, &data, args.options.accumulate)?;
-    let run = Run { train: config(args, &data, optimizer)?, model, data, optimizer };
+    let run = Run { train: config(args, &data, optimizer), model, data, optimizer }.checked()?;
     let mut tokenizer = None;
     if let (Model::Language(model), Some(path)) = (&run.model, &args.text.tokenizer) {
         let vocab = tokenizer::load(path)?.get_vocab_size(true);
@@ -288,7 +286,8 @@ fn text_data(args: &Args, text: PathBuf) -> TextData {
 fn image_data(args: &Args, images: PathBuf) -> anyhow::Result<ImageData> {
     let it = &args.images;
     let made_for = args.preset.as_deref().and_then(images::presets::input);
-    let size = it.size.or_else(|| made_for.map(|it| it.height)).unwrap_or(32);
+    let made_for = made_for.unwrap_or_else(images::presets::small_input);
+    let size = it.size.unwrap_or(made_for.height);
     let crop = match (it.plain, it.resized_crop) {
         (true, _) => None,
         (false, true) => Some(Crop::Resized { area: [0.08, 1.0], aspect: [3.0 / 4.0, 4.0 / 3.0] }),
@@ -313,16 +312,7 @@ fn image_data(args: &Args, images: PathBuf) -> anyhow::Result<ImageData> {
         rand_augment: rand_augment.transpose()?,
         label_smoothing: it.label_smoothing,
     };
-    let preprocessing = Preprocessing {
-        height: size,
-        width: size,
-        resize: Resize::Squash,
-        crop_share: 1.0,
-        interpolation: Interpolation::Bicubic,
-        // Of ImageNet's pictures, which is what published classifiers are used to.
-        mean: [0.485, 0.456, 0.406],
-        std: [0.229, 0.224, 0.225],
-    };
+    let preprocessing = Preprocessing { height: size, width: size, ..made_for };
     Ok(ImageData {
         images,
         valid: args.valid.clone(),
@@ -334,14 +324,6 @@ fn image_data(args: &Args, images: PathBuf) -> anyhow::Result<ImageData> {
 }
 
 fn optimizer(args: &OptimizerArgs, data: &Data, accumulate: u32) -> anyhow::Result<Optimizer> {
-    let shares = [("beta1", args.beta1), ("beta2", args.beta2), ("momentum", args.momentum)];
-    for (name, share) in shares.into_iter().filter_map(|(name, it)| Some((name, it?))) {
-        ensure!((0.0..1.0).contains(&share), "--{name} is {share}; it must be in 0..1");
-    }
-    for (name, rate) in [("decay", args.decay), ("clip", args.clip)] {
-        let rate = rate.unwrap_or(0.0);
-        ensure!(0.0 <= rate && rate.is_finite(), "--{name} is {rate}; it must not be below 0");
-    }
     let kind = args.optimizer.unwrap_or(match data {
         Data::Text(_) => OptimizerKind::Adamw,
         Data::Images(_) => OptimizerKind::Sgd,
@@ -352,7 +334,6 @@ fn optimizer(args: &OptimizerArgs, data: &Data, accumulate: u32) -> anyhow::Resu
         OptimizerKind::Adamw => {
             ensure!(!of_sgd, "--momentum and --no-nesterov are options of SGD, not of AdamW");
             let clip = args.clip.unwrap_or(1.0);
-            ensure!(0.0 < clip, "--clip is {clip}; for AdamW it must be above 0");
             let (beta1, beta2) = (args.beta1.unwrap_or(0.9), args.beta2.unwrap_or(0.98));
             Optimizer::Adamw(AdamwConfig { beta1, beta2, decay: args.decay.unwrap_or(0.1), clip })
         }
@@ -363,7 +344,7 @@ fn optimizer(args: &OptimizerArgs, data: &Data, accumulate: u32) -> anyhow::Resu
                 nesterov: !args.no_nesterov,
                 decay: args.decay.unwrap_or(5e-5),
                 clip: Some(args.clip.unwrap_or_else(|| clip(data, accumulate)))
-                    .filter(|&it| 0.0 < it),
+                    .filter(|&it| it != 0.0),
             })
         }
     })
@@ -382,8 +363,8 @@ fn clip(data: &Data, accumulate: u32) -> f64 {
     }
 }
 
-/// How a new run goes, checked.
-fn config(args: &Args, data: &Data, optimizer: Optimizer) -> anyhow::Result<TrainConfig> {
+/// How a new run goes.
+fn config(args: &Args, data: &Data, optimizer: Optimizer) -> TrainConfig {
     let it = &args.options;
     let default_rate = match (optimizer, data) {
         (Optimizer::Adamw(_), _) => 2e-3,
@@ -393,64 +374,27 @@ fn config(args: &Args, data: &Data, optimizer: Optimizer) -> anyhow::Result<Trai
         }
     };
     let learning_rate = it.learning_rate.unwrap_or(default_rate);
-    let rates = [("learning-rate", Some(learning_rate)), ("sam", it.sam)];
-    for (name, rate) in rates.into_iter().filter_map(|(name, it)| Some((name, it?))) {
-        ensure!(0.0 < rate && rate.is_finite(), "--{name} is {rate}; it must be above 0");
-    }
-    for (name, rate) in [("final-share", Some(it.final_share)), ("gradient-norm", it.gradient_norm)]
-    {
-        let rate = rate.unwrap_or(0.0);
-        ensure!(0.0 <= rate && rate.is_finite(), "--{name} is {rate}; it must not be below 0");
-    }
-    if let Some(decay) = it.average {
-        ensure!((0.0..1.0).contains(&decay), "--average is {decay}; it must be in 0..1");
-    }
-    if let Some(holdout) = args.holdout {
-        ensure!(
-            0.0 < holdout && holdout < 1.0,
-            "--holdout is {holdout}; it must be above 0 and below 1"
-        );
-    }
-    let warmup = it.warmup.unwrap_or_else(|| 100.min(it.steps / 10));
-    ensure!(warmup < it.steps, "--warmup is {warmup}, which leaves nothing of {} steps", it.steps);
-    Ok(TrainConfig {
+    TrainConfig {
         accumulate: it.accumulate,
         steps: it.steps,
         learning_rate,
         final_share: it.final_share,
-        warmup,
+        warmup: it.warmup.unwrap_or_else(|| 100.min(it.steps / 10)),
         seed: it.seed,
         matmul: it.matmul,
-        flatness: flatness(it, data)?,
+        flatness: flatness(it),
         average: it.average,
         checkpoint_every: it.checkpoint_every,
         valid_every: it.valid_every,
         log_every: it.log_every,
-    })
+    }
 }
 
-/// What the gradient is to be taken of, checked.
-fn flatness(it: &OptionArgs, data: &Data) -> anyhow::Result<Flatness> {
-    let share = it.sam_share;
-    ensure!(0.0 < share && share <= 1.0, "--sam-share is {share}; it must be above 0, at most 1");
-    ensure!(
-        it.sam_after < it.steps,
-        "--sam-after is {}, which leaves nothing of {} steps",
-        it.sam_after,
-        it.steps
-    );
-    Ok(match (it.sam, it.gradient_norm) {
-        (Some(radius), _) => Flatness::Sam { radius, share, after: it.sam_after },
-        (None, Some(lambda)) => {
-            let form = it.gradient_norm_form;
-            let is_text = matches!(data, Data::Text(_));
-            ensure!(
-                !(is_text && form == GradientNormForm::Exact),
-                "--gradient-norm of a language model needs --gradient-norm-form difference: its kernels are \
-                 differentiated once"
-            );
-            Flatness::GradientNorm { lambda, form }
-        }
+/// What the gradient is to be taken of.
+fn flatness(it: &OptionArgs) -> Flatness {
+    match (it.sam, it.gradient_norm) {
+        (Some(radius), _) => Flatness::Sam { radius, share: it.sam_share, after: it.sam_after },
+        (None, Some(lambda)) => Flatness::GradientNorm { lambda, form: it.gradient_norm_form },
         (None, None) => Flatness::Off,
-    })
+    }
 }

@@ -168,6 +168,23 @@ fn five_steps_and_five_more_with_sam_are_ten_with_sam_after_five() {
     assert_ne!(checkpoint(&unaware), checkpoint(&whole));
 }
 
+/// Two trainings at one run would write over each other's log and checkpoints.
+#[test]
+fn a_run_is_trained_by_one_at_a_time() {
+    let never = AtomicBool::new(false);
+    let dir = tempfile::tempdir().unwrap();
+    let run = begin_run(dir.path());
+    train(&run, Device::Cpu, 3, &never).unwrap();
+    let log = || fs::read_to_string(run.path().join(LOG_FILE)).unwrap();
+    let before = log();
+    let claim = run.claim().unwrap();
+    let error = train(&run, Device::Cpu, u64::MAX, &never).unwrap_err().to_string();
+    assert!(error.ends_with("another training is at this run; it has to end first"), "{error}");
+    assert_eq!(log(), before);
+    drop(claim);
+    train(&run, Device::Cpu, u64::MAX, &never).unwrap();
+}
+
 /// Goal: what chance leaves out is the same after a pause, and something else from step to step.
 #[test]
 fn noise_depends_on_seed_step_and_part() {
@@ -234,9 +251,9 @@ fn options_that_would_do_nothing_are_refused() {
     }
     for (line, expected) in [
         (format!("{images} --beta1 0.5"), "--beta1 and --beta2 are options of AdamW"),
-        (format!("{images} --steps 50 --warmup 50"), "--warmup is 50, which leaves nothing of 50"),
-        (format!("{images} --steps 9 --sam 0.1 --sam-after 9"), "--sam-after is 9, which leaves"),
-        (format!("{images} --holdout 1"), "--holdout is 1"),
+        (format!("{images} --steps 50 --warmup 50"), "warmup is 50, which leaves nothing of 50"),
+        (format!("{images} --steps 9 --sam 0.1 --sam-after 9"), "sam after is 9, which leaves"),
+        (format!("{images} --holdout 1"), "holdout is 1; it must be above 0 and below 1"),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let args = parsed(&line).unwrap().args;
