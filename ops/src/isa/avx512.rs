@@ -40,7 +40,8 @@ fn adds_in_order() -> bool {
     let mut number = |reach: u32| {
         state =
             state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let [low, high] = [state as u32, (state >> 32) as u32];
+        let [a, b, c, d, e, f, g, h] = state.to_le_bytes();
+        let [low, high] = [[a, b, c, d], [e, f, g, h]].map(u32::from_le_bytes);
         low & 0x807F_FFFF | (127 - reach + high % (2 * reach + 1)) << 23
     };
     (0..1000).all(|round| {
