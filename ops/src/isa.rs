@@ -247,10 +247,10 @@ pub(crate) fn best<L: Lanes>(lanes: L) -> L::Output {
     lanes.run(Portable)
 }
 
-/// As [`best`], with dot products of bf16 where the machine has them.
+/// As [`best`], with dot products of bf16 where the machine has fast ones.
 pub(crate) fn best_bf16<L: Lanes>(lanes: L) -> L::Output {
     #[cfg(target_arch = "x86_64")]
-    if avx512::has_bf16() {
+    if avx512::has_fast_bf16() {
         // SAFETY: the machine has every feature that the function is compiled for.
         return unsafe { avx512_bf16(lanes) };
     }

@@ -22,19 +22,27 @@ pub(super) fn detected() -> bool {
         && is_x86_feature_detected!("f16c")
 }
 
-/// Whether there are dot products of bf16, and whether they are what [`Isa::dot_bf16`] says, which is tried:
+/// Whether there are dot products of bf16 that are worth it and are what [`Isa::dot_bf16`] says, which is tried:
 /// makers describe the order of the two additions and their rounding, and results must not depend on the maker.
-pub(super) fn has_bf16() -> bool {
+/// Intel's cores (Sapphire Rapids) take longer for one than for the fused products that it stands for.
+pub(super) fn has_fast_bf16() -> bool {
     static HAS: LazyLock<bool> = LazyLock::new(|| {
+        let vendor = __cpuid(0);
+        let is_amd = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened()
+            == b"AuthenticAMD";
         // SAFETY: the machine has every feature that the function is compiled for.
-        detected() && is_x86_feature_detected!("avx512bf16") && unsafe { adds_in_order() }
+        is_amd && has_bf16() && unsafe { adds_in_order() }
     });
     *HAS
 }
 
+pub(super) fn has_bf16() -> bool {
+    detected() && is_x86_feature_detected!("avx512bf16")
+}
+
 /// Whether sums of all magnitudes come out as those of fused products do, the odd one first.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn adds_in_order() -> bool {
+pub(super) fn adds_in_order() -> bool {
     let mut state = 1u64;
     // Of either sign, from 2^-`reach` to 2^`reach`.
     let mut number = |reach: u32| {

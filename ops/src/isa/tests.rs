@@ -94,6 +94,11 @@ fn every_set_of_instructions_gives_the_same_bits() {
         assert_eq!(plain.len(), 24 * LANES + 64 + LANES + 4);
         assert_eq!(run(&|it| best(it)), plain);
         #[cfg(target_arch = "x86_64")]
+        if avx512::has_bf16() && round < 2 {
+            // SAFETY: the machine has the features.
+            assert!(unsafe { avx512::adds_in_order() }, "dot products of bf16 are fused products");
+        }
+        #[cfg(target_arch = "x86_64")]
         if Avx2::detected() {
             // SAFETY: the machine has the features.
             assert_eq!(run(&|it| unsafe { avx2(it) }), plain, "round {round}");
