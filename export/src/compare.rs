@@ -46,9 +46,9 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Every document is one session, as a server has it; tokens are read in order. Bundles are run as they
-are served: inputs of products are rounded to bytes with q8 and q4, and to bf16 with bf16.
---f32-activations also runs each of these with inputs as they come, which tells what rounding the
-weights costs alone; its weights lie in the system's temporary folder meanwhile, in f32.
+are served: with q8 and q4, inputs of products are rounded to bytes. --f32-activations also runs each
+of these with inputs as they come, which tells what rounding the weights costs alone; its weights lie
+in the system's temporary folder meanwhile, in f32.
 
   nats/token     cross entropy; perplexity is its exponential
   bits/weight    of the graph's parameters, scales and padding included
@@ -360,11 +360,7 @@ impl<'a> Subject<'a> {
         Ok(Self {
             bundle,
             graph: runtime.open_edited(&model, dir, config)?,
-            activation_bits: match bundle.manifest.precision {
-                _ if !rounds => 32,
-                Precision::Bf16 => 16,
-                _ => 8,
-            },
+            activation_bits: if rounds { 8 } else { 32 },
             tally: Tally::default(),
             _scratch: scratch,
         })

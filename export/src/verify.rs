@@ -142,8 +142,6 @@ pub enum VerifyError {
 
 /// f32 keeps 7 digits, of which sums over a few thousand products lose one or two.
 const TOLERANCE: f64 = 1e-5;
-/// Where inputs of products are bf16, each is off by up to 1/256 of itself.
-const TOLERANCE_BF16: f64 = 0.02;
 /// Where inputs of products are bytes, each is off by up to 1/254 of the largest beside it.
 const TOLERANCE_BYTES: f64 = 0.05;
 /// Most logits kept of a reading: 1 GiB.
@@ -211,8 +209,7 @@ fn verify(
 ) -> Result<Report, VerifyError> {
     let config = model.config();
     let tolerance = args.tolerance.unwrap_or(match model.manifest.precision {
-        Precision::F32 | Precision::F16 => TOLERANCE,
-        Precision::Bf16 => TOLERANCE_BF16,
+        Precision::F32 | Precision::F16 | Precision::Bf16 => TOLERANCE,
         Precision::Q8 | Precision::Q4 => TOLERANCE_BYTES,
     });
     let scratch = Scratch::new()?;

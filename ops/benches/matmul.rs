@@ -34,7 +34,7 @@ fn products(criterion: &mut Criterion) {
     for (name, format, activations) in [
         ("q4", Format::Q4, Activations::I8),
         ("q8", Format::Q8, Activations::I8),
-        ("bf16", Format::Bf16, Activations::Bf16),
+        ("bf16", Format::Bf16, Activations::F32),
     ] {
         let packing = Packing { format, groups: 1, inputs: INPUTS, outputs: OUTPUTS };
         let weight: Vec<f32> = (0..INPUTS * OUTPUTS).map(|i| (i % 251) as f32 - 125.0).collect();

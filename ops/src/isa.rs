@@ -88,8 +88,6 @@ pub(crate) trait Isa: Copy {
     const WIDE: bool;
     /// Rows of a product whose sums fit in registers beside four vectors of weights.
     const ROWS: usize;
-    /// Whether [`Isa::dot_bf16`] is one instruction for each vector.
-    const DOTS_BF16: bool = false;
     /// Whether only one vector of weights fits beside the sums of so many rows; see [`Isa::dots8`].
     const NARROW: bool = false;
 
@@ -149,13 +147,6 @@ pub(crate) trait Isa: Copy {
     fn store(self, floats: Self::Floats) -> [f32; LANES];
     /// The even and the odd of 32 bf16, little-endian.
     fn bf16_pairs(self, bytes: Self::Bytes) -> [Self::Floats; 2];
-    /// `sums[l] + x[1] · w[2l + 1]`, rounded once, and to that `+ x[0] · w[2l]`, rounded once, for each of four
-    /// vectors of sums and of 32 bf16, and the two bf16 of one word `x`. Neither what is multiplied nor what comes
-    /// out is a subnormal, which instructions differ in.
-    #[inline(always)]
-    fn dot_bf16(self, sums: [Self::Floats; 4], w: [Self::Bytes; 4], x: &u32) -> [Self::Floats; 4] {
-        dot_bf16(self, sums, w, x)
-    }
     /// `a · b + c`, rounded once.
     fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     /// Lane `l` is all lanes of `sums[l]`, added up as [`fold`] does.
@@ -190,24 +181,6 @@ pub(crate) trait Isa: Copy {
     }
 }
 
-/// [`Isa::dot_bf16`] by fused products.
-#[inline(always)]
-fn dot_bf16<I: Isa>(isa: I, mut sums: [I::Floats; 4], w: [I::Bytes; 4], x: &u32) -> [I::Floats; 4] {
-    let [even, odd] = bf16_halves(*x);
-    for v in 0..4 {
-        let pairs = isa.bf16_pairs(w[v]);
-        let sum = isa.mul_add(isa.floats(odd), pairs[1], sums[v]);
-        sums[v] = isa.mul_add(isa.floats(even), pairs[0], sum);
-    }
-    sums
-}
-
-/// The even and the odd one of two bf16.
-#[inline(always)]
-pub(crate) fn bf16_halves(word: u32) -> [f32; 2] {
-    [word << 16, word & 0xFFFF_0000].map(f32::from_bits)
-}
-
 /// A loop over lanes.
 ///
 /// `run` must be `#[inline(always)]`, and all that it calls, so that it ends up in the function that
@@ -223,7 +196,7 @@ pub(crate) trait Lanes {
 pub(crate) fn best<L: Lanes>(lanes: L) -> L::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        if avx512::detected() {
+        if Avx512::detected() {
             // SAFETY: the machine has every feature that the function is compiled for.
             return unsafe { avx512(lanes) };
         }
@@ -247,26 +220,10 @@ pub(crate) fn best<L: Lanes>(lanes: L) -> L::Output {
     lanes.run(Portable)
 }
 
-/// As [`best`], with dot products of bf16 where the machine has fast ones.
-pub(crate) fn best_bf16<L: Lanes>(lanes: L) -> L::Output {
-    #[cfg(target_arch = "x86_64")]
-    if avx512::has_fast_bf16() {
-        // SAFETY: the machine has every feature that the function is compiled for.
-        return unsafe { avx512_bf16(lanes) };
-    }
-    best(lanes)
-}
-
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn avx512<L: Lanes>(lanes: L) -> L::Output {
-    lanes.run(Avx512::<false>(()))
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
-fn avx512_bf16<L: Lanes>(lanes: L) -> L::Output {
-    lanes.run(Avx512::<true>(()))
+    lanes.run(Avx512(()))
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -366,10 +323,10 @@ pub(crate) fn prefetch<T>(data: &[T]) {
 
 /// Adds dot products of bf16 pairs, 0.5 by 1 each, to `N` vectors for `rounds` rounds, the n-th of which
 /// begins at `n`; gives the sum of all, or none where the machine has no such instruction. To see how
-/// fast it is.
+/// fast it is: kernels do not use it, as its rounding is not that of other machines.
 pub(crate) fn bf16_dots<const N: usize>(rounds: usize) -> Option<f32> {
     #[cfg(target_arch = "x86_64")]
-    if avx512::has_bf16() {
+    if Avx512::detected() && is_x86_feature_detected!("avx512bf16") {
         // SAFETY: the machine has every feature that the function is compiled for.
         return Some(unsafe { avx512::bf16_dots::<N>(rounds) });
     }

@@ -30,7 +30,7 @@ pub enum Arithmetic {
     I8,
     /// Bytes by tiles, 64 products to a sum of 32 bits: the same for several rows, where a machine has it.
     I8Tiles,
-    /// bf16, two products to a sum in f32.
+    /// bf16, two products to a sum in f32. No kernel uses it, as its rounding is the machine's own.
     Bf16,
 }
 

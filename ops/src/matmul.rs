@@ -11,7 +11,7 @@ mod tests;
 pub use packing::{Format, INPUTS_MAX, Order, PackError, Packing, WrongScale};
 
 use self::{
-    activations::{Quantised, Rounded},
+    activations::Quantised,
     kernels::{Best, Checked, Inputs, Product},
     packing::PANEL,
 };
@@ -64,18 +64,13 @@ pub struct Weights<'a> {
 pub enum Activations {
     /// As they come.
     F32,
-    /// Rounded to bf16, for weights that are.
-    Bf16,
     /// Rounded to bytes, with a scale for each 256 inputs of a row.
     I8,
 }
 
 /// Memory that a product needs while it runs; kept, so that a step allocates nothing.
 #[derive(Debug, Default)]
-pub struct Scratch {
-    bytes: Quantised,
-    pairs: Rounded,
-}
+pub struct Scratch(Quantised);
 
 /// Rows of a tile: their inputs stay in the second cache while panels stream by.
 const ROWS: usize = 128;
@@ -90,13 +85,12 @@ const TILE_WEIGHTS_MIN: usize = 1 << 16;
 ///
 /// # Numerics
 /// With bytes, sums are exact over inputs that share a scale; then they are scaled and added in f32,
-/// in the order of the inputs, and last they take their output's scale. With bf16 they are fused products in f32,
-/// in the order of the inputs but that of each two the second comes first, and inputs and weights below 2^-48
-/// are 0. With floats they are fused products in the order of the inputs, one by one: slow, to check the others
-/// with. In any case a row's results do not depend on the other rows, nor on the machine.
+/// in the order of the inputs, and last they take their output's scale. With floats they are fused
+/// products in the order of the inputs. Either way a row's results do not depend on the other rows,
+/// nor on the machine.
 ///
 /// # Panics
-/// If a slice does not have the length that the others ask for, or bf16 meets bytes.
+/// If a slice does not have the length that the others ask for, or bf16 weights meet bytes.
 pub fn matmul(
     product: &MatMul<'_>,
     x: &[f32],
@@ -130,14 +124,10 @@ pub fn matmuls<const N: usize>(
     let x = match (activations, format) {
         (Activations::F32, _) => Inputs::Floats(x),
         (Activations::I8, Format::Q8 | Format::Q4) => {
-            scratch.bytes.set(&products[0].packing, x, parallel);
-            Inputs::Bytes(&scratch.bytes)
+            scratch.0.set(&products[0].packing, x, parallel);
+            Inputs::Bytes(&scratch.0)
         }
-        (Activations::Bf16, Format::Bf16) => {
-            scratch.pairs.set(&products[0].packing, x, parallel);
-            Inputs::Pairs(&scratch.pairs)
-        }
-        (Activations::I8 | Activations::Bf16, _) => panic!("weights and inputs are rounded alike"),
+        (Activations::I8, Format::Bf16) => panic!("bf16 weights take f32 inputs"),
     };
     let mut ys = products.iter().zip(ys);
     let cuts = [(); N].map(|()| {
@@ -148,9 +138,9 @@ pub fn matmuls<const N: usize>(
         let MatMul { packing, weights, then, .. } = products[which];
         let (group, column) = (column / packing.outputs, column % packing.outputs);
         let tile = Product { packing, weights, then, group, row, column, x, y };
-        match x {
-            Inputs::Floats(x) => widest(Checked { tile, x }),
-            Inputs::Bytes(_) | Inputs::Pairs(_) => tile.run(Best),
+        match (x, packing.format) {
+            (Inputs::Floats(_), Format::Q8 | Format::Q4) => widest(Checked(tile)),
+            _ => tile.run(Best),
         }
     });
 }

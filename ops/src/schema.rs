@@ -175,7 +175,7 @@ pub const PACKED_MATMUL: OpSchema = OpSchema {
     ],
     equation: "y[n, g o + j] = bias[g o + j] + sum_i x[n, g k + i] weight[g, j, i], k = D/G, o = R/G; \
                bits of a weight are 16, 8 or 4; with activation_bits 8, x is rounded to bytes with a scale \
-               for each 256 inputs, with 16 to bf16, with 32 it is taken as it is; with gelu 1 it ends with GELU in its \
+               for each 256 inputs, with 32 it is taken as it is; with gelu 1 it ends with GELU in its \
                tanh form, with a soft_cap c that is not 0 with c tanh(y / c), with a residual by adding it",
 };
 

@@ -29,9 +29,8 @@ Examples:
   aerie-export bench kernels --preset recurrentgemma-2b --rows 1,8,64 --rounds 9 --json kernels.json
   aerie-export bench plot kernels.json --out roofline.svg
 GB/s counts weights alone. The limit is reading them or multiplying with them, whichever takes longer:
-q8 and q4 weights are multiplied as bytes, bf16 ones as bf16, or in f32 where a machine has no
-instructions for them. Weights that take turns fill a quarter of a gigabyte, so that none is in a cache
-when its turn comes.")]
+q8 and q4 weights are multiplied as bytes, bf16 ones in f32. Weights that take turns fill a quarter of
+a gigabyte, so that none is in a cache when its turn comes.")]
 pub(super) struct Args {
     /// Preset whose matrices are multiplied with
     #[arg(long, value_name = "PRESET")]
@@ -225,7 +224,7 @@ impl Rotated {
         self.next = (self.next + 1) % self.copies;
         let packed = &self.bytes[at..][..self.packing.shape().iter().product()];
         let activations = match self.packing.format {
-            Format::Bf16 => Activations::Bf16,
+            Format::Bf16 => Activations::F32,
             Format::Q8 | Format::Q4 => Activations::I8,
         };
         let weights = Weights { packed, bias: None };

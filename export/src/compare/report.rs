@@ -28,7 +28,7 @@ pub(super) struct Row {
     /// Name of its folder.
     pub(super) bundle: String,
     pub(super) precision: Precision,
-    /// Of the inputs of products: 32 as they come, 16 or 8 rounded.
+    /// Of the inputs of products: 32 as they come, 8 rounded.
     pub(super) activation_bits: u32,
     /// Of all files.
     pub(super) bytes: u64,
@@ -91,11 +91,7 @@ impl fmt::Display for Report {
 impl Row {
     fn cells(&self) -> [String; 11] {
         let Self { bundle, precision, activation_bits, bytes, weight_bits, figures } = self;
-        let inputs = match activation_bits {
-            32 => "f32",
-            16 => "bf16",
-            _ => "8 bits",
-        };
+        let inputs = if *activation_bits == 32 { "f32" } else { "8 bits" };
         [
             bundle.clone(),
             precision.name().to_owned(),

@@ -55,7 +55,7 @@ pub(crate) fn keep_every_row(graph: &mut proto::Graph) -> Result<(), EditError> 
     Ok(())
 }
 
-/// Whether products round their inputs.
+/// Whether products round their inputs to bytes.
 pub(crate) fn rounds_inputs(graph: &proto::Graph) -> bool {
     let products = graph.node.iter().filter(|it| !weights(it).is_empty());
     let mut attributes = products.flat_map(|it| &it.attribute);

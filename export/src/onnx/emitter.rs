@@ -251,7 +251,7 @@ impl Emitter {
         let format = packed::format(self.precision)?;
         let packed = weights.iter().map(|weight| self.pack(format, weight));
         let mut attributes = packed.last()?;
-        let activation_bits = if format == Format::Bf16 { 16 } else { 8 };
+        let activation_bits = if format == Format::Bf16 { 32 } else { 8 };
         attributes.push(("activation_bits", Attribute::Int(activation_bits)));
         Some(attributes)
     }

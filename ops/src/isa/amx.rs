@@ -40,7 +40,7 @@ mod x86_64 {
     };
 
     use super::{Lines, ROWS_MAX, STEP, Sums, VECTORS};
-    use crate::isa::{LANES, SPAN_WORDS, Span, avx512};
+    use crate::isa::{LANES, SPAN_WORDS, Span, avx512::Avx512};
 
     /// This thread's tiles, set up for products of some number of rows until it is dropped.
     #[derive(Debug)]
@@ -277,7 +277,7 @@ mod x86_64 {
         const TILE: u32 = 1 << 24;
         const INT8: u32 = 1 << 25;
         let has_extended = __cpuid(0).eax >= 7;
-        avx512::detected() && has_extended && __cpuid_count(7, 0).edx & (TILE | INT8) == TILE | INT8
+        Avx512::detected() && has_extended && __cpuid_count(7, 0).edx & (TILE | INT8) == TILE | INT8
     }
 
     /// Asks the system for them, for all threads: they hold 8 KiB, which it has to keep for each.

@@ -1,102 +1,24 @@
-//! AVX-512 with VNNI, and with dot products of bf16 where they are to be had.
+//! AVX-512 with VNNI.
 
 #![allow(unsafe_code, reason = "intrinsics are callable only where the machine has them")]
 
-use std::{
-    arch::{asm, x86_64::*},
-    sync::LazyLock,
-};
+use std::arch::{asm, x86_64::*};
 
-use crate::isa::{Isa, LANES, Line, Portable, QUANTISED, dot_bf16};
+use crate::isa::{Isa, LANES, Line, QUANTISED};
 
-/// AVX-512 with VNNI: Cascade Lake, Zen 4 and later; and, if `BF16`, with dot products of bf16.
+/// AVX-512 with VNNI: Cascade Lake, Zen 4 and later.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const BF16: bool>(pub(super) ());
+pub(crate) struct Avx512(pub(super) ());
 
-pub(super) fn detected() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512vnni")
-        && is_x86_feature_detected!("f16c")
-}
-
-/// Whether there are dot products of bf16 that are worth it and are what [`Isa::dot_bf16`] says, which is tried:
-/// makers describe the order of the two additions and their rounding, and results must not depend on the maker.
-/// Intel's cores (Sapphire Rapids) take longer for one than for the fused products that it stands for.
-pub(super) fn has_fast_bf16() -> bool {
-    static HAS: LazyLock<bool> = LazyLock::new(|| {
-        let vendor = __cpuid(0);
-        let is_amd = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened()
-            == b"AuthenticAMD";
-        // SAFETY: the machine has every feature that the function is compiled for.
-        is_amd && has_bf16() && unsafe { adds_in_order() }
-    });
-    *HAS
-}
-
-pub(super) fn has_bf16() -> bool {
-    detected() && is_x86_feature_detected!("avx512bf16")
-}
-
-/// Whether sums of all magnitudes come out as those of fused products do, the odd one first.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub(super) fn adds_in_order() -> bool {
-    let mut state = 1u64;
-    // Of either sign, from 2^-`reach` to 2^`reach`.
-    let mut number = |reach: u32| {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let [a, b, c, d, e, f, g, h] = state.to_le_bytes();
-        let [low, high] = [[a, b, c, d], [e, f, g, h]].map(u32::from_le_bytes);
-        low & 0x807F_FFFF | (127 - reach + high % (2 * reach + 1)) << 23
-    };
-    (0..1000).all(|round| {
-        let reach = 1 + round % 40;
-        let pairs: [u32; LANES] =
-            std::array::from_fn(|_| number(reach) >> 16 | number(reach) & 0xFFFF_0000);
-        let mut w = [0; 4 * LANES];
-        for (to, pair) in w.as_chunks_mut().0.iter_mut().zip(pairs) {
-            *to = pair.to_le_bytes();
-        }
-        let x = number(reach) >> 16 | number(reach) & 0xFFFF_0000;
-        let sums: [f32; LANES] = std::array::from_fn(|_| f32::from_bits(number(reach)));
-        // SAFETY: arrays are read and written as the vectors that they are as long as.
-        let found: [f32; LANES] = unsafe {
-            let w = _mm512_loadu_si512(w.as_ptr().cast());
-            let sums = _mm512_loadu_ps(sums.as_ptr());
-            let [found, ..] = dot_bf16_avx512([sums; 4], [w; 4], &x);
-            std::mem::transmute(found)
-        };
-        let [expected, ..] = dot_bf16(Portable, [sums; 4], [w; 4], &x);
-        found.map(f32::to_bits) == expected.map(f32::to_bits)
-    })
-}
-
-/// [`Isa::dot_bf16`], as [`dot8_avx512`] is to be.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn dot_bf16_avx512(mut sums: [__m512; 4], w: [__m512i; 4], x: &u32) -> [__m512; 4] {
-    let [a, b, c, d] = &mut sums;
-    let _word: __m512i;
-    // SAFETY: it reads the four bytes that `x` refers to, and writes nothing.
-    unsafe {
-        asm!(
-            "vpbroadcastd {x}, dword ptr [{word}]",
-            "vdpbf16ps {a}, {wa}, {x}",
-            "vdpbf16ps {b}, {wb}, {x}",
-            "vdpbf16ps {c}, {wc}, {x}",
-            "vdpbf16ps {d}, {wd}, {x}",
-            x = out(zmm_reg) _word, word = in(reg) x,
-            a = inout(zmm_reg) *a, b = inout(zmm_reg) *b,
-            c = inout(zmm_reg) *c, d = inout(zmm_reg) *d,
-            wa = in(zmm_reg) w[0], wb = in(zmm_reg) w[1],
-            wc = in(zmm_reg) w[2], wd = in(zmm_reg) w[3],
-            options(pure, readonly, nostack, preserves_flags)
-        );
+impl Avx512 {
+    pub(super) fn detected() -> bool {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("f16c")
     }
-    sums
 }
 
 /// [`Isa::dot8`] as it is to be: left to themselves, compilers bring words of many rows into registers
@@ -125,9 +47,9 @@ fn dot8_avx512(mut sums: [__m512i; 4], w: [__m512i; 4], x: &i32) -> [__m512i; 4]
     sums
 }
 
-// SAFETY of all `unsafe` below: only `avx512` and `avx512_bf16` make an `Avx512`, where the machine has the features.
+// SAFETY of all `unsafe` below: only `avx512` makes an `Avx512`, where the machine has the features.
 #[expect(clippy::undocumented_unsafe_blocks, reason = "the comment above holds for each")]
-impl<const BF16: bool> Isa for Avx512<BF16> {
+impl Isa for Avx512 {
     type Bytes = __m512i;
     type Ints = __m512i;
     type Floats = __m512;
@@ -135,7 +57,6 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
     const DOT8_ZERO: i32 = 128;
     const WIDE: bool = true;
     const ROWS: usize = 6;
-    const DOTS_BF16: bool = BF16;
 
     #[inline(always)]
     fn bytes(self, from: &Line) -> __m512i {
@@ -307,11 +228,6 @@ impl<const BF16: bool> Isa for Avx512<BF16> {
             let first_of_each = _mm512_maskz_compress_epi32(0b_0001_0001_0001_0001, all);
             _mm_storeu_si128(sums.as_mut_ptr().cast(), _mm512_castsi512_si128(first_of_each));
         }
-    }
-
-    #[inline(always)]
-    fn dot_bf16(self, sums: [__m512; 4], w: [__m512i; 4], x: &u32) -> [__m512; 4] {
-        if BF16 { unsafe { dot_bf16_avx512(sums, w, x) } } else { dot_bf16(self, sums, w, x) }
     }
 
     #[inline(always)]

@@ -1,9 +1,9 @@
-//! Inputs of a product as bytes or as bf16, rounded while it runs.
+//! Inputs of a product as bytes, quantised while it runs.
 
 use crate::{
     isa::{Isa, LANES, Lanes, QUANTISED, SPAN, Span, best},
-    matmul::packing::{BF16_TINY, Packing},
-    simd::{Cut, Loops, Parallel, for_each_tile, widest},
+    matmul::packing::Packing,
+    simd::{Cut, Parallel, for_each_tile},
 };
 
 /// Rows of bytes, with a scale for each span.
@@ -48,69 +48,7 @@ impl Quantised {
     }
 }
 
-/// Rows of bf16, two to a word, of which the lower half is the even one.
-///
-/// It is `[N, groups, inputs/2]`; an odd input that is none is 0.
-#[derive(Debug, Default)]
-pub(super) struct Rounded {
-    /// Words of a group of a row.
-    width: usize,
-    words: Vec<u32>,
-}
-
-impl Rounded {
-    /// Rounds `x` `[N, groups · inputs]` to nearest, ties to even, and what is less than [`BF16_TINY`] to 0;
-    /// memory is kept for the next call.
-    pub(super) fn set(&mut self, packing: &Packing, x: &[f32], parallel: &impl Parallel) {
-        self.width = packing.inputs.div_ceil(2);
-        let len = x.len() / packing.inputs * self.width;
-        self.words.resize(self.words.len().max(len), 0);
-        let cut = Cut { rows: ROWS, columns: self.width, work: 2 * x.len() };
-        let words = &mut self.words[..len];
-        for_each_tile(parallel, cut, words, self.width, |[row, _], mut tile| {
-            for at in 0..tile.rows() {
-                let x = &x[(row + at) * packing.inputs..][..packing.inputs];
-                widest(Round { x, words: tile.row_mut(at) });
-            }
-        });
-    }
-
-    /// The words of one group of a row; rows are counted group by group.
-    #[inline(always)]
-    pub(super) fn row(&self, row: usize) -> &[u32] {
-        &self.words[row * self.width..][..self.width]
-    }
-}
-
-struct Round<'a> {
-    x: &'a [f32],
-    words: &'a mut [u32],
-}
-
-impl Loops for Round<'_> {
-    #[inline(always)]
-    fn run(self) {
-        let (pairs, rest) = self.x.as_chunks();
-        for (word, [even, odd]) in self.words.iter_mut().zip(pairs) {
-            *word = bf16_bits(*even) | bf16_bits(*odd) << 16;
-        }
-        if let ([last], Some(word)) = (rest, self.words.last_mut()) {
-            *word = bf16_bits(*last);
-        }
-    }
-}
-
-/// The bits of the nearest bf16.
-#[inline(always)]
-fn bf16_bits(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let kept = if x.abs() < BF16_TINY { 0 } else { bits };
-    let nearest = kept.wrapping_add(0x7FFF + (kept >> 16 & 1));
-    // One that is no number must not be rounded to one.
-    (if x.is_nan() { bits | 0x0040_0000 } else { nearest }) >> 16
-}
-
-/// Rows that a thread rounds at a time.
+/// Rows that a thread quantises at a time.
 const ROWS: usize = 8;
 
 struct Quantise<'a> {

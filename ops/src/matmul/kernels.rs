@@ -3,13 +3,11 @@
 use std::{cell::RefCell, hint};
 
 use crate::{
-    isa::{
-        self, Isa, LANES, Lanes, Line, SPAN_WORDS, Span, abreast, amx::Amx, bf16_halves, prefetch,
-    },
+    isa::{self, Isa, LANES, Lanes, Line, SPAN_WORDS, Span, abreast, amx::Amx, prefetch},
     math::{gelu, soft_cap},
     matmul::{
         Then, Weights,
-        activations::{Quantised, Rounded},
+        activations::Quantised,
         packing::{Format, PANEL, Packing, SCALES_BYTES, UNIT, UNIT_BYTES},
     },
     simd::{Loops, Tile},
@@ -38,7 +36,6 @@ pub(super) struct Product<'a> {
 pub(super) enum Inputs<'a> {
     /// `[N, groups · inputs]`
     Floats(&'a [f32]),
-    Pairs(&'a Rounded),
     Bytes(&'a Quantised),
 }
 
@@ -107,34 +104,25 @@ impl Product<'_> {
         let sums = &mut sums[..self.y.rows()];
         let panel = self.packing.panel(weights.packed, self.group, self.column + column);
         match self.x {
-            Inputs::Floats(_) => unreachable!("they are checked with"),
-            Inputs::Pairs(x) => self.pairs(how.run, panel, x, sums),
+            Inputs::Floats(x) => self.floats(how.run, panel, x, sums),
             Inputs::Bytes(x) => self.bytes(how, panel, x, sums, bytes),
         }
     }
 
-    /// All rows by one panel of bf16: as few tiles of rows as there can be, as alike as there can be.
-    fn pairs(&self, run: impl Run, panel: &[u8], x: &Rounded, sums: &mut [Sums]) {
-        let tiles = sums.len().div_ceil(run.run_bf16(PairRowsMax));
-        let each = sums.len().div_ceil(tiles);
-        for (tile, sums) in sums.chunks_mut(each).enumerate() {
-            let row = |n| x.row(self.input_row(tile * each + n));
+    /// All rows by one panel of bf16.
+    fn floats(&self, run: impl Run, panel: &[u8], x: &[f32], sums: &mut [Sums]) {
+        // What the weights are unpacked to takes registers too.
+        let rows_max = run.run(RowsMax).min(4);
+        for (tile, sums) in sums.chunks_mut(rows_max).enumerate() {
+            let row = |n| floats(x, &self.packing, self.input_row(tile * rows_max + n));
             match sums {
-                [a] => run.run_bf16(Pairs { panel, x: [0].map(row), sums: [a] }),
-                [a, b] => run.run_bf16(Pairs { panel, x: [0, 1].map(row), sums: [a, b] }),
-                [a, b, c] => run.run_bf16(Pairs { panel, x: [0, 1, 2].map(row), sums: [a, b, c] }),
+                [a] => run.run(Bf16 { panel, x: [0].map(row), sums: [a] }),
+                [a, b] => run.run(Bf16 { panel, x: [0, 1].map(row), sums: [a, b] }),
+                [a, b, c] => run.run(Bf16 { panel, x: [0, 1, 2].map(row), sums: [a, b, c] }),
                 [a, b, c, d] => {
-                    run.run_bf16(Pairs { panel, x: [0, 1, 2, 3].map(row), sums: [a, b, c, d] });
+                    run.run(Bf16 { panel, x: [0, 1, 2, 3].map(row), sums: [a, b, c, d] });
                 }
-                [a, b, c, d, e] => {
-                    let x = [0, 1, 2, 3, 4].map(row);
-                    run.run_bf16(Pairs { panel, x, sums: [a, b, c, d, e] });
-                }
-                [a, b, c, d, e, f] => {
-                    let x = [0, 1, 2, 3, 4, 5].map(row);
-                    run.run_bf16(Pairs { panel, x, sums: [a, b, c, d, e, f] });
-                }
-                _ => unreachable!("1 to 6 rows"),
+                _ => unreachable!("1 to 4 rows"),
             }
         }
     }
@@ -295,14 +283,15 @@ impl Tiles<'_, '_> {
     }
 }
 
+/// Inputs of one group of a row as they came; rows are counted group by group.
+#[inline(always)]
+fn floats<'x>(x: &'x [f32], packing: &Packing, row: usize) -> &'x [f32] {
+    &x[row * packing.inputs..][..packing.inputs]
+}
+
 /// Whoever runs kernels.
 pub(super) trait Run: Copy {
     fn run<L: Lanes>(self, lanes: L) -> L::Output;
-
-    /// With instructions for bf16, if it has some.
-    fn run_bf16<L: Lanes>(self, lanes: L) -> L::Output {
-        self.run(lanes)
-    }
 
     /// For so many rows of bytes; none if it has no instructions for tiles.
     fn amx(self, rows: usize) -> Option<Amx>;
@@ -315,10 +304,6 @@ pub(super) struct Best;
 impl Run for Best {
     fn run<L: Lanes>(self, lanes: L) -> L::Output {
         isa::best(lanes)
-    }
-
-    fn run_bf16<L: Lanes>(self, lanes: L) -> L::Output {
-        isa::best_bf16(lanes)
     }
 
     fn amx(self, rows: usize) -> Option<Amx> {
@@ -338,83 +323,64 @@ impl Lanes for RowsMax {
     }
 }
 
-/// Asks for the most rows of [`Pairs`].
-struct PairRowsMax;
-
-impl Lanes for PairRowsMax {
-    type Output = usize;
-
-    #[inline(always)]
-    fn run<I: Isa>(self, _isa: I) -> usize {
-        // What the weights are unpacked to takes registers too.
-        if I::DOTS_BF16 { I::ROWS } else { I::ROWS.min(4) }
-    }
-}
-
 /// Rows by a panel of bf16: sums over pairs of inputs, in their order, in f32.
-struct Pairs<'a, const N: usize> {
+struct Bf16<'a, const N: usize> {
     panel: &'a [u8],
-    x: [&'a [u32]; N],
+    x: [&'a [f32]; N],
     sums: [&'a mut Sums; N],
 }
 
-impl<const N: usize> Lanes for Pairs<'_, N> {
+impl<const N: usize> Lanes for Bf16<'_, N> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
-        if I::DOTS_BF16 {
-            self.dots(isa);
-        } else if I::NARROW {
+        if I::NARROW {
             for vector in 0..VECTORS {
-                self.fused::<I, 1>(isa, vector);
+                self.vectors::<I, 1>(isa, vector);
             }
         } else {
-            self.fused::<I, VECTORS>(isa, 0);
+            self.vectors::<I, VECTORS>(isa, 0);
         }
     }
 }
 
-impl<const N: usize> Pairs<'_, N> {
-    /// With instructions for it.
+impl<const N: usize> Bf16<'_, N> {
+    /// `V` vectors of outputs, from `first` on.
     #[inline(always)]
-    fn dots<I: Isa>(&mut self, isa: I) {
-        let lines = lines(self.panel);
-        let mut sums = [[isa.floats(0.0); VECTORS]; N];
-        for (lines, x) in lines.iter().zip(abreast(self.x, lines.len())) {
-            let weights = lines.each_ref().map(|line| isa.bytes(line));
-            for n in 0..N {
-                sums[n] = isa.dot_bf16(sums[n], weights, x[n]);
-            }
-        }
-        self.store(isa, 0, sums);
-    }
-
-    /// By fused products, `V` vectors of outputs, from `first` on: weights are unpacked once for all rows.
-    #[inline(always)]
-    fn fused<I: Isa, const V: usize>(&mut self, isa: I, first: usize) {
-        let lines = lines(self.panel);
+    fn vectors<I: Isa, const V: usize>(&mut self, isa: I, first: usize) {
+        let pairs = self.x.map(|x| x.as_chunks::<2>());
+        let (lines, rest) = lines(self.panel).split_at(pairs[0].0.len());
         let mut sums = [[isa.floats(0.0); V]; N];
-        for (lines, x) in lines.iter().zip(abreast(self.x, lines.len())) {
-            let halves = x.map(|it| bf16_halves(*it));
-            for (vector, line) in lines[first..][..V].iter().enumerate() {
-                let [even, odd] = isa.bf16_pairs(isa.bytes(line));
-                for n in 0..N {
-                    let sum = isa.mul_add(isa.floats(halves[n][1]), odd, sums[n][vector]);
-                    sums[n][vector] = isa.mul_add(isa.floats(halves[n][0]), even, sum);
-                }
-            }
+        for (lines, x) in lines.iter().zip(abreast(pairs.map(|it| it.0), lines.len())) {
+            sums = bf16_pair(isa, sums, &lines[first..][..V], x.map(|it| *it));
         }
-        self.store(isa, first, sums);
-    }
-
-    #[inline(always)]
-    fn store<I: Isa, const V: usize>(&mut self, isa: I, first: usize, sums: [[I::Floats; V]; N]) {
+        if let [lines] = rest {
+            let x = pairs.map(|(_, last)| [last[0], 0.0]);
+            sums = bf16_pair(isa, sums, &lines[first..][..V], x);
+        }
         for (to, sums) in self.sums.iter_mut().zip(settle(sums)) {
             let to = &mut to.as_chunks_mut().0[first..];
             to.iter_mut().zip(sums).for_each(|(to, it)| *to = isa.store(it));
         }
     }
+}
+
+#[inline(always)]
+fn bf16_pair<I: Isa, const N: usize, const V: usize>(
+    isa: I,
+    mut sums: [[I::Floats; V]; N],
+    lines: &[Line],
+    x: [[f32; 2]; N],
+) -> [[I::Floats; V]; N] {
+    for (vector, line) in lines.iter().enumerate() {
+        let [even, odd] = isa.bf16_pairs(isa.bytes(line));
+        for n in 0..N {
+            let sum = isa.mul_add(isa.floats(x[n][0]), even, sums[n][vector]);
+            sums[n][vector] = isa.mul_add(isa.floats(x[n][1]), odd, sum);
+        }
+    }
+    sums
 }
 
 /// Tiles of `N` rows by a span of a panel of 8 bits: sums of products of bytes, exact; then scaled and
@@ -694,19 +660,15 @@ fn lines(bytes: &[u8]) -> &[[Line; VECTORS]] {
 
 /// The tile with inputs as they came and any format, one weight at a time: slow, and what the fast
 /// ways are checked with.
-pub(super) struct Checked<'a> {
-    pub(super) tile: Product<'a>,
-    /// `[N, groups · inputs]`
-    pub(super) x: &'a [f32],
-}
+pub(super) struct Checked<'a>(pub(super) Product<'a>);
 
 impl Loops for Checked<'_> {
     #[inline(always)]
     fn run(self) {
-        let Product { packing, weights, then, group, row: first, column, mut y, .. } = self.tile;
+        let Product { packing, weights, then, group, row: first, column, x, mut y } = self.0;
+        let Inputs::Floats(x) = x else { panic!("checking takes floats") };
         for row in 0..y.rows() {
-            let row_in = (first + row) * packing.groups + group;
-            let x = &self.x[row_in * packing.inputs..][..packing.inputs];
+            let x = floats(x, &packing, (first + row) * packing.groups + group);
             let one = |Weights { packed, bias }: Weights<'_>, output: usize| {
                 let panel = packing.panel(packed, group, output);
                 let products = x.iter().enumerate();

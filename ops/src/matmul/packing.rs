@@ -10,8 +10,6 @@
 //! | 8-bit | 64 f32 scales, one for each output, then `[i/4][64][4]` bytes: `q + 128`, `|q| ≤ 127` | 1 |
 //! | 4-bit | 64 f32 scales, then for each 32 inputs 64 bytes of multipliers and `[4][4][16][4]` bytes | 0.53125 |
 //!
-//! A weight of bf16 is 0 if it is less than 2^-48.
-//!
 //! An 8-bit weight is its output's scale times `q`.
 //!
 //! A 4-bit weight is its output's scale times `m · q`, with `-8 ≤ q ≤ 7` and a multiplier `0 ≤ m ≤ 15`
@@ -40,9 +38,6 @@ pub(super) const UNIT: usize = 2 * BLOCK;
 pub(super) const UNIT_BYTES: usize = PANEL + PANEL * BLOCK;
 /// Bytes of a quantised panel's scales.
 pub(super) const SCALES_BYTES: usize = 4 * PANEL;
-/// Smallest number of a product of bf16 that is not 0, 2^-48: sums of products of such numbers are no subnormals,
-/// which machines treat in different ways.
-pub(super) const BF16_TINY: f32 = 1.0 / (1u64 << 48) as f32;
 /// Largest weight of a quantised matrix, far beyond any model's.
 const WEIGHT_MAX: f32 = 1e38;
 /// Largest scale: times the largest number that a byte stands for, it still is one.
@@ -314,8 +309,7 @@ fn write_column(
     match format {
         Format::Bf16 => {
             for (input, &weight) in weights.iter().enumerate() {
-                let rounded =
-                    if weight.abs() < BF16_TINY { bf16::ZERO } else { bf16::from_f32(weight) };
+                let rounded = bf16::from_f32(weight);
                 if rounded.is_infinite() {
                     return Err(input);
                 }

@@ -66,12 +66,10 @@ impl PackedProduct {
         let extents = PackedExtents::new(schema, context)?;
         let activations = match (extent(context, "activation_bits")?, extents.format) {
             (32, _) => Activations::F32,
-            (16, Format::Bf16) => Activations::Bf16,
             (8, Format::Q8 | Format::Q4) => Activations::I8,
             (found, _) => {
                 return Err(Error::new(format!(
-                    "activation_bits is {found}; 32 is supported, 16 with weights of 16, and 8 with weights \
-                     of 8 or 4"
+                    "activation_bits is {found}; 32 is supported, and 8 with weights of 8 or 4"
                 )));
             }
         };
