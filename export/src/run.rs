@@ -175,14 +175,16 @@ fn is_zero(number: &u64) -> bool {
 }
 
 /// How the gradient of a gradient's norm is computed.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GradientNormForm {
     /// By differentiating twice.
-    #[default]
     Exact,
-    /// By the difference of two gradients a little way apart.
-    Difference,
+    /// By the difference of two gradients, the other one `radius` up the slope (Karakida et al. 2023,
+    /// arXiv:2210.02720, whose step is a factor of the gradient). Of a smooth network it differs from the exact
+    /// one in proportion to the radius, and by rounding, which is divided by it. Where there are kinks (ReLU) it
+    /// sees those within the radius, which differentiating twice passes over.
+    Difference { radius: f64 },
 }
 
 /// Where one document ends and the next begins, besides at `<|endoftext|>` and at the ends of files.

@@ -19,8 +19,8 @@ pub enum RunError {
     #[error("{field} is {found}, which leaves nothing of {steps} steps")]
     Steps { field: &'static str, found: u64, steps: u64 },
     #[error(
-        "the gradient's norm of a language model needs the form \"difference\" (--gradient-norm-form): its \
-         kernels are differentiated once"
+        "the gradient's norm of a language model needs a radius (--gradient-norm-radius): its kernels are \
+         differentiated once"
     )]
     TwiceDifferentiated,
 }
@@ -76,8 +76,11 @@ impl TrainConfig {
                 hold("sam share", share, SHARE)?;
                 after
             }
-            Flatness::GradientNorm { lambda, .. } => {
+            Flatness::GradientNorm { lambda, form } => {
                 hold("gradient-norm lambda", lambda, NOT_NEGATIVE)?;
+                if let GradientNormForm::Difference { radius } = form {
+                    hold("gradient-norm radius", radius, POSITIVE)?;
+                }
                 0
             }
         };

@@ -51,7 +51,7 @@ pub(crate) fn image_run() -> Run {
 fn a_run_survives_a_round_trip() {
     let mut flat = image_run();
     flat.train.flatness =
-        Flatness::GradientNorm { lambda: 0.01, form: GradientNormForm::Difference };
+        Flatness::GradientNorm { lambda: 0.01, form: GradientNormForm::Difference { radius: 0.1 } };
     flat.train.average = Some(0.999);
     let mut sharp = image_run();
     sharp.train.flatness = Flatness::Sam { radius: 0.1, share: 0.2, after: 7 };
@@ -96,8 +96,13 @@ fn what_cannot_be_trained_with_is_refused_by_name() {
     ] {
         check(&classifier, old, new, expected);
     }
+    let mut apart = text_run();
+    let form = GradientNormForm::Difference { radius: 0.1 };
+    apart.train.flatness = Flatness::GradientNorm { lambda: 0.01, form };
+    let none = "gradient-norm radius is 0; it must be above 0";
+    check(&text(apart), "radius = 0.1", "radius = 0.0", none);
     let mut flat = text_run();
     flat.train.flatness = Flatness::GradientNorm { lambda: 0.01, form: GradientNormForm::Exact };
     let error = toml::from_str::<Run>(&text(flat)).unwrap_err().to_string();
-    assert!(error.contains("needs the form \"difference\""), "{error}");
+    assert!(error.contains("needs a radius (--gradient-norm-radius)"), "{error}");
 }

@@ -175,9 +175,10 @@ struct OptionArgs {
     /// Add this quarter-fold square of the gradient's norm to the loss of each batch
     #[arg(long, value_name = "LAMBDA")]
     gradient_norm: Option<f64>,
-    /// How --gradient-norm is differentiated
-    #[arg(long, value_enum, default_value_t)]
-    gradient_norm_form: GradientNormForm,
+    /// Take the gradient of --gradient-norm from two gradients this far apart, such as 0.1, instead of
+    /// differentiating twice, as language models cannot be
+    #[arg(long, value_name = "RADIUS", requires = "gradient_norm")]
+    gradient_norm_radius: Option<f64>,
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Arithmetic of matrix products and convolutions; with bf16 a classifier's maps are bf16, too
@@ -394,7 +395,11 @@ fn config(args: &Args, data: &Data, optimizer: Optimizer) -> TrainConfig {
 fn flatness(it: &OptionArgs) -> Flatness {
     match (it.sam, it.gradient_norm) {
         (Some(radius), _) => Flatness::Sam { radius, share: it.sam_share, after: it.sam_after },
-        (None, Some(lambda)) => Flatness::GradientNorm { lambda, form: it.gradient_norm_form },
+        (None, Some(lambda)) => {
+            let difference = |radius| GradientNormForm::Difference { radius };
+            let form = it.gradient_norm_radius.map_or(GradientNormForm::Exact, difference);
+            Flatness::GradientNorm { lambda, form }
+        }
         (None, None) => Flatness::Off,
     }
 }

@@ -10,10 +10,6 @@ use crate::{
     torch::{parameters::Parameters, train::task::Task},
 };
 
-/// How far apart the two gradients of a difference are taken: far enough for f32, whose rounding is
-/// divided by it, and near enough for the third derivative, which is multiplied.
-const DIFFERENCE_RADIUS: f64 = 1e-2;
-
 /// Adds `weight` times the gradient of a batch to what `parameters` have gathered; returns the loss of
 /// the batch. What a network draws by chance is drawn from `seed`.
 pub(super) fn gather<T: Task>(
@@ -47,11 +43,11 @@ pub(super) fn gather<T: Task>(
             ((&found + square * (lambda / 4.0)) * weight).backward();
             found.double_value(&[])
         }
-        Flatness::GradientNorm { lambda, form: GradientNormForm::Difference } => {
+        Flatness::GradientNorm { lambda, form: GradientNormForm::Difference { radius } } => {
             let found = loss(batch);
             let here = gradients(&found, parameters, false);
             // ∇(λ/4 ‖g‖²) = λ/2 · H g, and H g ≈ (∇C(w + r g/‖g‖) - g) · ‖g‖/r.
-            let step = DIFFERENCE_RADIUS / norm(&here);
+            let step = radius / norm(&here);
             let before = climb(parameters, &here, step);
             let there = gradients(&loss(batch), parameters, false);
             put(parameters, &before);

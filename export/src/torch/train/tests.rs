@@ -269,7 +269,7 @@ fn classifiers_learn_with_every_kind_of_flatness() {
         Flatness::Off,
         Flatness::Sam { radius: 0.05, share: 0.5, after: 0 },
         Flatness::GradientNorm { lambda: 0.01, form: GradientNormForm::Exact },
-        Flatness::GradientNorm { lambda: 0.01, form: GradientNormForm::Difference },
+        Flatness::GradientNorm { lambda: 0.01, form: GradientNormForm::Difference { radius: 0.1 } },
     ];
     for flatness in flatness {
         let dir = tempfile::tempdir().unwrap();
