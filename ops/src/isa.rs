@@ -56,6 +56,22 @@ impl Span {
         Self { words: [0; SPAN_WORDS], zeros: [0; SPAN / 16], sum: 0, scale: 0.0 };
 }
 
+/// One span of a row, each input as a sum of bf16: the nearest one, and the nearest to what is left. So it is off by
+/// 2^-18 of itself at most.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(crate) struct Parts(
+    /// Padded with 0.
+    pub(crate) [[u16; SPAN]; PARTS],
+);
+
+/// bf16 that an input is the sum of. Three would be all of an f32, and take half as long again.
+pub(crate) const PARTS: usize = 2;
+
+impl Parts {
+    pub(crate) const ZERO: Self = Self([[0; SPAN]; PARTS]);
+}
+
 /// Bytes of sixteen lanes of 32 bits.
 pub(crate) type Line = [u8; 4 * LANES];
 

@@ -30,8 +30,12 @@ pub enum Arithmetic {
     I8,
     /// Bytes by tiles, 64 products to a sum of 32 bits: the same for several rows, where a machine has it.
     I8Tiles,
-    /// bf16, two products to a sum in f32. No kernel uses it, as its rounding is the machine's own.
+    /// bf16, two products to a sum in f32. No kernel uses it: with eight rows and more it is slower than
+    /// [`Self::F32`] on the machines with tiles, and its rounding is the machine's own.
     Bf16,
+    /// Numbers as sums of two bf16 by tiles of bf16 weights: what bf16 weights are multiplied with, where a machine
+    /// has it. Two products count as one.
+    Bf16Tiles,
 }
 
 /// How many sums run beside each other: few where there are 16 registers, many where an instruction
@@ -52,7 +56,7 @@ const FEW: usize = 4;
 const MANY: usize = 12;
 
 impl Arithmetic {
-    pub const ALL: [Self; 4] = [Self::F32, Self::I8, Self::I8Tiles, Self::Bf16];
+    pub const ALL: [Self; 5] = [Self::F32, Self::I8, Self::I8Tiles, Self::Bf16, Self::Bf16Tiles];
 
     /// What tables and files call it.
     pub fn name(self) -> &'static str {
@@ -61,6 +65,7 @@ impl Arithmetic {
             Self::I8 => "i8",
             Self::I8Tiles => "i8 tiles",
             Self::Bf16 => "bf16",
+            Self::Bf16Tiles => "bf16 tiles",
         }
     }
 
@@ -74,6 +79,7 @@ impl Arithmetic {
             (Self::I8, Chains::Many) => (isa::best(Dots::<MANY> { rounds }), MANY * DOTS_LINE),
             // There are as many tiles for sums as there are.
             (Self::I8Tiles, _) => return isa::amx::peak(rounds),
+            (Self::Bf16Tiles, _) => return isa::amx::peak_of_parts(rounds),
             (Self::Bf16, Chains::Few) => (isa::bf16_dots::<FEW>(rounds)?, FEW * 2 * LANES),
             (Self::Bf16, Chains::Many) => (isa::bf16_dots::<MANY>(rounds)?, MANY * 2 * LANES),
         };

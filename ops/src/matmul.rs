@@ -11,11 +11,14 @@ mod tests;
 pub use packing::{Format, INPUTS_MAX, Order, PackError, Packing, WrongScale};
 
 use self::{
-    activations::Quantised,
+    activations::{Quantised, Split},
     kernels::{Best, Checked, Inputs, Product},
     packing::PANEL,
 };
-use crate::simd::{Cut, Parallel, for_each_tile, for_each_tile_of, widest};
+use crate::{
+    isa::amx::Amx,
+    simd::{Cut, Parallel, for_each_tile, for_each_tile_of, widest},
+};
 
 /// A product with packed weights.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +73,10 @@ pub enum Activations {
 
 /// Memory that a product needs while it runs; kept, so that a step allocates nothing.
 #[derive(Debug, Default)]
-pub struct Scratch(Quantised);
+pub struct Scratch {
+    bytes: Quantised,
+    split: Split,
+}
 
 /// Rows of a tile: their inputs stay in the second cache while panels stream by.
 const ROWS: usize = 128;
@@ -86,8 +92,9 @@ const TILE_WEIGHTS_MIN: usize = 1 << 16;
 /// # Numerics
 /// With bytes, sums are exact over inputs that share a scale; then they are scaled and added in f32,
 /// in the order of the inputs, and last they take their output's scale. With floats they are fused
-/// products in the order of the inputs. Either way a row's results do not depend on the other rows,
-/// nor on the machine.
+/// products in the order of the inputs; or, where the machine multiplies bf16 by tiles (AMX), in theirs, and
+/// floats meet bf16 weights as sums of two bf16, which takes 2^-18 of them at most. Either way a row's results
+/// do not depend on the other rows; nor, but for these tiles, on the machine.
 ///
 /// # Panics
 /// If a slice does not have the length that the others ask for, or bf16 weights meet bytes.
@@ -122,10 +129,14 @@ pub fn matmuls<const N: usize>(
         product.check(rows, y);
     }
     let x = match (activations, format) {
+        (Activations::F32, Format::Bf16) if Amx::has_parts() => {
+            scratch.split.set(&products[0].packing, x, parallel);
+            Inputs::Parts(&scratch.split)
+        }
         (Activations::F32, _) => Inputs::Floats(x),
         (Activations::I8, Format::Q8 | Format::Q4) => {
-            scratch.0.set(&products[0].packing, x, parallel);
-            Inputs::Bytes(&scratch.0)
+            scratch.bytes.set(&products[0].packing, x, parallel);
+            Inputs::Bytes(&scratch.bytes)
         }
         (Activations::I8, Format::Bf16) => panic!("bf16 weights take f32 inputs"),
     };

@@ -55,35 +55,48 @@ def portable_logits(path, tokens):
     return np.stack(logits, axis=1)
 
 
+class Ragged:
+    """A graph with the operators of a library, its state bound in place."""
+
+    def __init__(self, path, library, lanes):
+        self.model = session(path, library)
+        named = state(self.model, lanes)
+        self.arena = {name: ort.OrtValue.ortvalue_from_numpy(it) for name, it in named.items()}
+
+    def step(self, segments):
+        """Logits after each `(lane, position, tokens)`; position 0 begins a session."""
+        lanes, positions, chunks = zip(*segments)
+        step = {
+            "tokens": np.concatenate(chunks),
+            "segments": np.cumsum([0, *map(len, chunks)]).astype(np.int32),
+            "lanes": np.array(lanes, np.int32),
+            "positions": np.array(positions, np.int64),
+            "fresh": np.array(positions) == 0,
+        }
+        binding = self.model.io_binding()
+        for name, value in step.items():
+            binding.bind_cpu_input(name, value)
+        for name, value in self.arena.items():
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(f"{name}.next", value)
+        binding.bind_output("logits")
+        self.model.run_with_iobinding(binding)
+        return binding.get_outputs()[-1].numpy()
+
+
 def ragged_answers(path, library, tokens, rng):
     """Yields session, position and logits of what the ragged graph answers."""
-    model = session(path, library)
-    arena = {name: ort.OrtValue.ortvalue_from_numpy(it) for name, it in state(model, 4).items()}
+    graph = Ragged(path, library, lanes=4)
     done, total = [0] * SESSIONS, tokens.shape[1]
     while min(done) < total:
         live = [it for it in rng.permutation(SESSIONS) if done[it] < total]
         ends = [min(total, done[it] + int(rng.integers(1, 15))) for it in live]
-        lengths = [end - done[it] for it, end in zip(live, ends)]
-        step = {
-            "tokens": np.concatenate([tokens[it, done[it] : end] for it, end in zip(live, ends)]),
-            "segments": np.cumsum([0, *lengths]).astype(np.int32),
-            "lanes": np.array([LANES[it] for it in live], np.int32),
-            "positions": np.array([done[it] for it in live], np.int64),
-            "fresh": np.array([done[it] == 0 for it in live]),
-        }
-        binding = model.io_binding()
-        for name, value in step.items():
-            binding.bind_cpu_input(name, value)
-        for name, value in arena.items():
-            binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output(f"{name}.next", value)
-        binding.bind_output("logits")
-        model.run_with_iobinding(binding)
-        logits = binding.get_outputs()[-1].numpy()
+        chunks = [tokens[it, done[it] : end] for it, end in zip(live, ends)]
+        logits = graph.step([(LANES[it], done[it], chunk) for it, chunk in zip(live, chunks)])
         for it, end, row in zip(live, ends, logits):
             done[it] = end
             yield it, end - 1, row
-    for name, value in arena.items():
+    for name, value in graph.arena.items():
         if not np.isnan(value.numpy()[2]).all():
             sys.exit(f"{name}: lane 2 was written, though no step names it")
 

@@ -236,8 +236,11 @@ impl Limits {
     /// Multiply-adds a second of `threads` threads with weights of `precision`, in the fastest way that the
     /// machine has; infinite if none was measured.
     pub(super) fn multiply_adds_per_s(&self, precision: &str, threads: usize) -> f64 {
-        let is_bytes = ["q8", "q4"].contains(&precision);
-        let names = if is_bytes { &["i8", "i8 tiles"][..] } else { &["f32"] };
+        let names: &[&str] = match precision {
+            "q8" | "q4" => &["i8", "i8 tiles"],
+            "bf16" => &["f32", "bf16 tiles"],
+            _ => &["f32"],
+        };
         let peaks = self.multiply_adds.iter().filter(|it| names.contains(&&*it.arithmetic));
         let peaks = peaks.map(|it| if threads == 1 { it.one_per_s } else { it.all_per_s });
         peaks.reduce(f64::max).unwrap_or(f64::INFINITY)

@@ -188,7 +188,8 @@ fn small_weights_stay_in_the_graph_and_large_ones_leave_it() {
 #[test]
 fn python_accepts_both_graphs_and_finds_them_equal() {
     check_in_python(Precision::F32, 1e-5);
-    check_in_python(Precision::Bf16, 1e-5);
+    // Where bf16 are multiplied by tiles, inputs keep seventeen digits.
+    check_in_python(Precision::Bf16, 5e-5);
     // Logits of a few units, from inputs that are bytes.
     check_in_python(Precision::Q8, 0.2);
     check_in_python(Precision::Q4, 0.2);

@@ -1,6 +1,8 @@
-//! Products of bytes by whole tiles (Intel AMX): one instruction multiplies sixteen rows of 64 bytes with the
-//! weights of sixteen outputs. What it gives are the sums that [`Isa::dot8`](super::Isa::dot8) gives, in 32 bits
-//! and exact, so that results are those of every other machine.
+//! Products by whole tiles (Intel AMX): one instruction multiplies sixteen rows of 64 bytes with the weights of
+//! sixteen outputs.
+//!
+//! Of bytes, what it gives are the sums that [`Isa::dot8`](super::Isa::dot8) gives, in 32 bits and exact, so that
+//! results are those of every other machine. Of bf16, they are sums in f32 in an order of its own.
 
 #![allow(
     unsafe_code,
@@ -10,7 +12,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::isa::{LANES, Line};
+use crate::isa::{LANES, Line, SPAN};
 
 /// Words, of four bytes each, that one instruction takes of a row.
 const STEP: usize = LANES;
@@ -18,16 +20,20 @@ const STEP: usize = LANES;
 const VECTORS: usize = 4;
 /// Most rows of a tile.
 const ROWS_MAX: usize = 16;
+/// Rows that [`Amx::padded`] adds at most.
+pub(crate) const PADDING_MAX: usize = ROWS_MAX - 1;
 
 /// Weights that meet a word, of 64 outputs.
 type Lines = [Line; VECTORS];
+/// Pairs of bf16 that hold the inputs of a span.
+const SPAN_PAIRS: usize = SPAN / 2;
 /// Sums of a row, one for each output.
 type Sums = [f32; VECTORS * LANES];
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-pub(crate) use self::none::{Amx, peak};
+pub(crate) use self::none::{Amx, peak, peak_of_parts};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(crate) use self::x86_64::{Amx, peak};
+pub(crate) use self::x86_64::{Amx, peak, peak_of_parts};
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod x86_64 {
@@ -39,8 +45,8 @@ mod x86_64 {
         sync::OnceLock,
     };
 
-    use super::{Lines, ROWS_MAX, STEP, Sums, VECTORS};
-    use crate::isa::{LANES, SPAN_WORDS, Span, avx512::Avx512};
+    use super::{Lines, ROWS_MAX, SPAN_PAIRS, STEP, Sums, VECTORS};
+    use crate::isa::{LANES, PARTS, Parts, SPAN, SPAN_WORDS, Span, avx512::Avx512};
 
     /// This thread's tiles, set up for products of some number of rows until it is dropped.
     #[derive(Debug)]
@@ -73,24 +79,41 @@ mod x86_64 {
     }
 
     impl Amx {
-        /// Sets up this thread for `rows` rows, which are cut into tiles as alike as can be; none if this machine
-        /// has no tiles, or does not let us use them.
+        /// Sets up this thread for `rows` rows of bytes, which are cut into tiles as alike as can be; none if this
+        /// machine has no tiles, or does not let us use them.
         ///
         /// # Panics
         /// If there are no rows.
         pub(crate) fn new(rows: usize) -> Option<Self> {
+            (Tiles::get() != Tiles::None).then(|| Self::set_up(rows, 1))
+        }
+
+        /// [`Amx::new`] for rows of f32 in parts.
+        ///
+        /// # Panics
+        /// If there are no rows.
+        pub(crate) fn of_parts(rows: usize) -> Option<Self> {
+            Self::has_parts().then(|| Self::set_up(rows, PARTS))
+        }
+
+        /// Whether this machine multiplies bf16 by tiles.
+        pub(crate) fn has_parts() -> bool {
+            Tiles::get() == Tiles::BytesAndBf16
+        }
+
+        /// Four tiles are of sums, `inputs` of inputs, and of weights what is left.
+        ///
+        /// # Panics
+        /// If there are no rows.
+        fn set_up(rows: usize, inputs: usize) -> Self {
             assert!(0 < rows, "there are rows");
-            static IS_ALLOWED: OnceLock<bool> = OnceLock::new();
-            if !*IS_ALLOWED.get_or_init(|| detected() && allowed()) {
-                return None;
-            }
             let rows = rows.div_ceil(rows.div_ceil(ROWS_MAX));
             let mut before = Shapes::NONE;
             let mut shapes = Shapes { palette: 1, ..Shapes::NONE };
             shapes.row_bytes[..8].fill(64);
-            // Four of sums, one of inputs, and of weights what is left.
-            shapes.rows[..5].fill(rows.try_into().expect("at most 16"));
-            shapes.rows[5..8].fill(16);
+            let (of_rows, of_weights) = shapes.rows[..8].split_at_mut(VECTORS + inputs);
+            of_rows.fill(rows.try_into().expect("at most 16"));
+            of_weights.fill(16);
             // SAFETY: the machine has tiles, and these shapes are within theirs; 64 bytes are written, and 64 read.
             unsafe {
                 asm!(
@@ -101,7 +124,7 @@ mod x86_64 {
                     options(nostack, preserves_flags)
                 );
             }
-            Some(Self { rows, before, _thread: PhantomData })
+            Self { rows, before, _thread: PhantomData }
         }
 
         /// `sums[n] += scale[n] · Σ_i x[n, i] · (w[i] - 128)` for each row `n`, whose words beyond those of the
@@ -117,14 +140,14 @@ mod x86_64 {
             let steps = if rest.is_empty() {
                 steps
             } else {
-                padded = pad(weights);
+                padded = pad::<{ SPAN_WORDS / STEP }>(weights);
                 &padded[..weights.len().div_ceil(STEP)]
             };
             let mut products = MaybeUninit::<Products>::uninit();
             let mut done = 0;
             while done < x.len() {
                 let begin = done.min(x.len() - self.rows);
-                // SAFETY: the machine has tiles, of which this thread's have the shapes that `new` gave them.
+                // SAFETY: the machine has tiles, of which this thread's have the shapes that `set_up` gave them.
                 // As many rows are left, and a row has the words of all steps.
                 unsafe {
                     let words = &raw const (*x[begin..].as_ptr()).words;
@@ -142,6 +165,54 @@ mod x86_64 {
                 done += fresh.len();
             }
         }
+
+        /// Rows that products of bf16 take and give, for as many as it is set up for: whole tiles.
+        pub(crate) fn padded(&self, rows: usize) -> usize {
+            rows.next_multiple_of(self.rows)
+        }
+
+        /// `sums[n] += Σ_i x[n, i] · w[i]` for each row `n`, whose inputs beyond those of the weights are 0. Meanwhile
+        /// `next` comes closer.
+        ///
+        /// # Numerics
+        /// For each 32 inputs in turn, products of each of their parts are added: a chain of fused products of the
+        /// even ones from 0 on and one of the odd ones, then both chains, then that to the sum. What is below the
+        /// smallest normal number is 0.
+        ///
+        /// # Panics
+        /// If there are not whole tiles of rows, or not as many as sums, or more weights than pairs.
+        pub(crate) fn multiply_parts(
+            &self,
+            x: &[Parts],
+            weights: &[Lines],
+            sums: &mut [Sums],
+            next: &[u8],
+        ) {
+            assert!(x.len().is_multiple_of(self.rows) && x.len() == sums.len(), "whole tiles");
+            assert!(weights.len() <= SPAN_PAIRS, "as many pairs as weights");
+            let padded;
+            let (steps, rest) = weights.as_chunks();
+            let steps = if rest.is_empty() {
+                steps
+            } else {
+                padded = pad::<{ SPAN_PAIRS / STEP }>(weights);
+                &padded[..weights.len().div_ceil(STEP)]
+            };
+            let turns = (x.len() / self.rows * steps.len()).max(1);
+            let mut ahead = Ahead { next: next.as_ptr(), lines: next.len().div_ceil(64 * turns) };
+            for (x, sums) in x.chunks(self.rows).zip(sums.chunks_mut(self.rows)) {
+                // SAFETY: the machine has tiles for them, of which this thread's have the shapes that `set_up` gave
+                // them. There are as many rows of inputs and sums, and a row has the pairs of all steps.
+                unsafe { tile_of_parts(x.as_ptr(), steps, sums.as_mut_ptr(), &mut ahead) };
+            }
+        }
+    }
+
+    /// What is asked for while a tile is computed.
+    struct Ahead {
+        next: *const u8,
+        /// Of 64 bytes, in a step.
+        lines: usize,
     }
 
     impl Drop for Amx {
@@ -169,7 +240,7 @@ mod x86_64 {
     /// Products of rows that begin `stride` bytes apart.
     ///
     /// # Safety
-    /// This thread's tiles have the shapes that [`Amx::new`] gives them, each of the rows can be read for as many
+    /// This thread's tiles have the shapes that [`Amx::set_up`] gives them, each of the rows can be read for as many
     /// words as the weights have, and `to` can be written.
     #[inline]
     unsafe fn tile(x: *const i32, stride: usize, weights: &[[Lines; STEP]], to: *mut Products) {
@@ -216,10 +287,83 @@ mod x86_64 {
         }
     }
 
+    /// Adds products of rows to their sums.
+    ///
+    /// # Safety
+    /// This thread's tiles have the shapes that [`Amx::set_up`] gives them, there are as many rows of `x` and `sums`, and
+    /// no more steps than a row has.
+    #[inline]
+    unsafe fn tile_of_parts(
+        x: *const Parts,
+        weights: &[[Lines; STEP]],
+        sums: *mut Sums,
+        ahead: &mut Ahead,
+    ) {
+        // SAFETY: it reads what the caller and `weights` hold, and reads and writes the sums of the rows; asking for
+        // memory is no access to it. What tiles held is over.
+        unsafe {
+            asm!(
+                "tileloadd tmm0, [{sums} + {line}]",
+                "tileloadd tmm1, [{sums} + {line} + 64]",
+                "tileloadd tmm2, [{sums} + {line} + 128]",
+                "tileloadd tmm3, [{sums} + {line} + 192]",
+                "test {steps}, {steps}",
+                "jz 3f",
+                "2:",
+                "mov {left}, {lines}",
+                "test {left}, {left}",
+                "jz 5f",
+                "4:",
+                "prefetcht0 [{next}]",
+                "add {next}, 64",
+                "dec {left}",
+                "jnz 4b",
+                "5:",
+                "tileloadd tmm6, [{w} + {line}]",
+                "tileloadd tmm4, [{x} + {stride}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{w} + {line} + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{x} + {stride} + {part}]",
+                "tdpbf16ps tmm0, tmm5, tmm6",
+                "tileloadd tmm6, [{w} + {line} + 128]",
+                "tdpbf16ps tmm1, tmm5, tmm7",
+                "tdpbf16ps tmm2, tmm4, tmm6",
+                "tileloadd tmm7, [{w} + {line} + 192]",
+                "tdpbf16ps tmm3, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {x}, 64",
+                "add {w}, 4096",
+                "dec {steps}",
+                "jnz 2b",
+                "3:",
+                "tilestored [{sums} + {line}], tmm0",
+                "tilestored [{sums} + {line} + 64], tmm1",
+                "tilestored [{sums} + {line} + 128], tmm2",
+                "tilestored [{sums} + {line} + 192], tmm3",
+                x = inout(reg) x => _,
+                w = inout(reg) weights.as_ptr() => _,
+                steps = inout(reg) weights.len() => _,
+                stride = in(reg) size_of::<Parts>(),
+                part = const size_of::<[u16; SPAN]>(),
+                // Of a pair's weights, and of a row of sums.
+                line = in(reg) size_of::<Lines>(),
+                sums = in(reg) sums,
+                next = inout(reg) ahead.next,
+                lines = in(reg) ahead.lines,
+                left = out(reg) _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            );
+        }
+    }
+
     /// The weights, and others that meet inputs of 0.
     #[cold]
-    fn pad(weights: &[Lines]) -> [[Lines; STEP]; SPAN_WORDS / STEP] {
-        let mut padded = [[[[0; 64]; VECTORS]; STEP]; SPAN_WORDS / STEP];
+    fn pad<const STEPS: usize>(weights: &[Lines]) -> [[Lines; STEP]; STEPS] {
+        let mut padded = [[[[0; 64]; VECTORS]; STEP]; STEPS];
         padded.as_flattened_mut()[..weights.len()].copy_from_slice(weights);
         padded
     }
@@ -240,44 +384,88 @@ mod x86_64 {
         }
     }
 
-    /// Multiplies tiles in registers for `rounds` rounds; gives how many multiply-adds that was.
-    pub(crate) fn peak(rounds: usize) -> Option<u64> {
-        let _tiles = Amx::new(ROWS_MAX)?;
-        // SAFETY: the machine has tiles, and this thread's have shapes that go together.
-        unsafe {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "tilezero tmm4",
-                "tilezero tmm5",
-                "test {rounds}, {rounds}",
-                "jz 3f",
-                "2:",
-                "tdpbsud tmm0, tmm4, tmm5",
-                "tdpbsud tmm1, tmm4, tmm5",
-                "tdpbsud tmm2, tmm4, tmm5",
-                "tdpbsud tmm3, tmm4, tmm5",
-                "dec {rounds}",
-                "jnz 2b",
-                "3:",
-                rounds = inout(reg) rounds => _,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _,
-                options(nomem, nostack)
-            );
-        }
-        let tile = ROWS_MAX * STEP * 4 * LANES;
-        Some(rounds as u64 * (VECTORS * tile) as u64)
+    /// `rounds` times four products of tiles in registers by an instruction.
+    macro_rules! products_in_registers {
+        ($instruction:literal, $rounds:expr) => {
+            // SAFETY: the caller has set up tiles whose shapes go together, and the machine has the instruction.
+            unsafe {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "tilezero tmm4",
+                    "tilezero tmm7",
+                    "test {rounds}, {rounds}",
+                    "jz 3f",
+                    "2:",
+                    concat!($instruction, " tmm0, tmm4, tmm7"),
+                    concat!($instruction, " tmm1, tmm4, tmm7"),
+                    concat!($instruction, " tmm2, tmm4, tmm7"),
+                    concat!($instruction, " tmm3, tmm4, tmm7"),
+                    "dec {rounds}",
+                    "jnz 2b",
+                    "3:",
+                    rounds = inout(reg) $rounds => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm7") _,
+                    options(nomem, nostack)
+                )
+            }
+        };
     }
 
-    /// Whether the processor multiplies bytes by tiles, and has what else is used here.
-    fn detected() -> bool {
+    /// Multiplies tiles of bytes in registers for `rounds` rounds; gives how many multiply-adds that was.
+    pub(crate) fn peak(rounds: usize) -> Option<u64> {
+        let _tiles = Amx::new(ROWS_MAX)?;
+        products_in_registers!("tdpbsud", rounds);
+        Some((rounds * VECTORS * ROWS_MAX * LANES * STEP * 4) as u64)
+    }
+
+    /// Multiplies tiles of bf16 in registers for `rounds` rounds; gives how many multiply-adds of inputs, each
+    /// [`PARTS`] bf16, that was.
+    pub(crate) fn peak_of_parts(rounds: usize) -> Option<u64> {
+        let _tiles = Amx::of_parts(ROWS_MAX)?;
+        products_in_registers!("tdpbf16ps", rounds);
+        Some((rounds * VECTORS * ROWS_MAX * LANES * STEP * 2 / PARTS) as u64)
+    }
+
+    /// What this process may multiply by tiles.
+    #[derive(Clone, Copy, Eq, PartialEq)]
+    enum Tiles {
+        None,
+        Bytes,
+        BytesAndBf16,
+    }
+
+    impl Tiles {
+        fn get() -> Self {
+            static FOUND: OnceLock<Tiles> = OnceLock::new();
+            *FOUND.get_or_init(|| match detected() {
+                Self::None => Self::None,
+                it if allowed() => it,
+                _ => Self::None,
+            })
+        }
+    }
+
+    /// What the processor multiplies by tiles, if it has what else is used here.
+    fn detected() -> Tiles {
+        const BF16: u32 = 1 << 22;
         const TILE: u32 = 1 << 24;
         const INT8: u32 = 1 << 25;
-        let has_extended = __cpuid(0).eax >= 7;
-        Avx512::detected() && has_extended && __cpuid_count(7, 0).edx & (TILE | INT8) == TILE | INT8
+        if !Avx512::detected() || __cpuid(0).eax < 7 {
+            return Tiles::None;
+        }
+        let features = __cpuid_count(7, 0).edx;
+        let has = |wanted: u32| features & wanted == wanted;
+        if has(TILE | INT8 | BF16) {
+            Tiles::BytesAndBf16
+        } else if has(TILE | INT8) {
+            Tiles::Bytes
+        } else {
+            Tiles::None
+        }
     }
 
     /// Asks the system for them, for all threads: they hold 8 KiB, which it has to keep for each.
@@ -293,7 +481,7 @@ mod x86_64 {
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod none {
     use super::{Lines, Sums};
-    use crate::isa::Span;
+    use crate::isa::{Parts, Span};
 
     #[derive(Debug)]
     pub(crate) enum Amx {}
@@ -303,12 +491,38 @@ mod none {
             None
         }
 
+        pub(crate) fn of_parts(_rows: usize) -> Option<Self> {
+            None
+        }
+
+        pub(crate) fn has_parts() -> bool {
+            false
+        }
+
         pub(crate) fn multiply(&self, _x: &[Span], _weights: &[Lines], _sums: &mut [Sums]) {
+            match *self {}
+        }
+
+        pub(crate) fn padded(&self, _rows: usize) -> usize {
+            match *self {}
+        }
+
+        pub(crate) fn multiply_parts(
+            &self,
+            _x: &[Parts],
+            _weights: &[Lines],
+            _sums: &mut [Sums],
+            _next: &[u8],
+        ) {
             match *self {}
         }
     }
 
     pub(crate) fn peak(_rounds: usize) -> Option<u64> {
+        None
+    }
+
+    pub(crate) fn peak_of_parts(_rounds: usize) -> Option<u64> {
         None
     }
 }

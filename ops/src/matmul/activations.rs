@@ -1,19 +1,29 @@
-//! Inputs of a product as bytes, quantised while it runs.
+//! Inputs of a product as kernels take them, made while it runs: as bytes, or each as a sum of bf16.
 
 use crate::{
-    isa::{Isa, LANES, Lanes, QUANTISED, SPAN, Span, best},
+    isa::{Isa, LANES, Lanes, Parts, QUANTISED, SPAN, Span, amx::PADDING_MAX, best},
     matmul::packing::Packing,
-    simd::{Cut, Parallel, for_each_tile},
+    simd::{Cut, Loops, Parallel, for_each_tile, widest},
 };
 
-/// Rows of bytes, with a scale for each span.
-///
-/// It is `[groups, spans, rows]` of [`Span`]: the spans that meet the same weights lie side by side.
-#[derive(Debug, Default)]
-pub(super) struct Quantised {
+/// Rows cut into spans: `[groups, spans, rows]`, so that those that meet the same weights lie side by side.
+#[derive(Debug)]
+pub(super) struct Spans<S> {
     rows: usize,
     spans: usize,
-    data: Vec<Span>,
+    /// Beyond the last, as many as tiles may read of rows that are not there.
+    data: Vec<S>,
+}
+
+/// Rows of bytes, with a scale for each span.
+pub(super) type Quantised = Spans<Span>;
+/// Rows of numbers, each as a sum of bf16.
+pub(super) type Split = Spans<Parts>;
+
+impl<S> Default for Spans<S> {
+    fn default() -> Self {
+        Self { rows: 0, spans: 0, data: Vec::new() }
+    }
 }
 
 impl Quantised {
@@ -22,12 +32,33 @@ impl Quantised {
     /// A span that holds an infinity or a NaN gets NaN as its scale, and so has every result that it
     /// reaches.
     pub(super) fn set(&mut self, packing: &Packing, x: &[f32], parallel: &impl Parallel) {
+        self.fill(packing, x, Span::ZERO, parallel, |x, span| best(Quantise { x, span }));
+    }
+}
+
+impl Split {
+    /// Splits `x` `[N, groups · inputs]`; memory is kept for the next call.
+    pub(super) fn set(&mut self, packing: &Packing, x: &[f32], parallel: &impl Parallel) {
+        self.fill(packing, x, Parts::ZERO, parallel, |x, span| widest(SplitSpan { x, span }));
+    }
+}
+
+impl<S: Copy + Send> Spans<S> {
+    /// Each span as `write` makes it of its inputs; `zero` is one of zeros.
+    fn fill(
+        &mut self,
+        packing: &Packing,
+        x: &[f32],
+        zero: S,
+        parallel: &impl Parallel,
+        write: impl Fn(&[f32], &mut S) + Sync,
+    ) {
         let Packing { groups, inputs, .. } = *packing;
         self.rows = x.len() / (groups * inputs);
         self.spans = inputs.div_ceil(SPAN);
         let (rows, spans) = (self.rows, self.spans);
         let len = groups * spans * rows;
-        self.data.resize(self.data.len().max(len), Span::ZERO);
+        self.data.resize(self.data.len().max(len + PADDING_MAX), zero);
         // An input costs about as much as eight multiply-adds.
         let cut = Cut { rows: groups * spans, columns: ROWS, work: 8 * x.len() };
         for_each_tile(parallel, cut, &mut self.data[..len], rows, |[_, row], mut tile| {
@@ -36,19 +67,19 @@ impl Quantised {
                 let inputs = span * SPAN..inputs.min(span * SPAN + SPAN);
                 for (row, span) in (row..).zip(tile.row_mut(place)) {
                     let x = &x[(row * groups + group) * packing.inputs..][inputs.clone()];
-                    best(Quantise { x, span });
+                    write(x, span);
                 }
             }
         });
     }
 
-    /// Span `span` of each row of `group`.
-    pub(super) fn rows(&self, group: usize, span: usize) -> &[Span] {
-        &self.data[(group * self.spans + span) * self.rows..][..self.rows]
+    /// Span `span` of each row of `group`, and whatever lies behind.
+    pub(super) fn rows(&self, group: usize, span: usize) -> &[S] {
+        &self.data[(group * self.spans + span) * self.rows..]
     }
 }
 
-/// Rows that a thread quantises at a time.
+/// Rows that a thread takes at a time.
 const ROWS: usize = 8;
 
 struct Quantise<'a> {
@@ -77,6 +108,33 @@ impl Lanes for Quantise<'_> {
         span.sum = span.zeros.iter().sum();
         span.zeros = span.zeros.map(|sum| -8 * sum);
     }
+}
+
+struct SplitSpan<'a> {
+    x: &'a [f32],
+    span: &'a mut Parts,
+}
+
+impl Loops for SplitSpan<'_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { x, span: Parts([high, low]) } = self;
+        for ((x, high), low) in x.iter().zip(high.iter_mut()).zip(low.iter_mut()) {
+            *high = nearest_bf16(*x);
+            *low = nearest_bf16(x - f32::from_bits(u32::from(*high) << 16));
+        }
+        high[x.len()..].fill(0);
+        low[x.len()..].fill(0);
+    }
+}
+
+/// The bits of the bf16 that is nearest to `x`; of two, the even one.
+#[inline(always)]
+fn nearest_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
+    // Of some, rounding would carry into the sign.
+    if x.is_nan() { 0x7FC0 } else { rounded as u16 }
 }
 
 /// A span whose largest input is below this is nothing: the inverse of its scale would overflow.

@@ -3,11 +3,15 @@
 use std::{cell::RefCell, hint};
 
 use crate::{
-    isa::{self, Isa, LANES, Lanes, Line, SPAN_WORDS, Span, abreast, amx::Amx, prefetch},
+    isa::{
+        self, Isa, LANES, Lanes, Line, SPAN, SPAN_WORDS, Span, abreast,
+        amx::{Amx, PADDING_MAX},
+        prefetch,
+    },
     math::{gelu, soft_cap},
     matmul::{
         Then, Weights,
-        activations::Quantised,
+        activations::{Quantised, Split},
         packing::{Format, PANEL, Packing, SCALES_BYTES, UNIT, UNIT_BYTES},
     },
     simd::{Loops, Tile},
@@ -37,6 +41,8 @@ pub(super) enum Inputs<'a> {
     /// `[N, groups · inputs]`
     Floats(&'a [f32]),
     Bytes(&'a Quantised),
+    /// For tiles, which the machine has to have.
+    Parts(&'a Split),
 }
 
 /// What a thread needs for a tile.
@@ -76,8 +82,11 @@ impl Product<'_> {
     /// Computes the tile with `run`, which runs a kernel with some set of instructions.
     pub(super) fn run(mut self, run: impl Run) {
         let rows = self.y.rows();
-        let is_tiled = matches!(self.x, Inputs::Bytes(_)) && TILED_ROWS_MIN <= rows;
-        let amx = if is_tiled { run.amx(rows) } else { None };
+        let amx = match self.x {
+            Inputs::Bytes(_) if TILED_ROWS_MIN <= rows => run.amx(rows),
+            Inputs::Parts(_) => Amx::of_parts(rows),
+            _ => None,
+        };
         DESK.with_borrow_mut(|Desk { sums: [sums, second], bytes }| {
             bytes.resize(SPAN_WORDS, [[0; LINE]; VECTORS]);
             let how = How { run, amx: amx.as_ref() };
@@ -100,12 +109,16 @@ impl Product<'_> {
         sums: &mut Vec<Sums>,
         bytes: &mut [[Line; VECTORS]],
     ) {
-        sums.resize(sums.len().max(self.y.rows()), [0.0; PANEL]);
-        let sums = &mut sums[..self.y.rows()];
+        let rows = self.y.rows();
+        sums.resize(sums.len().max(rows + PADDING_MAX), [0.0; PANEL]);
         let panel = self.packing.panel(weights.packed, self.group, self.column + column);
         match self.x {
-            Inputs::Floats(x) => self.floats(how.run, panel, x, sums),
-            Inputs::Bytes(x) => self.bytes(how, panel, x, sums, bytes),
+            Inputs::Floats(x) => self.floats(how.run, panel, x, &mut sums[..rows]),
+            Inputs::Bytes(x) => self.bytes(how, panel, x, &mut sums[..rows], bytes),
+            Inputs::Parts(x) => {
+                let amx = how.amx.expect("the machine multiplies them by tiles");
+                self.parts(amx, panel, x, &mut sums[..amx.padded(rows)]);
+            }
         }
     }
 
@@ -124,6 +137,24 @@ impl Product<'_> {
                 }
                 _ => unreachable!("1 to 4 rows"),
             }
+        }
+    }
+
+    /// All rows by one panel of bf16, a span of inputs after the other; sums of rows that are only there to have
+    /// whole tiles are whatever they are.
+    fn parts(&self, amx: &Amx, panel: &[u8], x: &Split, sums: &mut [Sums]) {
+        sums.as_flattened_mut().fill(0.0);
+        let mut rest = lines(panel);
+        for span in 0.. {
+            let (now, next) = rest.split_at(rest.len().min(SPAN / 2));
+            if now.is_empty() {
+                break;
+            }
+            let x = &x.rows(self.group, span)[self.row..][..sums.len()];
+            let ahead = if self.y.rows() <= STREAMED_ROWS_MAX { 0 } else { now.len() };
+            let ahead = &next[..next.len().min(ahead)];
+            amx.multiply_parts(x, now, sums, ahead.as_flattened().as_flattened());
+            rest = next;
         }
     }
 

@@ -103,7 +103,11 @@ fn floats_agree_with_f64() {
         let case = Case::new(packing);
         let x = case.x(7);
         // Each addition rounds a sum of up to about 16 by at most half of 2^-20.
-        let bound = 0.5 / f64::from(1 << 20) * (packing.inputs as f64).max(20.0);
+        let mut bound = 0.5 / f64::from(1 << 20) * (packing.inputs as f64).max(20.0);
+        if packing.format == Format::Bf16 && Amx::has_parts() {
+            // As two bf16, an input is off by 2^-18 of it; inputs and weights are below 1.3.
+            bound += 1.3 * 1.3 / f64::from(1 << 18) * packing.inputs as f64;
+        }
         for (y, exact) in case.run(Activations::F32, &x).iter().zip(case.exact(&x)) {
             let off = (f64::from(*y) - exact).abs();
             assert!(off < bound, "{packing:?}: {y} for {exact}");
@@ -148,13 +152,13 @@ fn rows_do_not_know_each_other() {
     }
 }
 
+/// But for tiles of bf16, whose bits are theirs.
 #[test]
 fn every_set_of_instructions_gives_the_same_bits() {
     // So many that bytes are multiplied by tiles, where there are some, and fewer.
     for (packing, rows) in packings().flat_map(|it| [9, 19].map(|rows| (it, rows))) {
         let case = Case::new(packing);
         let x = case.x(rows);
-        let expected = case.run(case.fast(), &x);
         let mut quantised = Quantised::default();
         let inputs = match case.fast() {
             Activations::F32 => Inputs::Floats(&x),
@@ -163,16 +167,23 @@ fn every_set_of_instructions_gives_the_same_bits() {
                 Inputs::Bytes(&quantised)
             }
         };
-        let width = packing.groups * packing.outputs;
-        let mut y = vec![0.0; rows * width];
-        let cut = Cut { rows, columns: packing.outputs, work: 0 };
-        for_each_tile(&Serial, cut, &mut y, width, |[row, column], y| {
-            let (group, weights) = (column / packing.outputs, case.weights());
-            let then = Then::Nothing;
-            Product { packing, weights, then, group, row, column: 0, x: inputs, y }.run(Plain);
-        });
-        assert_eq!(y, expected, "{packing:?}, {rows} rows");
+        let [best, plain] =
+            [run_with(Best, &case, inputs, rows), run_with(Plain, &case, inputs, rows)];
+        assert_eq!(plain, best, "{packing:?}, {rows} rows");
     }
+}
+
+fn run_with(run: impl Run + Sync, case: &Case, x: Inputs<'_>, rows: usize) -> Vec<f32> {
+    let packing = case.packing;
+    let width = packing.groups * packing.outputs;
+    let mut y = vec![0.0; rows * width];
+    let cut = Cut { rows, columns: packing.outputs, work: 0 };
+    for_each_tile(&Serial, cut, &mut y, width, |[row, column], y| {
+        let (group, weights) = (column / packing.outputs, case.weights());
+        let then = Then::Nothing;
+        Product { packing, weights, then, group, row, column: 0, x, y }.run(run);
+    });
+    y
 }
 
 /// Goal: what follows a product is what it would be by itself. Method: compare with plain products, which

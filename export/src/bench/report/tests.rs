@@ -65,7 +65,7 @@ fn report() -> Report {
         limits: Some(Limits {
             threads: 2,
             read: Read { one_bytes_per_s: 10e9, all_bytes_per_s: 15e9 },
-            multiply_adds: vec![peak("f32", 50e9), peak("i8", 200e9)],
+            multiply_adds: vec![peak("f32", 50e9), peak("i8", 200e9), peak("bf16 tiles", 80e9)],
         }),
         kernels: vec![Kernel {
             name: "down_proj".to_owned(),
@@ -109,10 +109,11 @@ fn tables_show_it_all() {
     expect![[r#"
         some CPU, 2 cores
 
-        limit                   1 thread  all threads
-        read              GB/s      10.0         15.0
-        multiply-add f32   G/s      50.0        100.0
-        multiply-add i8    G/s     200.0        400.0
+        limit                          1 thread  all threads
+        read                     GB/s      10.0         15.0
+        multiply-add f32          G/s      50.0        100.0
+        multiply-add i8           G/s     200.0        400.0
+        multiply-add bf16 tiles   G/s      80.0        160.0
 
         product                 weights  rows        us  GB/s  GMAC/s  read GB/s   bound  of limit
         1536 to 512: down_proj  q8          8  200000.0   5.0    20.0       10.0  memory      50 %
@@ -181,6 +182,7 @@ fn limit_of_multiply_adds_follows_from_the_weights() {
     };
     check("q4", 1, 200e9);
     check("q8", 2, 400e9);
-    check("bf16", 1, 50e9);
+    check("bf16", 1, 80e9);
+    check("f16", 1, 50e9);
     check("f32", 2, 100e9);
 }

@@ -1,7 +1,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
-use crate::isa::{SPAN_WORDS, Span};
+use crate::isa::{Parts, SPAN_WORDS, Span};
 
 /// A row whose first `words` words are something, the largest bytes and the smallest among them.
 fn row(seed: usize, words: usize) -> Span {
@@ -82,5 +82,73 @@ fn what_would_be_read_elsewhere_is_refused() {
             amx.multiply(&x[..rows], &lines[..words], &mut sums[..results]);
         });
         assert!(catch_unwind(work).is_err(), "{rows} rows of {words} words to {results}");
+    }
+}
+
+/// The bf16 of `bits`, as f32.
+fn bf16(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// The bits of a bf16 from 2^-11 to 2^-3, of either sign.
+fn number(seed: usize) -> u16 {
+    let [a, b, ..] = (seed as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes();
+    (u16::from(b & 0x80) << 8) | (0x3A00 + u16::from(a & 7) * 0x80) | u16::from(b & 0x7F)
+}
+
+/// What [`Amx::multiply_parts`] is to add for one output.
+fn parts_product(x: &Parts, weights: &[Lines], output: usize, sum: f32) -> f32 {
+    let pair = |lines: &Lines| {
+        let bytes = &lines[output / LANES][4 * (output % LANES)..][..4];
+        [0, 2].map(|it| bf16(u16::from_le_bytes([bytes[it], bytes[it + 1]])))
+    };
+    weights.chunks(STEP).enumerate().fold(sum, |sum, (step, lines)| {
+        x.0.iter().fold(sum, |sum, x| {
+            let x = x[step * 2 * STEP..].chunks(2);
+            let chains = lines.iter().zip(x).fold([0.0f32; 2], |chains, (lines, x)| {
+                let w = pair(lines);
+                [0, 1].map(|it| bf16(x[it]).mul_add(w[it], chains[it]))
+            });
+            sum + (chains[0] + chains[1])
+        })
+    })
+}
+
+/// Goal: sums of bf16 are what the definition says, bit for bit, whatever the rows beside.
+#[test]
+fn tiles_of_parts_add_in_the_order_that_is_told() {
+    for rows in [1, 2, 7, 15, 16, 17, 31, 32, 33, 100] {
+        let Some(amx) = Amx::of_parts(rows) else {
+            return eprintln!("skipped: this machine has no AMX for bf16");
+        };
+        for pairs in [1, 15, 16, 17, 96, 128] {
+            let weights: Vec<Lines> = (0..pairs)
+                .map(|at| {
+                    std::array::from_fn(|vector| {
+                        let number = |it: usize| number((at * VECTORS + vector) * 32 + it / 2);
+                        std::array::from_fn(|it| number(it).to_le_bytes()[it % 2])
+                    })
+                })
+                .collect();
+            let x: Vec<Parts> = (0..amx.padded(rows))
+                .map(|row| {
+                    let mut x = Parts::ZERO;
+                    for at in 0..2 * pairs {
+                        for (part, x) in x.0.iter_mut().enumerate() {
+                            x[at] = number((row * 3 + part) * 1000 + at);
+                        }
+                    }
+                    x
+                })
+                .collect();
+            let mut sums = vec![[0.25; 64]; x.len()];
+            amx.multiply_parts(&x, &weights, &mut sums, &[]);
+            for (x, sums) in x.iter().zip(&sums) {
+                for (output, sum) in sums.iter().enumerate() {
+                    let expected = parts_product(x, &weights, output, 0.25);
+                    assert_eq!(*sum, expected, "{rows} rows of {pairs} pairs");
+                }
+            }
+        }
     }
 }
