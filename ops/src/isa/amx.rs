@@ -12,7 +12,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::isa::{LANES, Line, SPAN};
+use crate::isa::{LANES, Line};
 
 /// Words, of four bytes each, that one instruction takes of a row.
 const STEP: usize = LANES;
@@ -25,8 +25,6 @@ pub(crate) const PADDING_MAX: usize = ROWS_MAX - 1;
 
 /// Weights that meet a word, of 64 outputs.
 type Lines = [Line; VECTORS];
-/// Pairs of bf16 that hold the inputs of a span.
-const SPAN_PAIRS: usize = SPAN / 2;
 /// Sums of a row, one for each output.
 type Sums = [f32; VECTORS * LANES];
 
@@ -45,8 +43,11 @@ mod x86_64 {
         sync::OnceLock,
     };
 
-    use super::{Lines, ROWS_MAX, SPAN_PAIRS, STEP, Sums, VECTORS};
+    use super::{Lines, ROWS_MAX, STEP, Sums, VECTORS};
     use crate::isa::{LANES, PARTS, Parts, SPAN, SPAN_WORDS, Span, avx512::Avx512};
+
+    /// Pairs of bf16 that hold the inputs of a span.
+    const SPAN_PAIRS: usize = SPAN / 2;
 
     /// This thread's tiles, set up for products of some number of rows until it is dropped.
     #[derive(Debug)]
