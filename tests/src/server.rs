@@ -225,9 +225,16 @@ pub fn tiny_bundle(folder: &Path) -> PathBuf {
 
 /// The same with other weights for every `seed`.
 pub fn seeded_bundle(folder: &Path, seed: u64) -> PathBuf {
-    let bundle = folder.join("tiny");
+    random_bundle(folder, "tiny", &["--seed", &seed.to_string()])
+}
+
+/// A bundle of `preset` with random weights, which is called so too, emitted with `flags` into `folder`.
+pub fn random_bundle(folder: &Path, preset: &str, flags: &[&str]) -> PathBuf {
+    let bundle = folder.join(preset);
     let output = Command::new(program("aerie-export"))
-        .args(["emit", "--random", "tiny", "--seed", &seed.to_string(), "--name", "tiny", "--out"])
+        .args(["emit", "--random", preset, "--name", preset])
+        .args(flags)
+        .arg("--out")
         .arg(&bundle)
         .output()
         .expect("aerie-export runs");

@@ -6,7 +6,12 @@
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fs::File, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
 
 use aerie_models::{
     BundleError, Manifest,
@@ -17,6 +22,7 @@ use memmap2::Mmap;
 /// The files that a manifest names, as memory that is shared with the page cache.
 #[derive(Debug)]
 pub struct BundleFiles {
+    dir: PathBuf,
     maps: BTreeMap<String, Mmap>,
 }
 
@@ -32,7 +38,7 @@ impl BundleFiles {
             Ok((file.clone(), map))
         };
         let maps = manifest.files.keys().map(open).collect::<Result<_, _>>()?;
-        Ok(Self { maps })
+        Ok(Self { dir: dir.to_owned(), maps })
     }
 
     /// Holds every file to the hash in the manifest, on all cores.
@@ -57,6 +63,11 @@ impl BundleFiles {
     /// The bytes of a file that a graph refers to, if the manifest names it.
     pub(super) fn find(&self, file: &str) -> Option<&[u8]> {
         self.maps.get(file).map(|map| &map[..])
+    }
+
+    /// Where the bundle is.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
     }
 }
 

@@ -41,6 +41,10 @@ use crate::device::{
 /// Where ONNX Runtime is if `ORT_DYLIB_PATH` does not say.
 const RUNTIME: &str = "libonnxruntime.so";
 
+/// Option of a session: where the files are that its graph refers to. It looks for them there even if it is lent all
+/// weights that are in them.
+const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+
 /// ONNX Runtime, loaded; one for the whole process.
 #[derive(Clone, Debug)]
 pub struct Runtime {
@@ -184,7 +188,9 @@ pub(super) fn open(
     files: &BundleFiles,
     spec: &DeviceSpec,
 ) -> Result<(Session, Vec<Lent>), LoadError> {
-    let mut builder = options(Session::builder(&runtime.environment)?, spec)?;
+    let mut builder = options(Session::builder(&runtime.environment)?, spec)?
+        .with_config_entry(EXTERNAL_FOLDER, files.dir().to_string_lossy())
+        .map_err(|error| ort::Error::new(error.to_string()))?;
     let model = files.bytes(MODEL_FILE);
     let weights = Lent::all(&mut builder, model, files)?;
     let _making = runtime.making.lock().unwrap_or_else(PoisonError::into_inner);

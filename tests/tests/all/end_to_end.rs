@@ -8,7 +8,7 @@ use std::{
 
 use aerie_client::{Code, Error, v1};
 use aerie_tests::{
-    server::{Server, Wire, tiny_bundle},
+    server::{Server, Wire, random_bundle, tiny_bundle},
     turn::{Turn, greedy, run},
 };
 use tokio_stream::StreamExt as _;
@@ -55,6 +55,17 @@ async fn sessions_do_not_notice_each_other() {
     while let Some(ended) = conversations.join_next().await {
         ended.unwrap();
     }
+}
+
+/// Weights of large models do not fit into the graph's own file.
+#[tokio::test]
+async fn weights_beside_the_graph_are_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = random_bundle(folder.path(), "griffin-small-512", &["--precision", "bf16"]);
+    assert!(bundle.join("model.onnx.data").exists(), "the weights are beside the graph");
+    let server = Server::start(&bundle, &[]);
+    let turn = run(&server.client(Wire::Grpc).await, greedy(PROMPT, 5)).await.unwrap();
+    assert_eq!(turn.ids.len(), 5);
 }
 
 #[tokio::test]
