@@ -95,7 +95,7 @@ def write(folder, config):
         places |= dict.fromkeys(names, file)
         print(f"wrote {file}")
     config.save_pretrained(folder)
-    shutil.copy(pathlib.Path(__file__).parents[1] / "goldens/tokenizer.json", folder)
+    shutil.copy(pathlib.Path(__file__).parents[2] / "models/bundles/tales/tokenizer.json", folder)
     total = sum(2 * it.numel() for it in shapes.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
