@@ -46,6 +46,8 @@ mod x86_64 {
     use super::{Lines, ROWS_MAX, STEP, Sums, VECTORS};
     use crate::isa::{LANES, PARTS, Parts, SPAN, SPAN_WORDS, Span, avx512::Avx512};
 
+    /// Rows that are multiplied one by one.
+    const ROWS_ALONE_MAX: usize = 1;
     /// Pairs of bf16 that hold the inputs of a span.
     const SPAN_PAIRS: usize = SPAN / 2;
 
@@ -199,6 +201,14 @@ mod x86_64 {
                 padded = pad::<{ SPAN_PAIRS / STEP }>(weights);
                 &padded[..weights.len().div_ceil(STEP)]
             };
+            if x.len() <= ROWS_ALONE_MAX {
+                for (x, sums) in x.iter().zip(sums) {
+                    // SAFETY: the machine has AVX-512, as all that have tiles and are used, and a row has the pairs of
+                    // all steps.
+                    unsafe { row_of_parts(x, steps, sums) };
+                }
+                return;
+            }
             let turns = (x.len() / self.rows * steps.len()).max(1);
             let mut ahead = Ahead { next: next.as_ptr(), lines: next.len().div_ceil(64 * turns) };
             for (x, sums) in x.chunks(self.rows).zip(sums.chunks_mut(self.rows)) {
@@ -356,6 +366,128 @@ mod x86_64 {
                 left = out(reg) _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            );
+        }
+    }
+
+    /// Adds the products of a row to its sums as [`tile_of_parts`] does, to the bit, by vectors: tiles with a single row
+    /// take weights more slowly than caches give them.
+    ///
+    /// # Safety
+    /// The machine has AVX-512, and a row has at least as many inputs as the steps.
+    #[inline]
+    unsafe fn row_of_parts(x: &Parts, weights: &[[Lines; STEP]], sums: &mut Sums) {
+        /// Adds a vector's products to its chains: of each part, one of even inputs and one of odd ones.
+        macro_rules! products {
+            ($at:literal, $high_even:literal, $high_odd:literal, $low_even:literal, $low_odd:literal) => {
+                concat!(
+                    "vpslld zmm28, zmmword ptr [{w} + ",
+                    $at,
+                    "], 16\n",
+                    "vpandd zmm29, zmm30, zmmword ptr [{w} + ",
+                    $at,
+                    "]\n",
+                    "vfmadd231ps ",
+                    $high_even,
+                    ", zmm28, zmm24\n",
+                    "vfmadd231ps ",
+                    $high_odd,
+                    ", zmm29, zmm25\n",
+                    "vfmadd231ps ",
+                    $low_even,
+                    ", zmm28, zmm26\n",
+                    "vfmadd231ps ",
+                    $low_odd,
+                    ", zmm29, zmm27\n",
+                )
+            };
+        }
+        /// Adds both chains of a part to a sum, and begins them anew.
+        macro_rules! close {
+            ($sum:literal, $even:literal, $odd:literal) => {
+                concat!(
+                    "vaddps ", $even, ", ", $even, ", ", $odd, "\n", "vaddps ", $sum, ", ", $sum,
+                    ", ", $even, "\n", "vpxord ", $even, ", ", $even, ", ", $even, "\n", "vpxord ",
+                    $odd, ", ", $odd, ", ", $odd, "\n",
+                )
+            };
+        }
+        /// Of MXCSR: numbers too small to be normal are 0, as they come and as they go; to nearest; nothing is trapped.
+        const FLUSHED: u32 = 0x9FC0;
+        let flushed = FLUSHED;
+        let mut before = 0u32;
+        // SAFETY: it reads what `weights` and `x` hold, and reads and writes the sums. Rounding is afterwards as it was.
+        unsafe {
+            asm!(
+                "stmxcsr [{before}]",
+                "ldmxcsr [{flushed}]",
+                "vmovups zmm0, [{sums}]",
+                "vmovups zmm1, [{sums} + 64]",
+                "vmovups zmm2, [{sums} + 128]",
+                "vmovups zmm3, [{sums} + 192]",
+                "mov {left:e}, 0xFFFF0000",
+                "vpbroadcastd zmm30, {left:e}",
+                "vpxord zmm4, zmm4, zmm4",
+                "vpxord zmm5, zmm5, zmm5",
+                "vpxord zmm6, zmm6, zmm6",
+                "vpxord zmm7, zmm7, zmm7",
+                "vpxord zmm8, zmm8, zmm8",
+                "vpxord zmm9, zmm9, zmm9",
+                "vpxord zmm10, zmm10, zmm10",
+                "vpxord zmm11, zmm11, zmm11",
+                "vpxord zmm12, zmm12, zmm12",
+                "vpxord zmm13, zmm13, zmm13",
+                "vpxord zmm14, zmm14, zmm14",
+                "vpxord zmm15, zmm15, zmm15",
+                "vpxord zmm16, zmm16, zmm16",
+                "vpxord zmm17, zmm17, zmm17",
+                "vpxord zmm18, zmm18, zmm18",
+                "vpxord zmm19, zmm19, zmm19",
+                "test {steps}, {steps}",
+                "jz 4f",
+                "2:",
+                "mov {left:e}, 16",
+                "3:",
+                "vpbroadcastd zmm25, [{x}]",
+                "vpslld zmm24, zmm25, 16",
+                "vpandd zmm25, zmm25, zmm30",
+                "vpbroadcastd zmm27, [{x} + {part}]",
+                "vpslld zmm26, zmm27, 16",
+                "vpandd zmm27, zmm27, zmm30",
+                products!(0, "zmm4", "zmm8", "zmm12", "zmm16"),
+                products!(64, "zmm5", "zmm9", "zmm13", "zmm17"),
+                products!(128, "zmm6", "zmm10", "zmm14", "zmm18"),
+                products!(192, "zmm7", "zmm11", "zmm15", "zmm19"),
+                "add {x}, 4",
+                "add {w}, 256",
+                "dec {left:e}",
+                "jnz 3b",
+                close!("zmm0", "zmm4", "zmm8"),
+                close!("zmm1", "zmm5", "zmm9"),
+                close!("zmm2", "zmm6", "zmm10"),
+                close!("zmm3", "zmm7", "zmm11"),
+                close!("zmm0", "zmm12", "zmm16"),
+                close!("zmm1", "zmm13", "zmm17"),
+                close!("zmm2", "zmm14", "zmm18"),
+                close!("zmm3", "zmm15", "zmm19"),
+                "dec {steps}",
+                "jnz 2b",
+                "4:",
+                "vmovups [{sums}], zmm0",
+                "vmovups [{sums} + 64], zmm1",
+                "vmovups [{sums} + 128], zmm2",
+                "vmovups [{sums} + 192], zmm3",
+                "ldmxcsr [{before}]",
+                before = in(reg) &raw mut before,
+                flushed = in(reg) &raw const flushed,
+                x = inout(reg) x.0.as_ptr() => _,
+                w = inout(reg) weights.as_ptr() => _,
+                steps = inout(reg) weights.len() => _,
+                left = out(reg) _,
+                part = const size_of::<[u16; SPAN]>(),
+                sums = in(reg) sums.as_mut_ptr(),
+                out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _, out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _, out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _, out("zmm30") _,
                 options(nostack)
             );
         }

@@ -152,3 +152,34 @@ fn tiles_of_parts_add_in_the_order_that_is_told() {
         }
     }
 }
+
+/// Goal: a row alone gives the bits that it gives among others, be numbers too small to be normal. Method: weights
+/// and inputs of exponents whose products are about as small as numbers can be.
+#[test]
+fn a_row_alone_has_the_bits_of_tiles() {
+    let Some(many) = Amx::of_parts(16) else {
+        return eprintln!("skipped: this machine has no AMX for bf16");
+    };
+    let small = |seed: usize, exponents: u8| {
+        let [a, b, ..] = (seed as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes();
+        u16::from_be_bytes([(b & 0x80) | (a % exponents), b])
+    };
+    let line =
+        |at: usize| std::array::from_fn(|it| small(at * 32 + it / 2, 3).to_le_bytes()[it % 2]);
+    let weights: Vec<Lines> =
+        (0..128).map(|at| std::array::from_fn(|vector| line(at * VECTORS + vector))).collect();
+    let part = |seed: usize| std::array::from_fn(|at| small(seed * 1000 + at, 2) + 0x3E00);
+    let x: Vec<Parts> = (0..16).map(|row| Parts([2 * row, 2 * row + 1].map(part))).collect();
+    let mut together = vec![[1e-38; 64]; 16];
+    many.multiply_parts(&x, &weights, &mut together, &[]);
+    drop(many);
+    let one = Amx::of_parts(1).expect("the machine has tiles");
+    let bits = |sums: &Sums| sums.map(f32::to_bits);
+    for (x, together) in x.iter().zip(&together) {
+        let mut alone = [[1e-38; 64]];
+        one.multiply_parts(std::slice::from_ref(x), &weights, &mut alone, &[]);
+        assert_eq!(bits(&alone[0]), bits(together));
+    }
+    let subtle = together.as_flattened().iter().filter(|it| (1e-38..1e-34).contains(&it.abs()));
+    assert!(subtle.count() > 100, "sums are about as small as numbers can be");
+}
