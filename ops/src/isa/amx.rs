@@ -371,6 +371,49 @@ mod x86_64 {
         }
     }
 
+    /// Adds a vector's products to its chains: of each part, one of even inputs and one of odd ones.
+    macro_rules! products {
+        ($at:literal, $high_even:literal, $high_odd:literal, $low_even:literal, $low_odd:literal) => {
+            concat!(
+                "vpslld zmm28, zmmword ptr [{w} + ",
+                $at,
+                "], 16\n",
+                "vpandd zmm29, zmm30, zmmword ptr [{w} + ",
+                $at,
+                "]\n",
+                "vfmadd231ps ",
+                $high_even,
+                ", zmm28, zmm24\n",
+                "vfmadd231ps ",
+                $high_odd,
+                ", zmm29, zmm25\n",
+                "vfmadd231ps ",
+                $low_even,
+                ", zmm28, zmm26\n",
+                "vfmadd231ps ",
+                $low_odd,
+                ", zmm29, zmm27\n",
+            )
+        };
+    }
+    /// Adds both chains of a part to a sum, and begins them anew.
+    macro_rules! close {
+        ($sum:literal, $even:literal, $odd:literal) => {
+            concat!(
+                "vaddps ", $even, ", ", $even, ", ", $odd, "\n", "vaddps ", $sum, ", ", $sum, ", ",
+                $even, "\n", "vpxord ", $even, ", ", $even, ", ", $even, "\n", "vpxord ", $odd,
+                ", ", $odd, ", ", $odd, "\n",
+            )
+        };
+    }
+    /// Copies of a register in others.
+    macro_rules! copies {
+        ($($to:literal),+) => { concat!($("vmovaps ", $to, ", zmm4\n"),+) };
+    }
+
+    /// Of MXCSR: numbers too small to be normal are 0, as they come and as they go; to nearest; nothing is trapped.
+    const FLUSHED: u32 = 0x9FC0;
+
     /// Adds the products of a row to its sums as [`tile_of_parts`] does, to the bit, by vectors: tiles with a single row
     /// take weights more slowly than caches give them.
     ///
@@ -378,43 +421,6 @@ mod x86_64 {
     /// The machine has AVX-512, and a row has at least as many inputs as the steps.
     #[inline]
     unsafe fn row_of_parts(x: &Parts, weights: &[[Lines; STEP]], sums: &mut Sums) {
-        /// Adds a vector's products to its chains: of each part, one of even inputs and one of odd ones.
-        macro_rules! products {
-            ($at:literal, $high_even:literal, $high_odd:literal, $low_even:literal, $low_odd:literal) => {
-                concat!(
-                    "vpslld zmm28, zmmword ptr [{w} + ",
-                    $at,
-                    "], 16\n",
-                    "vpandd zmm29, zmm30, zmmword ptr [{w} + ",
-                    $at,
-                    "]\n",
-                    "vfmadd231ps ",
-                    $high_even,
-                    ", zmm28, zmm24\n",
-                    "vfmadd231ps ",
-                    $high_odd,
-                    ", zmm29, zmm25\n",
-                    "vfmadd231ps ",
-                    $low_even,
-                    ", zmm28, zmm26\n",
-                    "vfmadd231ps ",
-                    $low_odd,
-                    ", zmm29, zmm27\n",
-                )
-            };
-        }
-        /// Adds both chains of a part to a sum, and begins them anew.
-        macro_rules! close {
-            ($sum:literal, $even:literal, $odd:literal) => {
-                concat!(
-                    "vaddps ", $even, ", ", $even, ", ", $odd, "\n", "vaddps ", $sum, ", ", $sum,
-                    ", ", $even, "\n", "vpxord ", $even, ", ", $even, ", ", $even, "\n", "vpxord ",
-                    $odd, ", ", $odd, ", ", $odd, "\n",
-                )
-            };
-        }
-        /// Of MXCSR: numbers too small to be normal are 0, as they come and as they go; to nearest; nothing is trapped.
-        const FLUSHED: u32 = 0x9FC0;
         let flushed = FLUSHED;
         let mut before = 0u32;
         // SAFETY: it reads what `weights` and `x` hold, and reads and writes the sums. Rounding is afterwards as it was.
@@ -429,21 +435,8 @@ mod x86_64 {
                 "mov {left:e}, 0xFFFF0000",
                 "vpbroadcastd zmm30, {left:e}",
                 "vpxord zmm4, zmm4, zmm4",
-                "vpxord zmm5, zmm5, zmm5",
-                "vpxord zmm6, zmm6, zmm6",
-                "vpxord zmm7, zmm7, zmm7",
-                "vpxord zmm8, zmm8, zmm8",
-                "vpxord zmm9, zmm9, zmm9",
-                "vpxord zmm10, zmm10, zmm10",
-                "vpxord zmm11, zmm11, zmm11",
-                "vpxord zmm12, zmm12, zmm12",
-                "vpxord zmm13, zmm13, zmm13",
-                "vpxord zmm14, zmm14, zmm14",
-                "vpxord zmm15, zmm15, zmm15",
-                "vpxord zmm16, zmm16, zmm16",
-                "vpxord zmm17, zmm17, zmm17",
-                "vpxord zmm18, zmm18, zmm18",
-                "vpxord zmm19, zmm19, zmm19",
+                copies!("zmm5", "zmm6", "zmm7", "zmm8", "zmm9", "zmm10", "zmm11", "zmm12"),
+                copies!("zmm13", "zmm14", "zmm15", "zmm16", "zmm17", "zmm18", "zmm19"),
                 "test {steps}, {steps}",
                 "jz 4f",
                 "2:",
