@@ -138,14 +138,8 @@ mod x86_64 {
         pub(crate) fn multiply(&self, x: &[Span], weights: &[Lines], sums: &mut [Sums]) {
             assert!(self.rows <= x.len() && x.len() == sums.len(), "rows as it is set up for");
             assert!(weights.len() <= SPAN_WORDS, "as many words as weights");
-            let padded;
-            let (steps, rest) = weights.as_chunks();
-            let steps = if rest.is_empty() {
-                steps
-            } else {
-                padded = pad::<{ SPAN_WORDS / STEP }>(weights);
-                &padded[..weights.len().div_ceil(STEP)]
-            };
+            let mut padded = None::<[[Lines; STEP]; SPAN_WORDS / STEP]>;
+            let steps = whole_steps(weights, &mut padded);
             let mut products = MaybeUninit::<Products>::uninit();
             let mut done = 0;
             while done < x.len() {
@@ -193,14 +187,8 @@ mod x86_64 {
         ) {
             assert!(x.len().is_multiple_of(self.rows) && x.len() == sums.len(), "whole tiles");
             assert!(weights.len() <= SPAN_PAIRS, "as many pairs as weights");
-            let padded;
-            let (steps, rest) = weights.as_chunks();
-            let steps = if rest.is_empty() {
-                steps
-            } else {
-                padded = pad::<{ SPAN_PAIRS / STEP }>(weights);
-                &padded[..weights.len().div_ceil(STEP)]
-            };
+            let mut padded = None::<[[Lines; STEP]; SPAN_PAIRS / STEP]>;
+            let steps = whole_steps(weights, &mut padded);
             if x.len() <= ROWS_ALONE_MAX {
                 for (x, sums) in x.iter().zip(sums) {
                     // SAFETY: the machine has AVX-512, as all that have tiles and are used, and a row has the pairs of
@@ -372,47 +360,40 @@ mod x86_64 {
     }
 
     /// Adds a vector's products to its chains: of each part, one of even inputs and one of odd ones.
+    #[rustfmt::skip]
     macro_rules! products {
         ($at:literal, $high_even:literal, $high_odd:literal, $low_even:literal, $low_odd:literal) => {
             concat!(
-                "vpslld zmm28, zmmword ptr [{w} + ",
-                $at,
-                "], 16\n",
-                "vpandd zmm29, zmm30, zmmword ptr [{w} + ",
-                $at,
-                "]\n",
-                "vfmadd231ps ",
-                $high_even,
-                ", zmm28, zmm24\n",
-                "vfmadd231ps ",
-                $high_odd,
-                ", zmm29, zmm25\n",
-                "vfmadd231ps ",
-                $low_even,
-                ", zmm28, zmm26\n",
-                "vfmadd231ps ",
-                $low_odd,
-                ", zmm29, zmm27\n",
+                "vpslld zmm28, zmmword ptr [{w} + ", $at, "], 16\n",
+                "vpandd zmm29, zmm30, zmmword ptr [{w} + ", $at, "]\n",
+                "vfmadd231ps ", $high_even, ", zmm28, zmm24\n",
+                "vfmadd231ps ", $high_odd, ", zmm29, zmm25\n",
+                "vfmadd231ps ", $low_even, ", zmm28, zmm26\n",
+                "vfmadd231ps ", $low_odd, ", zmm29, zmm27\n",
             )
         };
     }
+
     /// Adds both chains of a part to a sum, and begins them anew.
+    #[rustfmt::skip]
     macro_rules! close {
         ($sum:literal, $even:literal, $odd:literal) => {
             concat!(
-                "vaddps ", $even, ", ", $even, ", ", $odd, "\n", "vaddps ", $sum, ", ", $sum, ", ",
-                $even, "\n", "vpxord ", $even, ", ", $even, ", ", $even, "\n", "vpxord ", $odd,
-                ", ", $odd, ", ", $odd, "\n",
+                "vaddps ", $even, ", ", $even, ", ", $odd, "\n",
+                "vaddps ", $sum, ", ", $sum, ", ", $even, "\n",
+                "vpxord ", $even, ", ", $even, ", ", $even, "\n",
+                "vpxord ", $odd, ", ", $odd, ", ", $odd, "\n",
             )
         };
     }
+
     /// Copies of a register in others.
     macro_rules! copies {
         ($($to:literal),+) => { concat!($("vmovaps ", $to, ", zmm4\n"),+) };
     }
 
     /// Of MXCSR: numbers too small to be normal are 0, as they come and as they go; to nearest; nothing is trapped.
-    const FLUSHED: u32 = 0x9FC0;
+    static FLUSHED: u32 = 0x9FC0;
 
     /// Adds the products of a row to its sums as [`tile_of_parts`] does, to the bit, by vectors: tiles with a single row
     /// take weights more slowly than caches give them.
@@ -421,7 +402,6 @@ mod x86_64 {
     /// The machine has AVX-512, and a row has at least as many inputs as the steps.
     #[inline]
     unsafe fn row_of_parts(x: &Parts, weights: &[[Lines; STEP]], sums: &mut Sums) {
-        let flushed = FLUSHED;
         let mut before = 0u32;
         // SAFETY: it reads what `weights` and `x` hold, and reads and writes the sums. Rounding is afterwards as it was.
         unsafe {
@@ -473,25 +453,38 @@ mod x86_64 {
                 "vmovups [{sums} + 192], zmm3",
                 "ldmxcsr [{before}]",
                 before = in(reg) &raw mut before,
-                flushed = in(reg) &raw const flushed,
+                flushed = in(reg) &raw const FLUSHED,
                 x = inout(reg) x.0.as_ptr() => _,
                 w = inout(reg) weights.as_ptr() => _,
                 steps = inout(reg) weights.len() => _,
                 left = out(reg) _,
                 part = const size_of::<[u16; SPAN]>(),
                 sums = in(reg) sums.as_mut_ptr(),
-                out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _, out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _, out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _, out("zmm28") _, out("zmm29") _, out("zmm30") _,
+                out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
+                out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _,
+                out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
+                out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _,
+                out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
+                out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _,
+                out("zmm28") _, out("zmm29") _, out("zmm30") _,
                 options(nostack)
             );
         }
     }
 
-    /// The weights, and others that meet inputs of 0.
-    #[cold]
-    fn pad<const STEPS: usize>(weights: &[Lines]) -> [[Lines; STEP]; STEPS] {
-        let mut padded = [[[[0; 64]; VECTORS]; STEP]; STEPS];
+    /// The weights by steps. If the last one is not whole, they are in `padded`, where others meet inputs of 0.
+    #[inline]
+    fn whole_steps<'a, const STEPS: usize>(
+        weights: &'a [Lines],
+        padded: &'a mut Option<[[Lines; STEP]; STEPS]>,
+    ) -> &'a [[Lines; STEP]] {
+        let (steps, rest) = weights.as_chunks();
+        if rest.is_empty() {
+            return steps;
+        }
+        let padded = padded.insert([[[[0; 64]; VECTORS]; STEP]; STEPS]);
         padded.as_flattened_mut()[..weights.len()].copy_from_slice(weights);
-        padded
+        &padded[..weights.len().div_ceil(STEP)]
     }
 
     /// `to += scale · (products + zero)`
