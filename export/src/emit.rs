@@ -178,6 +178,8 @@ pub enum EmitError {
         "{} exists and is not a bundle (it has no manifest): refusing to replace it", path.display()
     )]
     NotABundle { path: PathBuf },
+    #[error("{}: another bundle is just being written there; wait for its end", path.display())]
+    Claimed { path: PathBuf },
     #[error("name {found:?}: 1 to {NAME_BYTES_MAX} letters, digits, '-', '_' and '.' are expected")]
     Name { found: String },
     #[error("there is no preset {found:?}; the presets are {known}")]

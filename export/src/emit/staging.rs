@@ -1,8 +1,9 @@
 //! A folder that appears whole or not at all: it is filled beside its place, then renamed.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -15,21 +16,35 @@ use crate::emit::{EmitError, io_error};
 pub(crate) struct Staging {
     path: PathBuf,
     out: PathBuf,
+    /// Keeps others from filling the folder at the same time.
+    _claim: File,
 }
 
 impl Staging {
     /// Makes the folder that is to become `out`; what an earlier run that was killed left is cleared.
     pub(crate) fn new(out: &Path, force: bool) -> Result<Self, EmitError> {
+        let path = beside(out, "partial")?;
+        fs::create_dir_all(&path).map_err(io_error(&path))?;
+        let claim = claim(&path)?;
+        let staging = Self { path, out: out.to_owned(), _claim: claim };
         if out.exists() && !force {
             return Err(EmitError::Exists { path: out.to_owned() });
         }
         if out.exists() && !out.join(MANIFEST_FILE).exists() {
             return Err(EmitError::NotABundle { path: out.to_owned() });
         }
-        let path = beside(out, "partial")?;
-        remove(&path)?;
-        fs::create_dir_all(&path).map_err(io_error(&path))?;
-        Ok(Self { path, out: out.to_owned() })
+        staging.clear()?;
+        Ok(staging)
+    }
+
+    fn clear(&self) -> Result<(), EmitError> {
+        for entry in fs::read_dir(&self.path).map_err(io_error(&self.path))? {
+            let entry = entry.map_err(io_error(&self.path))?.path();
+            let removed =
+                if entry.is_dir() { fs::remove_dir_all(&entry) } else { fs::remove_file(&entry) };
+            removed.map_err(io_error(&entry))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -84,6 +99,23 @@ impl Drop for Staging {
         // After a commit there is nothing by this name; an error leaves a folder whose name says so.
         let _ = fs::remove_dir_all(&self.path);
     }
+}
+
+/// Takes the folder for as long as the result lives; whoever comes second is refused.
+fn claim(path: &Path) -> Result<File, EmitError> {
+    let folder = File::open(path).map_err(io_error(path))?;
+    match folder.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(EmitError::Claimed { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => return Err(io_error(path)(source)),
+    }
+    // Its owner may have come to an end in between, and put it in its place or removed it.
+    let inode = |metadata: fs::Metadata| metadata.ino();
+    let ours = folder.metadata().map(inode).map_err(io_error(path))?;
+    if fs::metadata(path).map(inode).ok() != Some(ours) {
+        return Err(EmitError::Claimed { path: path.to_owned() });
+    }
+    Ok(folder)
 }
 
 /// `.<name>.<state>` beside `out`.

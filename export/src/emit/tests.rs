@@ -82,6 +82,32 @@ fn what_is_there_is_replaced_only_by_force_and_only_if_it_is_a_bundle() {
 }
 
 #[test]
+fn second_export_to_a_place_is_refused_while_the_first_is_at_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("tiny");
+    let first = Staging::new(&out, false).unwrap();
+    first.write("model.onnx", b"half").unwrap();
+    let error = emit(&tiny(), &options(), &out).unwrap_err();
+    assert!(matches!(error, EmitError::Claimed { .. }), "{error}");
+    assert!(first.path().join("model.onnx").exists());
+
+    drop(first);
+    emit(&tiny(), &options(), &out).unwrap();
+}
+
+#[test]
+fn what_a_killed_export_left_is_cleared() {
+    let dir = tempfile::tempdir().unwrap();
+    let partial = dir.path().join(".tiny.partial");
+    fs::create_dir_all(partial.join("calibration")).unwrap();
+    fs::write(partial.join("left.bin"), "half").unwrap();
+    let out = dir.path().join("tiny");
+    emit(&tiny(), &options(), &out).unwrap();
+    assert!(!out.join("left.bin").exists() && !out.join("calibration").exists());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
 fn names_that_cannot_be_labels_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["", "a b", "../up", &"x".repeat(65)] {
