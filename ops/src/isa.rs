@@ -337,6 +337,24 @@ pub(crate) fn prefetch<T>(data: &[T]) {
     let _ = data;
 }
 
+/// Whether this machine fetches what is read once and in order as fast as memory gives it. AMD's processors do, and to
+/// ask for it only holds that up (Zen 4); Intel's are up to a fifth faster if they are asked (Sapphire Rapids).
+pub(crate) fn streams_unasked() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::{arch::x86_64::__cpuid, sync::OnceLock};
+
+        static IS_AMD: OnceLock<bool> = OnceLock::new();
+        *IS_AMD.get_or_init(|| {
+            let vendor = __cpuid(0);
+            [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened()
+                == b"AuthenticAMD"
+        })
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    true
+}
+
 /// Adds dot products of bf16 pairs, 0.5 by 1 each, to `N` vectors for `rounds` rounds, the n-th of which
 /// begins at `n`; gives the sum of all, or none where the machine has no such instruction. To see how
 /// fast it is: kernels do not use it, as its rounding is not that of other machines.

@@ -48,6 +48,9 @@ mod x86_64 {
 
     /// Rows that are multiplied one by one.
     const ROWS_ALONE_MAX: usize = 1;
+    /// Bytes by which a row alone asks for its weights before they meet it: panels lie one after the other, so that the
+    /// next one is asked for at the end of each.
+    const ROW_AHEAD: usize = 8192;
     /// Pairs of bf16 that hold the inputs of a span.
     const SPAN_PAIRS: usize = SPAN / 2;
 
@@ -313,7 +316,7 @@ mod x86_64 {
                 "test {left}, {left}",
                 "jz 5f",
                 "4:",
-                "prefetcht0 [{next}]",
+                "prefetcht1 [{next}]",
                 "add {next}, 64",
                 "dec {left}",
                 "jnz 4b",
@@ -359,11 +362,12 @@ mod x86_64 {
         }
     }
 
-    /// Adds a vector's products to its chains: of each part, one of even inputs and one of odd ones.
+    /// Adds a vector's products to its chains: of each part, one of even inputs and one of odd ones. Asks for those to come.
     #[rustfmt::skip]
     macro_rules! products {
         ($at:literal, $high_even:literal, $high_odd:literal, $low_even:literal, $low_odd:literal) => {
             concat!(
+                "prefetcht1 [{w} + {ahead} + ", $at, "]\n",
                 "vpslld zmm28, zmmword ptr [{w} + ", $at, "], 16\n",
                 "vpandd zmm29, zmm30, zmmword ptr [{w} + ", $at, "]\n",
                 "vfmadd231ps ", $high_even, ", zmm28, zmm24\n",
@@ -392,6 +396,18 @@ mod x86_64 {
         ($($to:literal),+) => { concat!($("vmovaps ", $to, ", zmm4\n"),+) };
     }
 
+    /// Brings a row's sums into registers.
+    macro_rules! load_sums {
+        () => {
+            concat!(
+                "vmovups zmm0, [{sums}]\n",
+                "vmovups zmm1, [{sums} + 64]\n",
+                "vmovups zmm2, [{sums} + 128]\n",
+                "vmovups zmm3, [{sums} + 192]\n",
+            )
+        };
+    }
+
     /// Of MXCSR: numbers too small to be normal are 0, as they come and as they go; to nearest; nothing is trapped.
     static FLUSHED: u32 = 0x9FC0;
 
@@ -403,15 +419,12 @@ mod x86_64 {
     #[inline]
     unsafe fn row_of_parts(x: &Parts, weights: &[[Lines; STEP]], sums: &mut Sums) {
         let mut before = 0u32;
-        // SAFETY: it reads what `weights` and `x` hold, and reads and writes the sums. Rounding is afterwards as it was.
+        // SAFETY: it reads what `weights` and `x` hold, asks for more, reads and writes the sums, and leaves rounding as it was.
         unsafe {
             asm!(
                 "stmxcsr [{before}]",
                 "ldmxcsr [{flushed}]",
-                "vmovups zmm0, [{sums}]",
-                "vmovups zmm1, [{sums} + 64]",
-                "vmovups zmm2, [{sums} + 128]",
-                "vmovups zmm3, [{sums} + 192]",
+                load_sums!(),
                 "mov {left:e}, 0xFFFF0000",
                 "vpbroadcastd zmm30, {left:e}",
                 "vpxord zmm4, zmm4, zmm4",
@@ -459,6 +472,7 @@ mod x86_64 {
                 steps = inout(reg) weights.len() => _,
                 left = out(reg) _,
                 part = const size_of::<[u16; SPAN]>(),
+                ahead = const ROW_AHEAD,
                 sums = in(reg) sums.as_mut_ptr(),
                 out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
                 out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _,

@@ -64,7 +64,7 @@ const BLOCKS_ROWS_MAX: usize = 16;
 const TILED_ROWS_MIN: usize = 12;
 
 /// Rows up to which weights are read once, in order, and as fast as memory gives them: what the machine
-/// fetches by itself is what comes next, and asking for it only holds that up.
+/// fetches by itself, if it does, is what comes next.
 const STREAMED_ROWS_MAX: usize = 2;
 
 /// Words of inputs between two looks ahead.
@@ -151,8 +151,7 @@ impl Product<'_> {
                 break;
             }
             let x = &x.rows(self.group, span)[self.row..][..sums.len()];
-            let ahead = if self.y.rows() <= STREAMED_ROWS_MAX { 0 } else { now.len() };
-            let ahead = &next[..next.len().min(ahead)];
+            let ahead = &next[..next.len().min(now.len())];
             amx.multiply_parts(x, now, sums, ahead.as_flattened().as_flattened());
             rest = next;
         }
@@ -175,7 +174,8 @@ impl Product<'_> {
         for (span, weights) in weights.chunks(span_bytes).enumerate() {
             let x = &x.rows(self.group, span)[self.row..][..sums.len()];
             let next = &panel[SCALES_BYTES + span * span_bytes + weights.len()..];
-            let ahead = if sums.len() <= STREAMED_ROWS_MAX { 0 } else { span_bytes };
+            let is_streamed = sums.len() <= STREAMED_ROWS_MAX && isa::streams_unasked();
+            let ahead = if is_streamed { 0 } else { span_bytes };
             let next = &next[..next.len().min(ahead)];
             let units = weights.as_chunks().0;
             let is_q4 = self.packing.format == Format::Q4;
