@@ -8,9 +8,9 @@
 
 makes the models with random weights that are missing in the folder, starts every system in a process of its
 own, and lets them take turns: each turn is some steps of decoding with N sessions, or of reading a prompt.
-Before each turn memory is read, so that a figure can be held against what the machine could do at that moment.
-Medians are shown, and medians of each round's ratio to Aerie. `--json` writes what `aerie-export bench plot
---draw sessions` draws.
+Before each turn all rest for a second, and memory is read, so that a figure can be held against what the
+machine could do at that moment. Medians are shown, and medians of each round's ratio to Aerie. `--json` writes
+what `aerie-export bench plot --draw sessions` draws.
 
 | system | what runs | precisions |
 |---|---|---|
@@ -32,12 +32,15 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import time
 import tomllib
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 EXPORT = ROOT / "target/release/aerie-export"
 CANDLE = ROOT / "target/candle/release/candle-peer"
+# Before a turn: threads of the one before look for work for some tenths of a second yet.
+REST_SECONDS = 1
 PRECISIONS = {
     "aerie": ["q4", "q8", "bf16", "f32"],
     "llama.cpp": ["q4", "q8", "bf16", "f32"],
@@ -160,6 +163,7 @@ def measure(systems, tasks, rounds):
             for system in systems:
                 print(f"\rround {at + 1} of {rounds}: {json.dumps(task)} {system.name} {system.precision}"
                       + 20 * " ", end="", file=sys.stderr)
+                time.sleep(REST_SECONDS)
                 read = systems[0].ask("read")["read_bytes_per_s"]
                 seconds = system.ask(task)["seconds"]
                 if seconds is not None:
