@@ -134,16 +134,23 @@ mod x86_64 {
         }
 
         /// `sums[n] += scale[n] · Σ_i x[n, i] · (w[i] - 128)` for each row `n`, whose words beyond those of the
-        /// weights are 0.
+        /// weights are 0. Meanwhile `next` comes closer.
         ///
         /// # Panics
         /// If there are fewer rows than it is set up for, or not as many as sums, or more weights than words.
-        pub(crate) fn multiply(&self, x: &[Span], weights: &[Lines], sums: &mut [Sums]) {
+        pub(crate) fn multiply(
+            &self,
+            x: &[Span],
+            weights: &[Lines],
+            sums: &mut [Sums],
+            next: &[u8],
+        ) {
             assert!(self.rows <= x.len() && x.len() == sums.len(), "rows as it is set up for");
             assert!(weights.len() <= SPAN_WORDS, "as many words as weights");
             let mut padded = None::<[[Lines; STEP]; SPAN_WORDS / STEP]>;
             let steps = whole_steps(weights, &mut padded);
             let mut products = MaybeUninit::<Products>::uninit();
+            let mut ahead = Ahead::new(next, x.len().div_ceil(self.rows) * steps.len());
             let mut done = 0;
             while done < x.len() {
                 let begin = done.min(x.len() - self.rows);
@@ -151,7 +158,7 @@ mod x86_64 {
                 // As many rows are left, and a row has the words of all steps.
                 unsafe {
                     let words = &raw const (*x[begin..].as_ptr()).words;
-                    tile(words.cast(), size_of::<Span>(), steps, products.as_mut_ptr());
+                    tile(words.cast(), size_of::<Span>(), steps, products.as_mut_ptr(), &mut ahead);
                 }
                 // SAFETY: `self.rows` of them were written right now.
                 let products = unsafe {
@@ -200,8 +207,7 @@ mod x86_64 {
                 }
                 return;
             }
-            let turns = (x.len() / self.rows * steps.len()).max(1);
-            let mut ahead = Ahead { next: next.as_ptr(), lines: next.len().div_ceil(64 * turns) };
+            let mut ahead = Ahead::new(next, x.len() / self.rows * steps.len());
             for (x, sums) in x.chunks(self.rows).zip(sums.chunks_mut(self.rows)) {
                 // SAFETY: the machine has tiles for them, of which this thread's have the shapes that `set_up` gave
                 // them. There are as many rows of inputs and sums, and a row has the pairs of all steps.
@@ -215,6 +221,12 @@ mod x86_64 {
         next: *const u8,
         /// Of 64 bytes, in a step.
         lines: usize,
+    }
+
+    impl Ahead {
+        fn new(next: &[u8], steps: usize) -> Self {
+            Self { next: next.as_ptr(), lines: next.len().div_ceil(64 * steps.max(1)) }
+        }
     }
 
     impl Drop for Amx {
@@ -239,15 +251,38 @@ mod x86_64 {
             Self { palette: 0, first_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
     }
 
+    /// Asks for what a step of [`Ahead`] has: all at once would be waited for.
+    macro_rules! ask {
+        () => {
+            concat!(
+                "mov {left}, {lines}\n",
+                "test {left}, {left}\n",
+                "jz 5f\n",
+                "4:\n",
+                "prefetcht1 [{next}]\n",
+                "add {next}, 64\n",
+                "dec {left}\n",
+                "jnz 4b\n",
+                "5:\n",
+            )
+        };
+    }
+
     /// Products of rows that begin `stride` bytes apart.
     ///
     /// # Safety
     /// This thread's tiles have the shapes that [`Amx::set_up`] gives them, each of the rows can be read for as many
     /// words as the weights have, and `to` can be written.
     #[inline]
-    unsafe fn tile(x: *const i32, stride: usize, weights: &[[Lines; STEP]], to: *mut Products) {
+    unsafe fn tile(
+        x: *const i32,
+        stride: usize,
+        weights: &[[Lines; STEP]],
+        to: *mut Products,
+        ahead: &mut Ahead,
+    ) {
         // SAFETY: it reads what the caller and `weights` hold, and writes whole rows of `to`, which has as many as a
-        // tile can have. What tiles held is over.
+        // tile can have; asking for memory is no access to it. What tiles held is over.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -257,6 +292,7 @@ mod x86_64 {
                 "test {steps}, {steps}",
                 "jz 3f",
                 "2:",
+                ask!(),
                 "tileloadd tmm4, [{x} + {stride}]",
                 "tileloadd tmm5, [{w} + {line}]",
                 "tdpbsud tmm0, tmm4, tmm5",
@@ -282,6 +318,9 @@ mod x86_64 {
                 // Of a word's weights, and of a row of sums.
                 line = in(reg) size_of::<Lines>(),
                 to = in(reg) to,
+                next = inout(reg) ahead.next,
+                lines = in(reg) ahead.lines,
+                left = out(reg) _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack)
@@ -312,15 +351,7 @@ mod x86_64 {
                 "test {steps}, {steps}",
                 "jz 3f",
                 "2:",
-                "mov {left}, {lines}",
-                "test {left}, {left}",
-                "jz 5f",
-                "4:",
-                "prefetcht1 [{next}]",
-                "add {next}, 64",
-                "dec {left}",
-                "jnz 4b",
-                "5:",
+                ask!(),
                 "tileloadd tmm6, [{w} + {line}]",
                 "tileloadd tmm4, [{x} + {stride}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
@@ -632,7 +663,13 @@ mod none {
             false
         }
 
-        pub(crate) fn multiply(&self, _x: &[Span], _weights: &[Lines], _sums: &mut [Sums]) {
+        pub(crate) fn multiply(
+            &self,
+            _x: &[Span],
+            _weights: &[Lines],
+            _sums: &mut [Sums],
+            _next: &[u8],
+        ) {
             match *self {}
         }
 

@@ -191,10 +191,7 @@ impl Product<'_> {
                 lines(weights)
             };
             match amx {
-                Some(amx) => {
-                    prefetch(next);
-                    amx.multiply(x, lines, sums);
-                }
+                Some(amx) => amx.multiply(x, lines, sums, next),
                 None => multiply(run, Form::Bytes(turns(lines)), x, sums, next),
             }
         }

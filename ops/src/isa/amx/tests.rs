@@ -46,7 +46,7 @@ fn tiles_add_what_the_definition_says() {
             let weights = weights(words);
             let x: Vec<Span> = (0..rows).map(|seed| row(seed, words)).collect();
             let mut sums = vec![[0.25; 64]; rows];
-            amx.multiply(&x, &weights, &mut sums);
+            amx.multiply(&x, &weights, &mut sums, &[]);
             for (x, sums) in x.iter().zip(&sums) {
                 for (output, sum) in sums.iter().enumerate() {
                     let expected = (product(x, &weights, output) as f32).mul_add(x.scale, 0.25);
@@ -65,10 +65,10 @@ fn tiles_are_left_as_they_were_found() {
     };
     let (x, weights) = (vec![row(3, 64); 16], weights(64));
     let mut sums = [[0.0; 64]; 16];
-    inner.multiply(&x, &weights, &mut sums);
+    inner.multiply(&x, &weights, &mut sums, &[]);
     drop(inner);
     let mut fewer = [[0.0; 64]; 5];
-    outer.multiply(&x[..5], &weights, &mut fewer);
+    outer.multiply(&x[..5], &weights, &mut fewer, &[]);
     assert_eq!(fewer[..], sums[..5]);
 }
 
@@ -79,7 +79,7 @@ fn what_would_be_read_elsewhere_is_refused() {
     let mut sums = [[0.0; 64]; 4];
     for (rows, words, results) in [(4, SPAN_WORDS + 8, 4), (2, 8, 2), (4, 8, 3)] {
         let work = AssertUnwindSafe(|| {
-            amx.multiply(&x[..rows], &lines[..words], &mut sums[..results]);
+            amx.multiply(&x[..rows], &lines[..words], &mut sums[..results], &[]);
         });
         assert!(catch_unwind(work).is_err(), "{rows} rows of {words} words to {results}");
     }
