@@ -14,8 +14,6 @@ mod tests;
 
 use crate::isa::{LANES, Line};
 
-/// Words, of four bytes each, that one instruction takes of a row.
-const STEP: usize = LANES;
 /// Vectors of outputs that are multiplied side by side.
 const VECTORS: usize = 4;
 /// Most rows of a tile.
@@ -43,9 +41,11 @@ mod x86_64 {
         sync::OnceLock,
     };
 
-    use super::{Lines, ROWS_MAX, STEP, Sums, VECTORS};
+    use super::{Lines, ROWS_MAX, Sums, VECTORS};
     use crate::isa::{LANES, PARTS, Parts, SPAN, SPAN_WORDS, Span, avx512::Avx512};
 
+    /// Words, of four bytes each, that one instruction takes of a row.
+    const STEP: usize = LANES;
     /// Rows that are multiplied one by one.
     const ROWS_ALONE_MAX: usize = 1;
     /// Bytes by which a row alone asks for its weights before they meet it: panels lie one after the other, so that the

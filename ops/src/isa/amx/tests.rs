@@ -96,6 +96,9 @@ fn number(seed: usize) -> u16 {
     (u16::from(b & 0x80) << 8) | (0x3A00 + u16::from(a & 7) * 0x80) | u16::from(b & 0x7F)
 }
 
+/// Words, or pairs of bf16, of a row that meet weights before the sum is added to.
+const STEP: usize = 16;
+
 /// What [`Amx::multiply_parts`] is to add for one output.
 fn parts_product(x: &Parts, weights: &[Lines], output: usize, sum: f32) -> f32 {
     let pair = |lines: &Lines| {
