@@ -9,7 +9,7 @@
     reason = "instructions without intrinsics are callable only where the machine has them"
 )]
 
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod tests;
 
 use crate::isa::{LANES, Line};
