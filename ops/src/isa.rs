@@ -338,7 +338,7 @@ pub(crate) fn prefetch<T>(data: &[T]) {
 }
 
 /// Whether this machine fetches what is read once and in order as fast as memory gives it. AMD's processors do, and to
-/// ask for it only holds that up (Zen 4); Intel's are up to a fifth faster if they are asked (Sapphire Rapids).
+/// ask for it only holds that up (Zen 4); a Sapphire Rapids is up to a fifth faster if it is asked.
 pub(crate) fn streams_unasked() -> bool {
     #[cfg(target_arch = "x86_64")]
     {

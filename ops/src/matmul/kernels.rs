@@ -171,11 +171,11 @@ impl Product<'_> {
         sums.as_flattened_mut().fill(0.0);
         let weights = &panel[SCALES_BYTES..];
         let span_bytes = self.packing.span_bytes();
+        let is_streamed = sums.len() <= STREAMED_ROWS_MAX && isa::streams_unasked();
+        let ahead = if is_streamed { 0 } else { span_bytes };
         for (span, weights) in weights.chunks(span_bytes).enumerate() {
             let x = &x.rows(self.group, span)[self.row..][..sums.len()];
             let next = &panel[SCALES_BYTES + span * span_bytes + weights.len()..];
-            let is_streamed = sums.len() <= STREAMED_ROWS_MAX && isa::streams_unasked();
-            let ahead = if is_streamed { 0 } else { span_bytes };
             let next = &next[..next.len().min(ahead)];
             let units = weights.as_chunks().0;
             let is_q4 = self.packing.format == Format::Q4;
