@@ -2,12 +2,12 @@
 # Makes .deps/peers with the Python programs that peers.py runs beside Aerie. It takes half an hour on two
 # cores: llama.cpp is compiled with all instructions of this machine but the tiles of AMX, whose kernels there
 # end with an illegal instruction.
-# Usage: tests/peers/setup.sh [PREFIX]; does nothing where the pinned versions are there already.
+# Usage: tests/peers/setup.sh [PREFIX]; does nothing where the pinned versions, made by this script, are there already.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 prefix=${1:-"$here/../../.deps/peers"}
-stamp=$(sha256sum "$here/requirements.txt" | cut -d' ' -f1)
+stamp=$(cat "$here/requirements.txt" "${BASH_SOURCE[0]}" | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$prefix/.stamp" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 
 rm -rf "$prefix"
